@@ -1,0 +1,182 @@
+"""Every hyperparameter: the frozen configurations, their defaults, and one row of presets per data set.
+
+Command-line options are made from these fields (``scripts/cli.py``), so a field is described once, here.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from dbae.errors import UserError
+
+SCHEDULES = ("vp", "ve", "vp_simple", "ve_simple")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+# Channel multipliers by image size. 64, 128 and 256 are the published ones; 32 is ours.
+UNET_MULT = {32: (1, 2, 4), 64: (1, 2, 4, 8), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
+ENCODER_MULT = {32: (1, 2, 4, 4), 64: (1, 2, 4, 8, 8), 128: (1, 1, 2, 3, 4, 4), 256: (1, 1, 2, 2, 4, 4, 4)}
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] = (), alias: str = "") -> Any:
+    """A field that is also a command-line option; ``alias`` is a second, official spelling of it."""
+    return field(default=default, metadata={"help": help, "choices": choices, "alias": alias})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is needed to rebuild a model around its weights. Raises UserError where the values do not fit together."""
+
+    image_size: int = option(128, "height and width in pixels: 32, 64, 128 or 256")
+    num_channels: int = option(128, "base width of the U-Net and the encoder, a multiple of 32")
+    channel_mult: tuple[int, ...] = option((), "U-Net width of each level over the base width (default: by image size)")
+    encoder_mult: tuple[int, ...] = option((), "the same for the encoder (default: by image size)")
+    num_res_blocks: int = option(2, "residual blocks per level")
+    attention_sizes: tuple[int, ...] = option((32, 16, 8), "feature map sizes with attention in the U-Net")
+    encoder_attention_sizes: tuple[int, ...] = option((16,), "the same for the encoder")
+    head_channels: int = option(64, "channels of an attention head in the U-Net")
+    decoder_channels: int = option(64, "base width of the endpoint decoder")
+    latent_dim: int = option(512, "length of the code z")
+    dropout: float = option(0.1, "dropout in the U-Net's residual blocks")
+    stochastic: bool = option(False, "stochastic encoder (DBAE) instead of the deterministic one (DBAE-d)", alias="sto")
+    schedule: str = option("vp", "noise schedule of the bridge", SCHEDULES, alias="pred_mode")
+    sigma_data: float = option(0.5, "standard deviation of the images, for the preconditioning")
+    end_data: float = option(0.5, "standard deviation of the endpoints, for the preconditioning")
+
+    def __post_init__(self) -> None:
+        if self.image_size not in UNET_MULT:
+            raise UserError(f"image_size: expected 32, 64, 128 or 256, got {self.image_size}")
+        if not self.channel_mult:
+            object.__setattr__(self, "channel_mult", UNET_MULT[self.image_size])
+        if not self.encoder_mult:
+            object.__setattr__(self, "encoder_mult", ENCODER_MULT[self.image_size])
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        if self.num_channels < 32 or self.num_channels % 32:
+            raise UserError(f"num_channels: expected a multiple of 32, got {self.num_channels}")
+        if self.decoder_channels < 2 or self.decoder_channels % 2:
+            raise UserError(f"decoder_channels: expected an even number from 2, got {self.decoder_channels}")
+        for name in ("num_res_blocks", "head_channels", "latent_dim", "sigma_data"):
+            require_positive(name, getattr(self, name))
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout: expected a number in [0, 1), got {self.dropout}")
+        if self.end_data < 0:
+            raise UserError(f"end_data: expected a number from 0, got {self.end_data}")
+        for name in ("channel_mult", "encoder_mult"):
+            factors = getattr(self, name)
+            if min(factors) < 1 or self.image_size >> (len(factors) - 1) < 2:
+                raise UserError(f"{name}: expected positive factors that fit {self.image_size} px, got {factors}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. Raises UserError where the values do not fit together."""
+
+    total_steps: int = option(1_020_000, "optimizer steps until the run ends")
+    batch_size: int = option(256, "images per step over all processes (the official 64 x 4 GPUs)")
+    microbatch: int = option(32, "images per forward pass; gradients of a step's micro-batches are averaged")
+    lr: float = option(1e-4, "learning rate of RAdam, constant")
+    weight_decay: float = option(0.0, "weight decay of RAdam")
+    ema_rate: float = option(0.9999, "rate of the exponential moving average of the parameters")
+    ema_warmup: bool = option(False, "start the average at rate (1 + step) / (10 + step): for short runs")
+    flip: bool = option(True, "random horizontal flips")
+    precision: str = option("auto", "U-Net precision; auto: bf16, fp16 or fp32, the best the device has", PRECISIONS)
+    seed: int = option(0, "seed of weights, data order, noise and dropout")
+    log_interval: int = option(100, "steps between rows of progress.csv")
+    sample_interval: int = option(5_000, "steps between grids of reconstructions")
+    save_interval: int = option(20_000, "steps between checkpoints that are kept")
+    save_interval_for_preemption: int = option(1_000, "steps between checkpoints of which the newest is kept (freq_)")
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "batch_size", "microbatch", "lr", "log_interval", "sample_interval"):
+            require_positive(name, getattr(self, name))
+        for name in ("save_interval", "save_interval_for_preemption"):
+            require_positive(name, getattr(self, name))
+        if not 0 <= self.ema_rate < 1:
+            raise UserError(f"ema_rate: expected a number in [0, 1), got {self.ema_rate}")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.seed < 0:
+            raise UserError(f"seed: expected a whole number from 0, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How a bridge is sampled. Raises UserError where a value is out of range."""
+
+    sampler: str = option("euler", "ODE solver", ("euler", "heun"))
+    steps: int = option(100, "steps of the time grid")
+    churn_step_ratio: float = option(0.0, "part of each step taken by the SDE, in [0, 1); 0 is the ODE")
+    guidance: float = option(1.0, "factor of the bridge's h-term; 1 is the model")
+    rho: float = option(7.0, "curvature of the time grid")
+
+    def __post_init__(self) -> None:
+        require_positive("steps", self.steps)
+        require_positive("rho", self.rho)
+        if not 0 <= self.churn_step_ratio < 1:
+            raise UserError(f"churn_step_ratio: expected a number in [0, 1), got {self.churn_step_ratio}")
+        if self.sampler not in ("euler", "heun"):
+            raise UserError(f"sampler: expected euler or heun, got {self.sampler!r}")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise UserError unless ``value`` is a finite number above 0."""
+    if not 0 < value < float("inf"):
+        raise UserError(f"{name}: expected a number above 0, got {value}")
+
+
+# One row per data set: what differs from the defaults above.
+PRESETS: dict[str, dict[str, Any]] = {
+    "ffhq": {"image_size": 128, "num_channels": 128},
+    "ffhq256": {"image_size": 256, "num_channels": 128},
+    "celeba": {"image_size": 64, "num_channels": 64},
+    "celebahq": {"image_size": 128, "num_channels": 128},
+    "bedroom": {"image_size": 128, "num_channels": 128},
+    "horse": {"image_size": 128, "num_channels": 128},
+    "folder": {"image_size": 64, "num_channels": 64},
+    "toyfaces": {
+        "image_size": 32, "num_channels": 32, "channel_mult": (1, 2, 2), "encoder_mult": (1, 2, 2, 2),
+        "num_res_blocks": 1, "head_channels": 32, "decoder_channels": 16, "latent_dim": 64, "dropout": 0.0,
+        "total_steps": 1_500, "batch_size": 64, "microbatch": 64, "lr": 1e-3, "ema_warmup": True,
+        "log_interval": 25, "sample_interval": 500, "save_interval": 500, "save_interval_for_preemption": 100,
+    },
+}  # fmt: skip
+
+
+def preset_name(dataset: str) -> str:
+    """Row of PRESETS for a data set: its name, or ``folder`` for ``folder:PATH``. Raises UserError for others."""
+    name = "folder" if dataset.startswith("folder:") else dataset
+    if name not in PRESETS or dataset == "folder":
+        known = ", ".join(row for row in PRESETS if row != "folder")
+        raise UserError(f"dataset: expected one of {known} or folder:PATH, got {dataset!r}")
+    return name
+
+
+def preset(cls: type, dataset: str, overrides: dict[str, Any]) -> Any:
+    """A ``cls`` (ModelConfig or TrainConfig) from a data set's row and the overrides, which win."""
+    names = {f.name for f in dataclasses.fields(cls)}
+    values = {**PRESETS[preset_name(dataset)], **overrides}
+    if "image_size" in overrides and overrides["image_size"] != PRESETS[preset_name(dataset)]["image_size"]:
+        for name in {"channel_mult", "encoder_mult"} - overrides.keys():
+            values.pop(name, None)  # the row's multipliers belong to the row's size
+    return cls(**{name: value for name, value in values.items() if name in names})
+
+
+def from_json(cls: type, values: Any, where: str) -> Any:
+    """A configuration from parsed JSON. Raises UserError, naming ``where``, for unknown names or wrong types."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected an object of settings, got {type(values).__name__}")
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{where}: unknown setting {name!r}")
+        if not _has_type(value, hints[name]):
+            raise UserError(f"{where}: {name}: expected {getattr(hints[name], '__name__', hints[name])}, got {value!r}")
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint in (int, bool, str):
+        return type(value) is hint
+    return isinstance(value, list) and all(type(item) is int for item in value)

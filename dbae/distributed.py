@@ -1,0 +1,68 @@
+"""Process groups that also work without one. ``torchrun`` sets the environment; a plain ``python`` is one process."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dbae.errors import UserError
+
+
+def setup(device: str = "auto") -> torch.device:
+    """Choose this process's device and join the group that ``torchrun`` describes, if any.
+
+    ``device`` is auto (a GPU where there is one), cpu, cuda or cuda:N. Raises UserError for one that is not there.
+    """
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", local)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from None
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return chosen
+
+
+def rank() -> int:
+    """This process's number in the group, 0 without one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """Number of processes in the group, 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_gather(value: Any) -> list[Any]:
+    """Every process's picklable ``value``, in rank order."""
+    if not dist.is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * world()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def cleanup() -> None:
+    """Leave the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def print0(*values: Any) -> None:
+    """Print on the first process only."""
+    if rank() == 0:
+        print(*values, flush=True)

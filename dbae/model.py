@@ -1,0 +1,138 @@
+"""The diffusion bridge autoencoder: z = Enc(x_0), x_T = Dec(z), and a bridge from x_T back to x_0 given z.
+
+Images are [N, 3, H, W] in [-1, 1], float32. Time runs from ``bridge.t_min`` (data) to ``bridge.T`` (endpoint).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dbae.bridge import BRIDGES
+from dbae.config import ModelConfig
+from dbae.decoder import Decoder
+from dbae.encoder import Encoder
+from dbae.randomness import Generators, randn_like
+from dbae.sampler import sample as sample_bridge
+from dbae.sampler import time_grid
+from dbae.unet import UNet
+
+
+class DBAE(nn.Module):
+    """Encoder, endpoint decoder and denoising U-Net around one bridge."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.bridge = BRIDGES[config.schedule]()
+        self.encoder, self.decoder, self.unet = Encoder(config), Decoder(config), UNet(config)
+        self.autocast_dtype: torch.dtype | None = None  # U-Net precision; None is float32
+
+    def encode(self, x: Tensor, sample: bool | None = None, generator: Generators = None) -> Tensor:
+        """Code z [N, latent] of images x.
+
+        A stochastic encoder draws ``z = mu + sigma eps`` as the official code does, or returns ``mu`` for
+        ``sample=False``. ``generator`` is one generator, or one per image. Raises ValueError for a wrong shape.
+        """
+        if not self.config.stochastic:
+            return self.encoder(self._checked(x))
+        mu, log_sigma = self.encode_stats(x)
+        if sample is False:
+            return mu
+        return mu + (log_sigma.exp() + 0.01) * randn_like(mu, generator)
+
+    def encode_stats(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``mu`` and ``log_sigma`` [N, latent] of the stochastic encoder, soft-clamped to (-5, 5).
+
+        The standard deviation of z is ``exp(log_sigma) + 0.01``. Raises ValueError for a deterministic encoder.
+        """
+        if not self.config.stochastic:
+            raise ValueError("encode_stats: expected a model with a stochastic encoder, this one is deterministic")
+        mu, log_sigma = (5 * torch.tanh(self.encoder(self._checked(x)) / 5)).chunk(2, dim=1)
+        return mu, log_sigma
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Endpoint image x_T [N, 3, H, W] of codes z [N, latent]; not bounded to [-1, 1]."""
+        return self.decoder(z)
+
+    def denoise(self, x_t: Tensor, t: Tensor, x_T: Tensor, z: Tensor) -> Tensor:
+        """Estimate of x_0 at times t [N] in (0, T]: the preconditioned network (DDBM eq. 11), not clamped."""
+        scalings = self.bridge.scalings(t, self.config.sigma_data, self.config.end_data)
+        c_skip, c_out, c_in, c_noise = scalings
+        inputs = torch.cat([_per_image(c_in) * x_t, x_T], dim=1)
+        with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            F_x = self.unet(inputs, c_noise, z)
+        return _per_image(c_skip) * x_t + _per_image(c_out) * F_x.to(x_t.dtype)
+
+    def loss(self, x0: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Training loss [N], unreduced: ``w(t) mean((D - x_0)^2)`` at ``t ~ U(t_min, T)``.
+
+        Gradients reach the decoder through the bridge mean and the concatenated x_T, and the encoder through the
+        decoder and through the conditioning on z.
+        """
+        bridge = self.bridge
+        z = self.encode(x0)
+        x_T = self.decode(z)
+        if t is None:
+            t = bridge.t_min + (bridge.T - bridge.t_min) * torch.rand(len(x0), device=x0.device)
+        noise = torch.randn_like(x0) if noise is None else noise
+        a, b, c = bridge.abc(t)
+        x_t = _per_image(a) * x_T + _per_image(b) * x0 + _per_image(c) * noise
+        D_x = self.denoise(x_t, t, x_T, z)
+        weight = bridge.weight(t, self.config.sigma_data, self.config.end_data)
+        return weight * (D_x - x0).square().mean(dim=(1, 2, 3))
+
+    forward = loss  # so that one wrapped call covers encoder, decoder and U-Net
+
+    def reconstruct(
+        self,
+        x: Tensor,
+        steps: int = 100,
+        sampler: str = "euler",
+        churn: float = 0.0,
+        rho: float = 7.0,
+        guidance: float = 1.0,
+        sample: bool | None = None,
+        generator: Generators = None,
+    ) -> Tensor:
+        """Encode images x and decode the code alone: reconstructions like x, in [-1, 1]. See ``generate_from``."""
+        with torch.no_grad():
+            z = self.encode(x, sample, generator)
+        return self.generate_from(z, None, steps, sampler, churn, rho, guidance, generator)
+
+    @torch.no_grad()
+    def generate_from(
+        self,
+        z: Tensor,
+        x_T: Tensor | None = None,
+        steps: int = 100,
+        sampler: str = "euler",
+        churn: float = 0.0,
+        rho: float = 7.0,
+        guidance: float = 1.0,
+        generator: Generators = None,
+    ) -> Tensor:
+        """Images [N, 3, H, W] in [-1, 1] of codes z, from the endpoint ``x_T`` (default: ``decode(z)``).
+
+        ``steps``, ``sampler``, ``churn`` in [0, 1), ``rho`` and ``guidance`` are those of ``dbae.sampler``. The
+        estimate of x_0 is clamped to [-1, 1] at every call. Noise (churn only) comes from ``generator``.
+        """
+        x_T = self.decode(z) if x_T is None else x_T
+        ts = time_grid(self.bridge, steps, rho)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.denoise(x_t, t, x_T, z).clamp(-1, 1)
+
+        def noise(x: Tensor) -> Tensor:
+            return randn_like(x, generator)
+
+        return sample_bridge(denoise, self.bridge, x_T, ts, sampler, churn, guidance, noise).clamp(-1, 1)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        size = self.config.image_size
+        if x.ndim != 4 or x.shape[1:] != (3, size, size):
+            raise ValueError(f"images: expected [N, 3, {size}, {size}] in [-1, 1], got {list(x.shape)}")
+        return x
+
+
+def _per_image(coefficient: Tensor) -> Tensor:
+    """[N] -> [N, 1, 1, 1]."""
+    return coefficient[:, None, None, None]

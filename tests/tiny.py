@@ -1,0 +1,38 @@
+"""A model small enough to train in a test."""
+
+import torch
+
+from dbae.config import ModelConfig
+from dbae.model import DBAE
+
+OPTIONS = {
+    "image_size": 32,
+    "num_channels": 32,
+    "channel_mult": (1, 1),
+    "encoder_mult": (1, 1),
+    "num_res_blocks": 1,
+    "attention_sizes": (16,),
+    "encoder_attention_sizes": (16,),
+    "decoder_channels": 2,
+    "latent_dim": 8,
+    "dropout": 0.0,
+}
+FLAGS = [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in OPTIONS.items()]
+
+
+def config(**changes) -> ModelConfig:
+    return ModelConfig(**{**OPTIONS, **changes})
+
+
+def model(**changes) -> DBAE:
+    """A tiny model in evaluation mode whose zero-initialised layers are filled, so that every part has an effect."""
+    torch.manual_seed(0)
+    made = DBAE(config(**changes)).eval()
+    for parameter in made.parameters():
+        if parameter.requires_grad and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return made
+
+
+def images(n: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
