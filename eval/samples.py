@@ -1,0 +1,133 @@
+"""The sample files of a reconstruction run, as the official code names them.
+
+``{rank}_real_sample_{i}.npz`` and ``{rank}_fake_sample_{i}.npz`` hold one batch each under ``samples``, uint8 NHWC;
+ours also hold the images' numbers in the data set under ``index``. ``metrics.json`` holds settings and results.
+"""
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from dbae.errors import UserError
+from dbae.files import atomic_write
+
+PART = re.compile(r"(\d+)_(real|fake)_sample_(\d+)\.npz")
+OURS = re.compile(r"\d+_((real|fake)_)?sample_\d+\.(npz|png)|samples_\d+x\d+x\d+x\d+_nfe\d+\.npz|metrics\.json")
+
+
+def part_path(folder: str, rank: int, kind: str, i: int) -> str:
+    """File of batch ``i`` of process ``rank``; ``kind`` is real or fake."""
+    return os.path.join(folder, f"{rank}_{kind}_sample_{i}.npz")
+
+
+def write_part(path: str, samples: np.ndarray, index: np.ndarray) -> None:
+    """Write one batch: uint8 [n, H, W, 3] and the images' numbers [n]."""
+    with atomic_write(path) as file:
+        np.savez(file, samples=samples, index=index)
+
+
+def read_part(path: str) -> np.ndarray:
+    """Samples of one batch, uint8 [n, H, W, 3]. Raises UserError for anything else."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            samples = content["samples"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"{path}: expected an .npz file with an array 'samples'") from None
+    if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[3] != 3:
+        raise UserError(f"{path}: expected uint8 samples [n, H, W, 3], got {samples.dtype} {list(samples.shape)}")
+    return samples
+
+
+def pairs(folder: str) -> list[tuple[str, str]]:
+    """(real, fake) files of a folder, by batch, then process. Raises UserError where one lacks its twin."""
+    if not os.path.isdir(folder):
+        raise UserError(f"sample_path: no such folder: {folder}")
+    names = set(os.listdir(folder))
+    keys = {(int(m[3]), int(m[1])) for m in map(PART.fullmatch, names) if m}
+    if not keys:
+        raise UserError(f"sample_path: no files like 0_real_sample_0.npz in {folder}")
+    found = []
+    for i, rank in sorted(keys):
+        twins = [part_path(folder, rank, kind, i) for kind in ("real", "fake")]
+        lonely = [path for path in twins if os.path.basename(path) not in names]
+        if lonely:
+            raise UserError(f"sample_path: {lonely[0]} is missing; run the reconstruction again to complete it")
+        found.append((twins[0], twins[1]))
+    return found
+
+
+def fake_images(folder: str, processes: int) -> Iterator[np.ndarray]:
+    """All reconstructions in data-set order, uint8 [n, H, W, 3] at a time: process r holds images r, r + W, ..."""
+    files = [fake for _, fake in pairs(folder)]
+    for start in range(0, len(files), processes):
+        parts = [read_part(path) for path in files[start : start + processes]]
+        merged = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), np.uint8)
+        for r, part in enumerate(parts):
+            merged[r :: len(parts)] = part
+        yield merged
+
+
+def write_combined(path: str, batches: Iterator[np.ndarray], shape: tuple[int, int, int, int]) -> None:
+    """Write all samples as one .npz, batch by batch: memory does not grow with their number."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with (
+        atomic_write(path) as file,
+        zipfile.ZipFile(file, "w", allowZip64=True) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        np.lib.format.write_array_header_1_0(member, header)
+        for batch in batches:
+            member.write(batch.tobytes())
+
+
+def read_report(folder: str) -> dict[str, Any]:
+    """``metrics.json`` of a folder, empty where there is none. Raises UserError where it is not an object."""
+    path = os.path.join(folder, "metrics.json")
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path) as file:
+            report = json.load(file)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(report, dict):
+        raise UserError(f"{path}: expected an object")
+    return report
+
+
+def write_report(folder: str, report: dict[str, Any]) -> None:
+    """Write ``metrics.json``."""
+    with atomic_write(os.path.join(folder, "metrics.json"), "w") as file:
+        file.write(json.dumps(report, indent=2) + "\n")
+
+
+def open_folder(folder: str, settings: dict[str, Any], overwrite: bool) -> None:
+    """Begin or continue a reconstruction in ``folder``.
+
+    Finished batches of the same settings are kept. Raises UserError where the folder holds those of other settings,
+    unless ``overwrite``: then our own files in it are removed first.
+    """
+    os.makedirs(folder, exist_ok=True)
+    ours = [name for name in os.listdir(folder) if OURS.fullmatch(name)]
+    earlier = read_report(folder).get("settings") if not overwrite else None
+    if overwrite:
+        for name in ours:
+            os.remove(os.path.join(folder, name))
+    elif ours and earlier != settings:
+        differing = [k for k in settings if not earlier or earlier.get(k) != settings[k]]
+        raise UserError(
+            f"{folder} holds reconstructions with another {', '.join(differing)}; "
+            "give --overwrite true to replace them, or move them away"
+        )
+    if earlier != settings:
+        write_report(folder, {"settings": settings, "complete": False})
+
+
+def update_report(folder: str, **entries: Any) -> None:
+    """Set entries of ``metrics.json`` and keep the others."""
+    write_report(folder, read_report(folder) | entries)

@@ -1,0 +1,40 @@
+"""Evaluate a folder of reconstructions: python3 eval_reconstruction.py --sample_path=DIR
+
+Prints running and final MSE, SSIM, SSIM_official and LPIPS over all images and writes them to DIR/metrics.json.
+"""
+
+import torch
+from tqdm import tqdm
+
+from dbae.distributed import setup
+from eval import samples
+from eval.metrics import METRICS, ReconstructionMetrics, describe
+from scripts.cli import Parser, run
+
+
+def main() -> None:
+    """Read the pairs of real and reconstructed images, update the metrics, write the report."""
+    parser = Parser(__doc__)
+    parser.add_argument("--sample_path", required=True, metavar="DIR", help="folder that recon_dbae.sh wrote")
+    parser.add_argument(
+        "--metrics", default=",".join(METRICS), metavar="A,B,...", help=f"any of {', '.join(METRICS)} (default: all)"
+    )
+    parser.add_argument(
+        "--lpips_backbone", default=None, metavar="PATH", help="AlexNet's features, torchvision's names"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    options = parser.parse_args()
+
+    pairs = samples.pairs(options.sample_path)
+    metrics = ReconstructionMetrics(options.metrics.split(","), setup(options.device), options.lpips_backbone)
+    bar = tqdm(pairs, unit="batch", desc="evaluate", dynamic_ncols=True)
+    for paths in bar:
+        metrics.update(*(torch.from_numpy(samples.read_part(path)) for path in paths))
+        bar.set_postfix_str(f"{metrics.images} images  {describe(metrics.means())}")
+    bar.close()
+    samples.update_report(options.sample_path, metrics=metrics.means(), images_evaluated=metrics.images)
+    print(f"{describe(metrics.means())}  ({metrics.images} images)")
+
+
+if __name__ == "__main__":
+    run(main)
