@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# What a machine needs to know, and nothing else. Every value can be given in the environment.
+# Hyperparameters live in dbae/config.py; any option can follow a launcher's positional arguments.
+set -euo pipefail
+
+count_gpus() {
+    local n
+    n=$( (nvidia-smi -L 2>/dev/null || true) | wc -l)
+    if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+        n=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^[:space:]]' || true)
+    fi
+    echo $((n > 0 ? n : 1))
+}
+
+DATA_ROOT="${DATA_ROOT:-data}"           # folder of the data sets
+CKPT_ROOT="${CKPT_ROOT:-workdir}"        # folder under which training runs are written
+NPROC="${NPROC:-$(count_gpus)}"          # processes on this node: one per GPU, 1 on a CPU
+NNODES="${NNODES:-1}"                    # nodes; for more than one also RDZV_ID and RDZV_ENDPOINT=HOST:PORT
+RDZV_ID="${RDZV_ID:-dbae}"               # the job's name, the same on every node
+RDZV_ENDPOINT="${RDZV_ENDPOINT:-}"       # where the nodes meet
+PYTHON="${PYTHON:-python3}"              # interpreter
+
+HERE=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# A path that was typed relative to the caller's folder, as seen from the repository's root.
+from_here() {
+    if [[ $1 == folder:* ]]; then
+        echo "folder:$(from_here "${1#folder:}")"
+    elif [[ $1 != /* && $1 != *://* && -e $HERE/$1 ]]; then
+        echo "$HERE/$1"
+    else
+        echo "$1"
+    fi
+}
+
+# launch MODULE OPTION...: plain Python for one process, torchrun for several (after one process has checked the input).
+launch() {
+    local module=scripts.$1
+    shift
+    if ((NPROC * NNODES == 1)) || [[ " $* " =~ \ --(dry[-_]run|help)[\ =] ]]; then
+        exec "$PYTHON" -m "$module" "$@"
+    fi
+    "$PYTHON" -m "$module" "$@" --check true
+    local cores
+    cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}"
+    local meet=(--standalone)
+    if ((NNODES > 1)); then
+        [[ $RDZV_ENDPOINT ]] || fail "RDZV_ENDPOINT: expected HOST:PORT for $NNODES nodes, got nothing"
+        meet=(--nnodes="$NNODES" --rdzv-id="$RDZV_ID" --rdzv-backend=c10d --rdzv-endpoint="$RDZV_ENDPOINT")
+    fi
+    exec "$PYTHON" -m torch.distributed.run "${meet[@]}" --nproc-per-node="$NPROC" -m "$module" "$@"
+}
+
+# launch_sampling MODULE DATASET SCHEDULE MODEL_PATH CHURN GUIDANCE SPLIT RHO SAMPLER N STO [OPTION...]
+launch_sampling() {
+    local module=$1
+    shift
+    [[ ${1:-} == --help || ${1:-} == -h ]] && exec "$PYTHON" -m "scripts.$module" --help
+    local names="DATASET SCHEDULE MODEL_PATH CHURN_STEP_RATIO GUIDANCE SPLIT RHO GEN_SAMPLER N STO"
+    (($# >= 10)) || fail "expected ten arguments: $names; got $#"
+    [[ $3 != "$4" ]] || fail "MODEL_PATH is given twice; expected once: $names"
+    local positions=("${@:1:10}") i
+    for ((i = 0; i < 10; i++)); do
+        [[ ${positions[i]} != --* ]] || fail "argument $((i + 1)): expected a value for one of $names, got ${positions[i]}"
+    done
+    launch "$module" --dataset="$(from_here "$1")" --schedule="$2" --model_path="$(from_here "$3")" \
+        --churn_step_ratio="$4" --guidance="$5" --split="$6" --rho="$7" --sampler="$8" --steps="$9" \
+        --stochastic="${10}" --data_root="$DATA_ROOT" "${@:11}"
+}

@@ -1,0 +1,117 @@
+"""Command lines made from the configuration's fields, and one way to end with an error."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+from dbae.errors import UserError
+
+SWITCHES = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+
+
+class Parser(argparse.ArgumentParser):
+    """Options as ``--flag value`` or ``--flag=value``, with ``_`` or ``-``; an error is one line and status 2."""
+
+    def __init__(self, description: str, epilog: str = "") -> None:
+        super().__init__(
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+        )
+
+    def error(self, message: str) -> Any:
+        """End with status 2 and the message."""
+        self.exit(2, f"error: {message.removeprefix('argument ')}\n")
+
+    def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
+        """Parse with dashes in option names read as underscores."""
+        return super().parse_args([_underscored(word) for word in (sys.argv[1:] if args is None else args)], namespace)
+
+    def add_config(self, title: str, cls: type, only: tuple[str, ...] = ()) -> None:
+        """One option per field of a configuration class (or of ``only`` these), in a titled group."""
+        group = self.add_argument_group(title)
+        for name, hint in get_type_hints(cls).items():
+            if only and name not in only:
+                continue
+            field = cls.__dataclass_fields__[name]
+            about = field.metadata
+            names = [f"--{name}"] + [f"--{about['alias']}"] * bool(about["alias"])
+            shown = "" if field.default in ((), None, "") else f" (default: {_shown(field.default)})"
+            kind: dict[str, Any] = {"type": _reader(hint), "metavar": _metavar(hint)}
+            if about["choices"]:
+                kind = {"choices": about["choices"]}
+            if hint is bool:
+                kind |= {"nargs": "?", "const": True}
+            group.add_argument(*names, dest=name, help=(about["help"] + shown).replace("%", "%%"), **kind)
+
+
+def given(namespace: argparse.Namespace, cls: type) -> dict[str, Any]:
+    """The fields of ``cls`` that were typed."""
+    return {f.name: getattr(namespace, f.name) for f in dataclasses.fields(cls) if hasattr(namespace, f.name)}
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's ``main``; a UserError becomes one line on standard error and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        # A data worker's error arrives wrapped in its traceback; the last line is the message
+        line = str(error).strip().splitlines()[-1].removeprefix("dbae.errors.UserError: ")
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _underscored(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
+
+
+def _switch(text: str) -> bool:
+    try:
+        return SWITCHES[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}") from None
+
+
+def _number(kind: type, wanted: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+
+    return read
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers like 1,2,4, got {text!r}") from None
+
+
+def _plain(hint: Any) -> Any:
+    """``int | None`` -> ``int``."""
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 else hint
+
+
+def _reader(hint: Any) -> Callable[[str], Any]:
+    readers = {int: _number(int, "a whole number"), float: _number(float, "a number"), bool: _switch, str: str}
+    return readers.get(_plain(hint), _whole_numbers)
+
+
+def _metavar(hint: Any) -> str:
+    return {int: "N", float: "X", bool: "true|false", str: "TEXT"}.get(_plain(hint), "N,N,...")
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)

@@ -1,0 +1,164 @@
+"""Train a diffusion bridge autoencoder.
+
+examples:
+  bash train_dbae.sh celeba vp true                      preset of the data set, every GPU of the machine
+  bash train_dbae.sh toyfaces vp false --total_steps 200 any option after the positions overrides the preset
+  bash train_dbae.sh folder:photos vp true --image_size 128 --batch_size 64
+
+The run's folder is WORKDIR/DATASETsize_channels_latentd_STO_SCHEDULE. Running the same command again resumes from its
+newest complete checkpoint.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dbae.config import ModelConfig, TrainConfig, option, preset, preset_name
+from dbae.errors import UserError
+from scripts.cli import Parser, given, run
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run reads and writes."""
+
+    dataset: str = option("", "ffhq, ffhq256, celeba, celebahq, bedroom, horse, toyfaces or folder:PATH")
+    data_root: str = option("data", "folder of the data sets")
+    data_dir: str | None = option(None, "exact path of the data set instead")
+    split_range: str | None = option(None, "train on images A:B of the training split")
+    workdir: str = option("workdir", "folder under which the run's own folder is made")
+    resume_checkpoint: str | None = option(None, "start from this checkpoint where the run has none of its own")
+    device: str = option("auto", "auto, cpu or cuda")
+    num_workers: int = option(2, "processes that read images, per training process")
+    dry_run: bool = option(False, "print the resolved configuration and exit")
+    check: bool = option(False, "check arguments and data, and exit")
+
+    def __post_init__(self) -> None:
+        preset_name(self.dataset)
+        start = self.resume_checkpoint
+        if start and "://" not in start and not os.path.exists(start):
+            raise UserError(f"resume_checkpoint: no such file: {start}")
+
+
+def parse(args: list[str] | None = None) -> tuple[RunOptions, ModelConfig, TrainConfig]:
+    """Run options, and the data set's preset with what was typed on top."""
+    parser = Parser(__doc__, "Defaults of the model and of training are the preset's where it says something else.")
+    parser.add_config("run", RunOptions)
+    parser.add_config("model", ModelConfig)
+    parser.add_config("training", TrainConfig)
+    typed = parser.parse_args(args)
+    options = RunOptions(**given(typed, RunOptions))
+    model = preset(ModelConfig, options.dataset, given(typed, ModelConfig))
+    return options, model, preset(TrainConfig, options.dataset, given(typed, TrainConfig))
+
+
+def run_folder(options: RunOptions, model: ModelConfig) -> str:
+    """``WORKDIR/{DATASET}{size}_{channels}_{latent}d_{sto}_{schedule}``, as the official code names it."""
+    kind, _, path = options.dataset.partition(":")
+    name = f"folder-{os.path.basename(os.path.normpath(path))}-" if path else kind
+    shape = f"{model.image_size}_{model.num_channels}_{model.latent_dim}d"
+    return f"{options.workdir.rstrip('/')}/{name}{shape}_{str(model.stochastic).lower()}_{model.schedule}"
+
+
+def check_run_folder(run_dir: str, model: ModelConfig, training: TrainConfig) -> None:
+    """Raise UserError where the folder holds a run that these settings cannot continue."""
+    from dbae.checkpoint import read_config
+    from dbae.config import from_json
+
+    earlier = read_config(run_dir)
+    if earlier is None:
+        return
+    theirs = dataclasses.asdict(from_json(ModelConfig, earlier["model"], f"{run_dir}/config.json"))
+    theirs["ema_rate"] = earlier.get("train", {}).get("ema_rate", training.ema_rate)
+    ours = {**dataclasses.asdict(model), "ema_rate": training.ema_rate}
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise UserError(
+                f"{name}: the run in {run_dir} has {theirs[name]}, got {value}; give the same, or another --workdir"
+            )
+
+
+def preview_with(images: "torch.Tensor", run_dir: str) -> Callable[["torch.nn.Module", int], None]:
+    """A function (model, step) that draws inputs, endpoints and 10-step reconstructions of ``images`` (uint8)."""
+    import torch
+
+    from dbae.images import save_grid, to_float, to_uint8
+
+    @torch.no_grad()
+    def preview(model: torch.nn.Module, step: int) -> None:
+        z = model.encode(to_float(images), sample=False)
+        x_T = model.decode(z)
+        x_0 = model.generate_from(z, x_T, steps=10)
+        rows = [("input", images), ("endpoint", to_uint8(x_T)), ("reconstruction", to_uint8(x_0))]
+        save_grid(f"{run_dir}/samples/{step:06d}.png", rows)
+
+    return preview
+
+
+def main() -> None:
+    """Parse, build model and data, resume, train."""
+    options, model_config, config = parse()
+    run_dir = run_folder(options, model_config)
+    if options.dry_run:
+        resolved = {"run": options, "model": model_config, "train": config}
+        shown = {name: dataclasses.asdict(value) for name, value in resolved.items()}
+        print(json.dumps(shown | {"run_dir": run_dir}, indent=2))
+        return
+
+    import torch
+
+    from datasets import build
+    from datasets.loader import training_batches
+    from dbae import distributed
+    from dbae.checkpoint import write_config
+    from dbae.model import DBAE
+    from dbae.state import TrainState
+    from dbae.training import autocast_dtype, local_batch, train
+
+    device = distributed.setup(options.device)
+    dtype = autocast_dtype(config.precision, device)
+    data = build(
+        options.dataset, "train", model_config.image_size, options.data_root, options.data_dir, options.split_range
+    )
+    check_run_folder(run_dir, model_config, config)
+    per_process = local_batch(config)
+    if options.check:
+        return
+
+    # Model and state, new or resumed
+    torch.manual_seed(config.seed)
+    model = DBAE(model_config).to(device)
+    model.autocast_dtype = dtype
+    state = TrainState.create(model, config, device, half=dtype == torch.float16)
+    resumed = state.restore_newest(run_dir)
+    if resumed is None and options.resume_checkpoint:
+        resumed = state.restore_from(options.resume_checkpoint)
+    distributed.barrier()
+    if distributed.rank() == 0:
+        write_config(run_dir, options.dataset, model=model_config, train=config)
+
+    parameters = sum(p.numel() for p in model.parameters())
+    distributed.print0(
+        f"{run_dir}: {len(data)} images of {options.dataset}, {parameters / 1e6:.2f}M parameters, "
+        f"{distributed.world()} x {device.type}, U-Net in {str(dtype or torch.float32).removeprefix('torch.')}, "
+        f"batch {config.batch_size} ({per_process} per process, {min(config.microbatch, per_process)} at a time), "
+        f"steps {state.step} to {config.total_steps}" + (f", resumed from {resumed}" if resumed else "")
+    )
+    batches = training_batches(
+        data, config.batch_size, config.microbatch, config.seed, state.images, distributed.rank(),
+        distributed.world(), options.num_workers,
+    )  # fmt: skip
+    images = torch.stack([data[i][0] for i in range(min(8, len(data)))]).to(device)
+    train(state, batches, config, run_dir, device, preview_with(images, run_dir))
+    distributed.print0(f"done: {run_dir} holds step {state.step}")
+    distributed.cleanup()
+
+
+if __name__ == "__main__":
+    run(main)
