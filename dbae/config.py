@@ -134,10 +134,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "horse": {"image_size": 128, "num_channels": 128},
     "folder": {"image_size": 64, "num_channels": 64},
     "toyfaces": {
-        "image_size": 32, "num_channels": 32, "channel_mult": (1, 2, 2), "encoder_mult": (1, 2, 2, 2),
-        "num_res_blocks": 1, "head_channels": 32, "decoder_channels": 16, "latent_dim": 64, "dropout": 0.0,
-        "total_steps": 1_500, "batch_size": 64, "microbatch": 64, "lr": 1e-3, "ema_warmup": True,
-        "log_interval": 25, "sample_interval": 500, "save_interval": 500, "save_interval_for_preemption": 100,
+        "image_size": 32, "num_channels": 32, "channel_mult": (1, 1, 2), "encoder_mult": (1, 1, 2, 2),
+        "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "head_channels": 32,
+        "decoder_channels": 8, "latent_dim": 64, "dropout": 0.0,
+        "total_steps": 1_400, "batch_size": 32, "microbatch": 32, "lr": 1e-3, "ema_warmup": True,
+        "log_interval": 25, "sample_interval": 350, "save_interval": 700, "save_interval_for_preemption": 100,
     },
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: the repository root and this folder are importable, and torch leaves a core to its neighbours."""
+"""Shared by all tests: the repository root and this folder are importable."""
 
 import sys
 from pathlib import Path

@@ -70,9 +70,9 @@ def test_bare_released_file(tmp_path, kind):
 
 def test_contradictions_with_config_json(tmp_path):
     _, path = run_folder(tmp_path)
-    with pytest.raises(UserError, match="schedule: .* was trained with vp, got ve"):
+    with pytest.raises(UserError, match=r"schedule: .* was trained with vp, got ve"):
         load_model(path, schedule="ve")
-    with pytest.raises(UserError, match="stochastic: .* was trained with False, got True"):
+    with pytest.raises(UserError, match=r"stochastic: .* was trained with False, got True"):
         load_model(path, stochastic=True)
     assert load_model(path, dataset="ffhq", schedule="vp").config.image_size == 32
 

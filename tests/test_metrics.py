@@ -83,7 +83,7 @@ def test_lpips_backbone_errors(tmp_path, backbone, monkeypatch):
         load_lpips(str(tmp_path / "absent.pth"))
     state = torch.load(backbone, weights_only=True)
     torch.save({"features.0.weight": state["features.0.weight"]}, tmp_path / "part.pth")
-    with pytest.raises(UserError, match="has no tensor 'features.0.bias'"):
+    with pytest.raises(UserError, match=r"has no tensor 'features.0.bias'"):
         load_lpips(str(tmp_path / "part.pth"))
     (tmp_path / "text.pth").write_text("text")
     with pytest.raises(UserError, match="not a file of tensors"):
@@ -111,7 +111,7 @@ def test_running_means_do_not_depend_on_batches(backbone):
 
 
 def test_wrong_use():
-    with pytest.raises(UserError, match="metrics: expected some of MSE, .* got MSE, PSNR"):
+    with pytest.raises(UserError, match=r"metrics: expected some of MSE, .* got MSE, PSNR"):
         ReconstructionMetrics(["MSE", "PSNR"])
     metrics = ReconstructionMetrics(["mse"])
     with pytest.raises(UserError, match="at least one image"):

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_convergence_order(bridge, method, order):
         return (x - exact_flow(bridge, x_T, ts[0], ts[-1])).abs().max().item()
 
     errors = [error(steps) for steps in (40, 80, 160)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert coarse / fine == pytest.approx(2**order, rel=0.1)
 
 

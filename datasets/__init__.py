@@ -1,0 +1,69 @@
+"""Data sets: LMDBs of the published sets, folders of images, and the embedded toy faces.
+
+``build`` is the one entrance. Everything heavy is imported where it is used, so importing this package is quick.
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+from datasets.sources import DATASETS, OWN_LMDB, Source
+from dbae.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.base import ImageDataset
+
+__all__ = ["DATASETS", "Source", "build"]
+
+
+def build(
+    name: str,
+    split: str,
+    size: int,
+    data_root: str = "data",
+    data_dir: str | None = None,
+    split_range: str | None = None,
+    labels: str | None = None,
+) -> "ImageDataset":
+    """One split of a data set, whose images are uint8 [3, size, size].
+
+    ``name`` is a row of DATASETS, ``toyfaces`` or ``folder:PATH`` (images, or an LMDB that `prepare folder` made).
+    ``data_dir`` is the exact path of the LMDB, in place of the usual names under ``data_root``. ``split_range`` A:B
+    cuts the split. ``labels`` is a CSV for a folder of images. Raises UserError for what is unknown, missing or bad.
+    """
+    kind, _, path = name.partition(":")
+    if labels and kind != "folder":
+        raise UserError(f"labels: expected only with folder:PATH, got them with {name}")
+    if kind == "folder" and path:
+        return _build_folder(path, split, size, split_range, labels)
+    if name == "toyfaces":
+        return _build_toyfaces(split, size, data_root, data_dir, split_range)
+    if name not in DATASETS:
+        raise UserError(f"data set: expected {', '.join(DATASETS)}, toyfaces or folder:PATH, got {name!r}")
+    from datasets.lmdb_images import LmdbImages, find_lmdb
+
+    source = DATASETS[name]
+    return LmdbImages(find_lmdb(source, data_root, data_dir), source, split, size, split_range)
+
+
+def _build_folder(path: str, split: str, size: int, split_range: str | None, labels: str | None) -> "ImageDataset":
+    from datasets.folder import FolderImages
+    from datasets.lmdb_images import LmdbImages
+    from datasets.lmdb_store import is_lmdb
+
+    if is_lmdb(path) and (os.path.isdir(path) or path.endswith(".lmdb")):
+        if labels:
+            raise UserError(f"labels: expected only with a folder of images, {path} is an LMDB with its own labels.csv")
+        return LmdbImages(path, OWN_LMDB, split, size, split_range)
+    return FolderImages(path, split, size, split_range, labels)
+
+
+def _build_toyfaces(
+    split: str, size: int, data_root: str, data_dir: str | None, split_range: str | None
+) -> "ImageDataset":
+    from datasets.faces import ToyFaces
+    from datasets.lmdb_store import is_lmdb, open_store
+
+    path = data_dir or os.path.join(data_root, "toyfaces")
+    if data_dir and not is_lmdb(data_dir):
+        raise UserError(f"no LMDB of toyfaces at {data_dir}: make one with `python -m datasets.prepare toyfaces`")
+    return ToyFaces(split, size, split_range, open_store(path) if is_lmdb(path) else None)

@@ -1,0 +1,41 @@
+"""Which files of a folder or archive are images, and in which order they come."""
+
+import os
+import re
+
+from datasets.images import EXTENSIONS
+from dbae.errors import UserError
+
+
+def image_names(root: str) -> list[str]:
+    """Paths below ``root`` of all image files, in natural order (2.jpg before 10.jpg), without hidden ones.
+
+    Raises UserError if there are none.
+    """
+    if not os.path.isdir(root):
+        found = "this is a file" if os.path.exists(root) else "there is nothing of that name"
+        raise UserError(f"{root}: expected a folder of images, {found}")
+    names = sorted(filter(is_image_name, _files_below(root)), key=natural_order)
+    if not names:
+        raise UserError(f"{root}: expected images ({' '.join(sorted(EXTENSIONS))}), there are none in this folder")
+    return names
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a path is an image's by its ending; hidden files and what macOS adds to archives are not."""
+    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    return not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def natural_order(name: str) -> tuple[tuple[int, str], ...]:
+    """Sort key that compares runs of digits as numbers; for numbers of equal width it is the order of the names."""
+    parts = re.split(r"([0-9]+)", name)
+    return tuple((int(part), part) if i % 2 else (0, part) for i, part in enumerate(parts))
+
+
+def _files_below(root: str) -> list[str]:
+    files = []
+    for folder, _, names in os.walk(root):
+        below = os.path.relpath(folder, root)
+        files += [os.path.normpath(os.path.join(below, name)).replace(os.sep, "/") for name in names]
+    return files

@@ -1,0 +1,138 @@
+"""Read-only access to one LMDB: no image or tensor is known here."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from weakref import WeakValueDictionary
+
+from dbae.errors import UserError
+
+# Reading past the end of an LMDB's file kills the process. The last pages may rightly be missing, where they were freed
+# before they were ever written, so only a greater loss is taken for a broken copy.
+TRUNCATED = 1 << 20
+INSPECT_COMMAND = "python -m datasets.prepare inspect"
+
+
+def import_lmdb():
+    """The lmdb module, imported on first use. Raises UserError where it is not installed."""
+    try:
+        import lmdb
+    except ImportError:
+        raise UserError("LMDB data sets need the package lmdb: run `pip install lmdb`") from None
+    return lmdb
+
+
+def is_lmdb(path: str) -> bool:
+    """Whether the path can be an LMDB: a folder with data.mdb in it, or any file."""
+    return os.path.isfile(os.path.join(path, "data.mdb")) if os.path.isdir(path) else os.path.isfile(path)
+
+
+def open_store(path: str) -> "LmdbStore":
+    """The store of a path. LMDB allows one environment per file and process, so stores in use are shared."""
+    real = os.path.realpath(path)
+    store = _STORES.get(real)
+    if store is None:
+        store = _STORES[real] = LmdbStore(path)
+    return store
+
+
+class LmdbStore:
+    """An LMDB (folder or single file), opened on first use in each process, so that it survives fork and spawn."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._environment = None
+        self._owner = 0  # id of the process that opened the environment
+
+    def __reduce__(self):
+        return open_store, (self.path,)
+
+    @property
+    def folder(self) -> str:
+        """Where the label files lie: the LMDB's folder, or the folder of its single file."""
+        return self.path if os.path.isdir(self.path) else os.path.dirname(self.path) or "."
+
+    def get(self, key: str) -> bytes | None:
+        with self._begin() as transaction:
+            return transaction.get(key.encode())
+
+    def keys(self) -> Iterator[str]:
+        """All keys in LMDB order."""
+        with self._begin() as transaction, transaction.cursor() as cursor:
+            for key in cursor.iternext(keys=True, values=False):
+                yield key.decode(errors="replace")
+
+    def key_format(self, candidates: Sequence[str] = ()) -> str:
+        """The first of the printf formats that occurs; without candidates, the first one found by looking.
+
+        Raises UserError naming what was looked for and what is there instead.
+        """
+        for candidate in candidates:
+            if self._indices_end(candidate):
+                return candidate
+        found = next(filter(None, map(format_of, self.keys())), None)
+        if found and not candidates:
+            return found
+        expected = " or ".join(candidate % 0 for candidate in candidates) or "256-00000"
+        raise UserError(f"{self.path}: expected keys like {expected}, found {found % 0 if found else 'no image keys'}")
+
+    def length(self, key_format: str) -> int:
+        """The number of images that the LMDB states under ``length``, else one more than its last index."""
+        stated = self.get("length")
+        if stated is None:
+            return self._indices_end(key_format)
+        if not stated.isdigit():
+            raise UserError(f"{self.path}: expected a number under the key length, got {stated[:20]!r}")
+        return int(stated)
+
+    def missing(self, key: str, key_format: str, length: int) -> UserError:
+        """The error to raise for a key that is not there."""
+        expected = f"{key_format % 0} to {key_format % (length - 1)}"
+        return UserError(
+            f"{self.path} has no image {key}: expected {expected} without gaps, see `{INSPECT_COMMAND} {self.path}`"
+        )
+
+    def _indices_end(self, key_format: str) -> int:
+        """One more than the last index of a format, 0 if there is none: keys of one width sort like their numbers."""
+        prefix = key_format.split("%")[0].encode()
+        with self._begin() as transaction, transaction.cursor() as cursor:
+            found = cursor.prev() if cursor.set_range(prefix + b":") else cursor.last()  # ":" follows "9"
+            last = cursor.key().decode(errors="replace") if found else ""
+        return int(last[len(prefix) :]) + 1 if format_of(last) == key_format else 0
+
+    def _begin(self):
+        if self._environment is None or self._owner != os.getpid():
+            if self._environment is not None:  # inherited by a fork
+                self._environment.close()
+            self._environment, self._owner = _open_environment(self.path), os.getpid()
+        return self._environment.begin()
+
+
+_STORES: WeakValueDictionary[str, LmdbStore] = WeakValueDictionary()
+
+
+def format_of(key: str) -> str | None:
+    """The printf format of an image key such as ``256-00012``, or None for a key that is no image's."""
+    match = re.fullmatch(r"(.+-)(\d+)", key)
+    return f"{match[1]}%0{len(match[2])}d" if match else None
+
+
+def _open_environment(path: str):
+    lmdb = import_lmdb()
+    try:
+        environment = lmdb.open(
+            path,
+            subdir=os.path.isdir(path),
+            readonly=True,
+            lock=False,
+            readahead=False,
+            meminit=False,
+            max_spare_txns=4,
+        )
+    except lmdb.Error as error:
+        raise UserError(f"{path}: expected an LMDB (a folder with data.mdb, or a single file): {error}") from None
+    stated = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    size = os.path.getsize(os.path.join(path, "data.mdb") if os.path.isdir(path) else path)
+    if size < stated - TRUNCATED:
+        raise UserError(f"{path} is truncated: {size} of {stated} bytes are there, copy or download it again")
+    return environment

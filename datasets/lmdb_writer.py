@@ -1,0 +1,219 @@
+"""Writing an LMDB of images in chunks, so that it can be stopped at any moment and continued.
+
+Each chunk is one transaction: its images, and under RECORD_KEY how far the work has come. ``length`` is written last.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.images import BadImage, cover, decode
+from datasets.lmdb_store import import_lmdb
+from datasets.originals import Originals
+from dbae.errors import UserError
+
+RECORD_KEY = b"dbae-prepare"
+CHUNK = 256  # images per transaction
+FIRST_MAP = 1 << 24  # bytes; the map grows as it fills, so that the file is never larger than its contents
+ENCODINGS = {
+    "webp": {"format": "WEBP", "quality": 100},
+    "png": {"format": "PNG"},
+    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+}
+KEPT_FORMATS = ("JPEG", "PNG", "WEBP")  # whose files are stored as they are when images are not resized
+
+
+@dataclass(frozen=True)
+class Job:
+    """What becomes of each original."""
+
+    originals: Originals
+    key_format: str
+    size: int | None  # None: not resized
+    encoding: str  # a key of ENCODINGS
+    keep_holes: bool  # whether a bad image leaves its index empty, or the next one takes it
+
+    def convert(self, name: str) -> "Converted":
+        """The bytes to store for an original, or the reason why it is a bad image."""
+        try:
+            if self.size is None:
+                return Converted(_unresized(self.originals.read(name), self.encoding))
+            return Converted(_encode(cover(self.originals.image(name), self.size), self.encoding))
+        except (BadImage, OSError) as error:
+            return Converted(problem=str(error))
+
+    def settings(self, names: list[str]) -> dict:
+        """What must be the same when the work is continued."""
+        digest = hashlib.sha256("\n".join(names).encode(errors="replace")).hexdigest()[:16]
+        return {
+            **{"keys": self.key_format, "size": self.size, "format": self.encoding},
+            **{"images": len(names), "file names": digest},
+        }
+
+
+@dataclass(frozen=True)
+class Converted:
+    data: bytes | None = None
+    problem: str = ""
+
+
+@dataclass
+class Record:
+    """How far an LMDB has come."""
+
+    settings: dict
+    done: int = 0  # originals that were read
+    finished: bool = False
+    skipped: list[list[str]] = field(default_factory=list)  # name and reason of each bad image
+
+    @property
+    def written(self) -> int:
+        return self.done - len(self.skipped)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Record":
+        return cls(**json.loads(data))
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+def write_lmdb(path: str, job: Job, names: list[str], workers: int) -> tuple[Record, bool]:
+    """Write or continue the LMDB folder ``path``; returns its record, and whether there was anything left to do.
+
+    Raises UserError if something else stands there, it cannot be written, or no image is any good.
+    """
+    lmdb = import_lmdb()
+    try:
+        os.makedirs(path, exist_ok=True)
+        with lmdb.open(path, map_size=FIRST_MAP) as environment:
+            record = _resume(environment, path, job.settings(names))
+            if record.finished:
+                return record, False
+            _write_chunks(environment, job, names, record, workers)
+            _finish(environment, job, record)
+    except BrokenProcessPool:
+        raise UserError(
+            f"{path}: a worker was killed, out of memory? Run the same command with fewer --workers"
+        ) from None
+    except (lmdb.Error, OSError) as error:
+        raise UserError(f"{path}: cannot write the LMDB: {error}") from error
+    return record, True
+
+
+def _write_chunks(environment, job: Job, names: list[str], record: Record, workers: int) -> None:
+    bar = tqdm(total=len(names), initial=record.done, unit=" images", mininterval=0.5, file=sys.stderr)
+    with bar, _converter(job, workers) as convert_all:
+        while record.done < len(names):
+            chunk = names[record.done : record.done + CHUNK]
+            entries = list(_entries(job, record, zip(chunk, convert_all(chunk), strict=True)))
+            _commit(environment, [*entries, (RECORD_KEY, record.to_bytes())])
+            bar.update(len(chunk))
+
+
+def _entries(job: Job, record: Record, converted: Iterable[tuple[str, Converted]]) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of a chunk; counts in the record, and reports, what was read and what was skipped."""
+    for name, result in converted:
+        if result.data is None:
+            tqdm.write(f"skipped {name}: {result.problem}", file=sys.stderr)
+            record.skipped.append([name, result.problem])
+        else:
+            index = record.done if job.keep_holes else record.written
+            yield (job.key_format % index).encode(), result.data
+        record.done += 1
+
+
+def _finish(environment, job: Job, record: Record) -> None:
+    if not record.written:
+        raise UserError(f"{job.originals.path}: expected images, all {record.done} are bad")
+    record.finished = True
+    length = record.done if job.keep_holes else record.written
+    _commit(environment, [(b"length", str(length).encode()), (RECORD_KEY, record.to_bytes())])
+
+
+def _resume(environment, path: str, settings: dict) -> Record:
+    """The record of an LMDB begun with the same settings, or a new one for an empty LMDB."""
+    if environment.stat()["entries"] == 0:
+        return Record(settings)
+    with environment.begin() as transaction:
+        data = transaction.get(RECORD_KEY)
+    if data is None:
+        raise UserError(f"{path}: there is an LMDB that this command did not make, choose another --out")
+    record = Record.from_bytes(data)
+    for name, value in settings.items():
+        if record.settings.get(name) != value:
+            before = record.settings.get(name)
+            raise UserError(f"{path} was begun with {name} {before}, now {value}: repeat that, or choose another --out")
+    return record
+
+
+def _commit(environment, entries: list[tuple[bytes, bytes]]) -> None:
+    lmdb = import_lmdb()
+    while True:
+        try:
+            with environment.begin(write=True) as transaction:
+                for key, value in entries:
+                    transaction.put(key, value)
+            return
+        except lmdb.MapFullError:
+            environment.set_mapsize(environment.info()["map_size"] * 5 // 4 + FIRST_MAP)
+
+
+@contextmanager
+def _converter(job: Job, workers: int) -> Iterator[Callable[[list[str]], Iterable[Converted]]]:
+    """A map of ``job.convert`` over names, in order, in this process or in ``workers`` others."""
+    if workers <= 1:
+        yield partial(map, job.convert)
+        return
+    spawn = multiprocessing.get_context("spawn")  # a fork would share the open LMDB
+    pool = ProcessPoolExecutor(workers, spawn, _start_worker)
+    previous = signal.signal(signal.SIGINT, _interrupt_once)
+    try:
+        yield partial(pool.map, job.convert, chunksize=8)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        signal.signal(signal.SIGINT, previous)
+
+
+def _interrupt_once(*_) -> None:
+    """Stop at the first Ctrl-C; a second one must not break into the shutdown, which would wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent process, and end with it even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _unresized(data: bytes, encoding: str) -> bytes:
+    """The file's own bytes after a full decode, or new ones if its format is none that LMDBs hold."""
+    image = decode(data)
+    with Image.open(io.BytesIO(data)) as original:
+        return data if original.format in KEPT_FORMATS else _encode(image, encoding)
+
+
+def _encode(image: Image.Image, encoding: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, **ENCODINGS[encoding])
+    return buffer.getvalue()

@@ -1,0 +1,142 @@
+"""Where prepared images come from: a folder, a zip (never extracted), LSUN's own LMDB, or the drawing of faces."""
+
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+from PIL import Image
+
+from datasets.folder_names import image_names, is_image_name, natural_order
+from datasets.images import BadImage, decode
+from datasets.lmdb_store import is_lmdb, open_store
+from dbae.errors import UserError
+
+MAX_BYTES = 1 << 29  # of one zip member, before it is unpacked
+LABEL_FOLDERS = ("", "Anno", "Eval")  # in which the publisher of CelebA lays its text files
+
+
+@dataclass(frozen=True)
+class Originals:
+    """Images by name. An instance is small and holds nothing open, so that worker processes can have it."""
+
+    path: str
+
+    def names(self) -> list[str]:
+        """All images in natural order. Raises UserError if there are none."""
+        raise NotImplementedError
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an image file. Raises OSError or BadImage."""
+        raise NotImplementedError
+
+    def image(self, name: str) -> Image.Image:
+        """The upright RGB image. Raises OSError or BadImage."""
+        return decode(self.read(name), upright=True)
+
+    def companion(self, name: str) -> bytes | None:
+        """Contents of a text file that lies beside the folder, zip or LMDB, or None."""
+        return _first_file(os.path.dirname(os.path.abspath(self.path)), name)
+
+
+@dataclass(frozen=True)
+class FolderOriginals(Originals):
+    def names(self) -> list[str]:
+        return image_names(self.path)
+
+    def read(self, name: str) -> bytes:
+        with open(os.path.join(self.path, name), "rb") as file:
+            return file.read()
+
+    def companion(self, name: str) -> bytes | None:
+        return _first_file(self.path, name) or super().companion(name)
+
+
+@dataclass(frozen=True)
+class ZipOriginals(Originals):
+    def names(self) -> list[str]:
+        names = sorted(filter(is_image_name, _open_zip(self.path, os.getpid()).namelist()), key=natural_order)
+        if not names:
+            raise UserError(f"{self.path}: expected images in this zip, there are none")
+        return names
+
+    def read(self, name: str) -> bytes:
+        archive = _open_zip(self.path, os.getpid())
+        if archive.getinfo(name).file_size > MAX_BYTES:
+            raise BadImage(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
+        try:
+            return archive.read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+            raise BadImage(str(error)) from error
+
+    def companion(self, name: str) -> bytes | None:
+        members = _open_zip(self.path, os.getpid()).namelist()
+        member = next((member for member in members if os.path.basename(member) == name), None)
+        return self.read(member) if member else super().companion(name)
+
+
+@dataclass(frozen=True)
+class LmdbOriginals(Originals):
+    """LSUN's own export: arbitrary keys, encoded images as values."""
+
+    def names(self) -> list[str]:
+        names = list(open_store(self.path).keys())
+        if not names:
+            raise UserError(f"{self.path}: expected images in this LMDB, it is empty")
+        return names
+
+    def read(self, name: str) -> bytes:
+        return _open_store(self.path).get(name) or b""
+
+
+@dataclass(frozen=True)
+class DrawnFaces(Originals):
+    """Toy faces, whose name is their index; ``path`` is not used."""
+
+    count: int
+    size: int
+
+    def names(self) -> list[str]:
+        return [str(index) for index in range(self.count)]
+
+    def image(self, name: str) -> Image.Image:
+        from datasets import toyfaces
+
+        return toyfaces.render(toyfaces.describe(int(name), seed=0), self.size)
+
+
+def open_originals(path: str) -> Originals:
+    """The originals at a path. Raises UserError for what is neither folder, zip nor LMDB."""
+    if os.path.isfile(path) and zipfile.is_zipfile(path):
+        return ZipOriginals(path)
+    if is_lmdb(path) and (os.path.isdir(path) or path.endswith((".lmdb", ".mdb"))):
+        return LmdbOriginals(path)
+    if os.path.isdir(path):
+        return FolderOriginals(path)
+    found = "this is another kind of file" if os.path.exists(path) else "there is nothing of that name"
+    raise UserError(f"source {path}: expected a folder of images, a zip or an LMDB, {found}")
+
+
+def _first_file(folder: str, name: str) -> bytes | None:
+    paths = (os.path.join(folder, below, name) for below in LABEL_FOLDERS)
+    found = next(filter(os.path.isfile, paths), None)
+    if found is None:
+        return None
+    with open(found, "rb") as file:
+        return file.read()
+
+
+@lru_cache(maxsize=2)
+def _open_zip(path: str, process: int) -> zipfile.ZipFile:
+    """One open archive per process: a file position shared through a fork would mix up what is read."""
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path}: expected a readable zip: {error}") from None
+
+
+@lru_cache(maxsize=1)
+def _open_store(path: str):
+    """Kept open between reads, where `open_store` alone keeps a store only as long as somebody holds it."""
+    return open_store(path)

@@ -1,0 +1,70 @@
+"""The table of LMDB data sets: everything in which they differ."""
+
+from dataclasses import dataclass
+
+from datasets.images import CropBox
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A text file of attributes beside the images, and the name that it gives to the image at an index."""
+
+    name: str
+    row: str  # printf format of the row's first word
+    first: int  # number in the name of index 0
+
+    def row_name(self, index: int) -> str:
+        return self.row % (self.first + index)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One LMDB data set: where it is looked for, how its keys are built, how it is cut and split."""
+
+    name: str
+    prepare: str  # arguments of `python -m datasets.prepare` that make it
+    keys: tuple[str, ...]  # printf formats, tried in order; none: any format that is there
+    folders: tuple[str, ...] = ()  # names looked for under the data root, in order
+    complete: int | None = None  # number of images in the published set
+    crop: CropBox | None = None
+    labels: LabelFile | None = None
+    partition: str | None = None  # file that says which split each image belongs to
+    splits: dict[str, tuple[int, int]] | None = None  # official ranges; None: train and test are both the whole set
+
+
+def _folders(name: str, *sizes: int) -> tuple[str, ...]:
+    return (name, f"{name}.lmdb", *(f"{name}{size}.lmdb" for size in sizes), *(f"{name}{size}" for size in sizes))
+
+
+SIZES = (256, 128, 64)  # that `prepare` writes for the sets whose keys begin with the size
+_KEYS_5 = tuple(f"{size}-%05d" for size in SIZES)
+_KEYS_7 = tuple(f"{size}-%07d" for size in SIZES)
+
+DATASETS = {
+    source.name: source
+    for source in (
+        Source("ffhq", "ffhq", _KEYS_5, _folders("ffhq", *SIZES), complete=70_000),
+        Source(
+            "celebahq",
+            "celebahq",
+            ("128-%05d", "256-%05d", "64-%05d"),
+            _folders("celebahq", *SIZES),
+            complete=30_000,
+            labels=LabelFile("CelebAMask-HQ-attribute-anno.txt", "%d.jpg", 0),
+        ),
+        Source(
+            "celeba",
+            "celeba",
+            ("None-%07d",),
+            _folders("celeba"),
+            complete=202_599,
+            crop=CropBox(top=57, left=25, side=128, full_width=178, full_height=218),
+            labels=LabelFile("list_attr_celeba.txt", "%06d.jpg", 1),
+            partition="list_eval_partition.txt",
+            splits={"train": (0, 162_770), "valid": (162_770, 182_637), "test": (182_637, 202_599)},
+        ),
+        Source("horse", "lsun --category horse", _KEYS_7, _folders("horse", *SIZES), complete=2_000_340),
+        Source("bedroom", "lsun --category bedroom", _KEYS_7, _folders("bedroom", *SIZES), complete=3_033_042),
+    )
+}
+OWN_LMDB = Source("folder", "folder", keys=())  # an LMDB that `prepare folder` made, read as folder:PATH

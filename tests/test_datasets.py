@@ -1,0 +1,428 @@
+"""Data sets: what is read, from where, in which order, and what is said when it cannot be."""
+
+import logging
+import pickle
+import subprocess
+import sys
+from itertools import chain, islice
+
+import numpy as np
+import pytest
+import torch
+from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
+from PIL import Image
+from torch.utils.data import DataLoader
+
+import datasets
+from datasets import DATASETS, build, splits, toyfaces
+from datasets.images import BadImage, decode, to_rgb
+from datasets.loader import Order, ordered_batches, training_batches
+from dbae.errors import UserError
+
+CELEBA = "None-%07d"
+
+
+def pixels(dataset, i):
+    return dataset[i][0].permute(1, 2, 0).numpy()
+
+
+def flat(lists):
+    return list(chain.from_iterable(lists))
+
+
+def raises(message):
+    return pytest.raises(UserError, match=message)
+
+
+# -- LMDB ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [True, False])
+@pytest.mark.parametrize("subdir", [True, False])
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_row_of_the_table(tmp_path, name, subdir, length):
+    source = DATASETS[name]
+    width, height = (178, 218) if source.crop else (24, 24)
+    folder = tmp_path / (name if subdir else f"{name}.lmdb")
+    image_lmdb(folder, source.keys[0], 10, width, height, length, subdir)
+    dataset = build(name, "train", 16, data_root=str(tmp_path))
+    image, position = dataset[3]
+    assert (image.dtype, image.shape, position) == (torch.uint8, (3, 16, 16), 3)
+    assert dataset.name_of(3) == source.keys[0] % 3
+    assert len(dataset) == (8 if name == "celeba" else 10)
+    if not source.crop:
+        expected = np.asarray(picture(3).resize((16, 16), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(pixels(dataset, 3), expected)
+
+
+@pytest.mark.parametrize("size", [128, 256])
+def test_celebahq_keys_are_found_out(tmp_path, size):
+    image_lmdb(tmp_path / f"celebahq{size}.lmdb", f"{size}-%05d", 3)
+    assert build("celebahq", "test", 8, data_root=str(tmp_path)).name_of(2) == f"{size}-00002"
+
+
+def test_length_without_its_key_is_right_over_gaps_and_among_other_keys(tmp_path):
+    picked = {CELEBA % i: encoded(picture(i, 178, 218)) for i in (1, 2, 7)}
+    path = write_lmdb(tmp_path / "celeba", {**picked, "zzz": b"", "Mone-0000099": b""})
+    assert build("celeba", "train", 8, data_dir=path).length == 8
+
+
+def test_crop_at_full_size_is_crop_then_resize(tmp_path):
+    path = image_lmdb(tmp_path / "celeba", CELEBA, 10, 178, 218)
+    for size in (64, 128):
+        expected = picture(2, 178, 218).crop((25, 57, 153, 185)).resize((size, size), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(pixels(build("celeba", "train", size, data_dir=path), 2), np.asarray(expected))
+
+
+def test_crop_scales_with_the_stored_size(tmp_path):
+    y, x = np.mgrid[0:109, 0:89]
+    ramp = Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
+    path = write_lmdb(tmp_path / "celeba", {CELEBA % i: encoded(ramp) for i in range(10)})
+    image = pixels(build("celeba", "train", 64, data_dir=path), 0).astype(float)
+    # Box 12.5..76.5 by 28.5..92.5: output pixel 0 is centred at source coordinate 13.0, between pixels 12 and 13.
+    np.testing.assert_allclose(image[32, :, 0], 12.5 + np.arange(64), atol=0.51)
+    np.testing.assert_allclose(image[:, 32, 1], 28.5 + np.arange(64), atol=0.51)
+
+
+def test_crop_refuses_images_that_were_cropped_before(tmp_path):
+    path = image_lmdb(tmp_path / "celeba", CELEBA, 10, 64, 64)
+    with raises("None-0000001: it is 64x64, expected the uncropped 178x218"):
+        build("celeba", "train", 64, data_dir=path)[1]
+
+
+def test_messages_name_what_is_missing(tmp_path):
+    with raises(r"celeba, .*celeba\.lmdb: make one with `python -m datasets.prepare celeba "):
+        build("celeba", "train", 64, data_root=str(tmp_path))
+    with raises("no LMDB of horse at /nowhere.*lsun --category horse"):
+        build("horse", "train", 64, data_dir="/nowhere")
+    with raises("expected ffhq, .* got 'faces'"):
+        build("faces", "train", 64)
+    path = image_lmdb(tmp_path / "ffhq", "256-%05d", 3)
+    with raises("expected keys like None-0000000, found 256-00000"):
+        build("celeba", "train", 64, data_dir=path)
+    broken = tmp_path / "broken.lmdb"
+    broken.write_bytes(b"no LMDB at all")
+    with raises("broken.lmdb: expected an LMDB"):
+        build("ffhq", "train", 64, data_dir=str(broken))
+
+
+def test_messages_name_key_and_file(tmp_path):
+    entries = {f"256-{i:05d}": encoded(picture(i, 64, 64), "JPEG") for i in (0, 1, 3)}
+    entries["256-00001"] = entries["256-00001"][:-100]
+    dataset = build("ffhq", "train", 16, data_dir=write_lmdb(tmp_path / "ffhq", entries))
+    with raises("ffhq has a bad image 256-00001: .*truncated"):
+        dataset[1]
+    with raises("ffhq has no image 256-00002: expected 256-00000 to 256-00003 without gaps"):
+        dataset[2]
+
+
+def test_a_truncated_lmdb_is_said_and_does_not_crash(tmp_path):
+    path = tmp_path / "ffhq.lmdb"
+    write_lmdb(path, {f"256-{i:05d}": bytes(100_000) for i in range(30)}, subdir=False)
+    path.write_bytes(path.read_bytes()[:1_000_000])
+    with raises("ffhq.lmdb is truncated: .* copy or download it again"):
+        build("ffhq", "train", 8, data_root=str(tmp_path))
+
+
+def test_worker_errors_are_one_line(tmp_path):
+    dataset = build("ffhq", "train", 16, data_dir=write_lmdb(tmp_path / "ffhq", {"256-00001": b"x"}))
+    with raises("no image 256-00000") as caught:
+        list(ordered_batches(dataset, 1, num_workers=1))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_can_be_open_twice_in_one_process(tmp_path):
+    path = image_lmdb(tmp_path / "celeba", CELEBA, 10, 178, 218)
+    train, test = (build("celeba", split, 8, data_dir=path) for split in ("train", "test"))
+    assert train[0][0].shape == test[0][0].shape
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_by_fork_and_spawn(tmp_path, method):
+    dataset = build("ffhq", "train", 8, data_dir=image_lmdb(tmp_path / "ffhq", "256-%05d", 6))
+    expected = torch.stack([dataset[i][0] for i in range(6)])  # opens the LMDB here, before the workers start
+    loader = DataLoader(dataset, batch_size=3, num_workers=2, multiprocessing_context=method)
+    assert torch.equal(torch.cat([images for images, _ in loader]), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[5][0], expected[5])
+
+
+# -- splits ----------------------------------------------------------------------------------------------------------
+
+
+def test_celeba_split_by_share_is_said(tmp_path, caplog):
+    path = image_lmdb(tmp_path / "celeba", CELEBA, 20, 178, 218)
+    with caplog.at_level(logging.WARNING):
+        parts = {split: build("celeba", split, 8, data_dir=path).indices for split in splits.SPLITS}
+    assert parts == {"train": range(16), "valid": range(16, 18), "test": range(18, 20)}
+    assert [record.message.count("80 % train") for record in caplog.records] == [1]
+
+
+def test_celeba_split_by_partition_file(tmp_path):
+    path = image_lmdb(tmp_path / "celeba", CELEBA, 4, 178, 218)
+    partition = tmp_path / "celeba" / "list_eval_partition.txt"
+    partition.write_text("000001.jpg 0\n000002.jpg 2\n000003.jpg 0\n000004.jpg 2\n000005.jpg 1\n")
+    assert list(build("celeba", "train", 8, data_dir=path).indices) == [0, 2]
+    dataset = build("celeba", "test", 8, data_dir=path)
+    assert (list(dataset.indices), dataset[1][1], dataset.name_of(1)) == ([1, 3], 1, "None-0000003")
+    with raises("puts none of the 4 images in valid"):
+        build("celeba", "valid", 8, data_dir=path)
+    partition.write_text("000001.jpg 0\n000002.jpg train\n")
+    with raises("line 2"):
+        build("celeba", "train", 8, data_dir=path)
+
+
+def test_celeba_official_ranges_where_complete(tmp_path):
+    path = write_lmdb(tmp_path / "celeba", {CELEBA % 0: b"", "length": b"202599"})
+    lengths = [len(build("celeba", split, 8, data_dir=path)) for split in splits.SPLITS]
+    assert lengths == [162_770, 19_867, 19_962]
+    assert build("celeba", "test", 8, data_dir=path).name_of(0) == "None-0182637"
+
+
+def test_other_sets_are_whole_and_can_be_cut(tmp_path):
+    path = image_lmdb(tmp_path / "ffhq", "256-%05d", 6)
+    assert len(build("ffhq", "train", 8, data_dir=path)) == len(build("ffhq", "test", 8, data_dir=path)) == 6
+    part = build("ffhq", "train", 8, data_dir=path, split_range="2:5")
+    assert [part.name_of(i) for i in range(len(part))] == ["256-00002", "256-00003", "256-00004"]
+    assert len(build("ffhq", "train", 8, data_dir=path, split_range="4:")) == 2
+    with raises("expected train or test, got 'valid'"):
+        build("ffhq", "valid", 8, data_dir=path)
+    for wrong in ("5:2", "0:7", "3", "a:b", "-1:2", "3:3", ""):
+        with raises("split range: expected A:B with 0 <= A < B <= 6"):
+            build("ffhq", "train", 8, data_dir=path, split_range=wrong)
+
+
+# -- labels ----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_of_celeba_go_by_number(tmp_path):
+    path = image_lmdb(tmp_path / "celeba", CELEBA, 10, 178, 218)
+    dataset = build("celeba", "train", 8, data_dir=path, split_range="2:4")
+    assert not dataset.has_labels
+    with raises("no labels: expected .*list_attr_celeba.txt"):
+        dataset.labels  # noqa: B018
+    rows = "".join(f"{i:06d}.jpg  {i} -1\n" for i in range(1, 11))
+    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text(f"10\nBald  Young\n{rows}")
+    assert (dataset.has_labels, dataset.label_names) == (True, ("Bald", "Young"))
+    assert dataset.labels.tolist() == [[3, -1], [4, -1]]
+    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("1\nBald  Young\n000001.jpg 1\n")
+    with raises("expected 2 labels on line 3, got 1"):
+        build("celeba", "train", 8, data_dir=path).labels  # noqa: B018
+
+
+def test_labels_of_celebahq_start_at_zero(tmp_path):
+    path = image_lmdb(tmp_path / "celebahq", "128-%05d", 2)
+    (tmp_path / "celebahq" / "CelebAMask-HQ-attribute-anno.txt").write_text("2\nBald \n0.jpg 1\n1.jpg -1\n")
+    assert build("celebahq", "train", 8, data_dir=path).labels.tolist() == [[1], [-1]]
+
+
+# -- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_folder_finds_sorts_and_cuts(tmp_path):
+    root = image_folder(tmp_path / "own", ["10.png", "2.PNG", "sub/a.jpeg", "b.webp", "._b.png"], 40, 20)
+    (tmp_path / "own" / "notes.txt").write_text("no image")
+    dataset = build(f"folder:{root}", "train", 10)
+    assert [dataset.name_of(i) for i in range(4)] == ["2.PNG", "10.png", "b.webp", "sub/a.jpeg"]
+    expected = picture(1, 40, 20).crop((10, 0, 30, 20)).resize((10, 10), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(pixels(dataset, 0), np.asarray(expected))
+    assert not dataset.has_labels
+    with raises("no labels: expected .*labels.csv"):
+        dataset.labels  # noqa: B018
+
+
+def test_folder_turns_images_upright(tmp_path):
+    image = picture(0, 32, 32)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    image.save(tmp_path / "a.png", exif=exif)
+    expected = np.asarray(image.transpose(Image.Transpose.ROTATE_270))
+    np.testing.assert_array_equal(pixels(build(f"folder:{tmp_path}", "test", 32), 0), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_every_colour_mode_becomes_rgb(mode):
+    grey = Image.new("L", (4, 4), 255)
+    deep = Image.fromarray(np.full((4, 4), 200 * 256, np.uint16))
+    image = {"I;16": deep, "I": deep.convert("I")}.get(mode) or grey.convert("RGB" if mode == "CMYK" else "L")
+    rgb = to_rgb(image if mode.startswith("I") else image.convert(mode))
+    assert (rgb.mode, rgb.getpixel((0, 0))) == ("RGB", (200,) * 3 if mode.startswith("I") else (255,) * 3)
+
+
+def test_transparency_becomes_white():
+    assert to_rgb(Image.new("RGBA", (2, 2), (9, 9, 9, 0))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_pixel_bombs_are_bad_images(monkeypatch):
+    data = encoded(picture(0, 30, 30))
+    for limit in (800, 400):  # PIL warns above the limit, and raises above twice the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(BadImage, match="900 pixels"):
+            decode(data)
+
+
+def test_folder_messages(tmp_path):
+    with raises("there is nothing of that name"):
+        build(f"folder:{tmp_path / 'none'}", "train", 8)
+    with raises("there are none in this folder"):
+        build(f"folder:{tmp_path}", "train", 8)
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with raises("this is a file"):
+        build(f"folder:{tmp_path / 'a.png'}", "train", 8)
+    with raises("a.png is a bad image: no image format"):
+        build(f"folder:{tmp_path}", "train", 8)[0]
+    with raises("image size: expected a positive number, got 0"):
+        build(f"folder:{tmp_path}", "train", 0)
+
+
+def test_folder_labels(tmp_path):
+    root = image_folder(tmp_path, ["a.png", "b.png", "sub/c.png"])
+    table = "\ufefffile,tall, age\r\nsub/c.png,1,3.5\r\nb.png,0,-2\r\na.png,1,1e1\r\n\r\nother.png,0,0\r\n"
+    (tmp_path / "labels.csv").write_text(table, encoding="utf-8", newline="")
+    dataset = build(f"folder:{root}", "test", 8)
+    assert (dataset.has_labels, dataset.label_names) == (True, ("tall", "age"))
+    assert dataset.labels.dtype == torch.float32
+    assert dataset.labels.tolist() == [[1, 10], [0, -2], [1, 3.5]]
+    assert build(f"folder:{root}", "test", 8, split_range="1:2").labels.tolist() == [[0, -2]]
+    other = tmp_path / "other.csv"
+    other.write_text("file,x\na.png,1\nb.png,2\nsub/c.png,3\n")
+    assert build(f"folder:{root}", "train", 8, labels=str(other)).label_names == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("", "expected a header line"),
+        ("file\na.png\n", "expected a header line"),
+        ("file;x\na.png;1\n", "expected a header line"),
+        ("a.png,1\nb.png,2\n", "expected a header line"),
+        ("file,x\na.png,1\n", "there is none for 'b.png'"),
+        ("file,x\na.png,1\nb.png,yes\n", "line 3, column 'x', got 'yes'"),
+        ("file,x\na.png,nan\nb.png,1\n", "line 2, column 'x', got 'nan'"),
+        ("file,x,y\na.png,1,2\nb.png,1\n", "expected 2 labels on line 3, got 1"),
+        ("file,x\na.png,1\na.png,1\n", "expected one row for 'a.png', line 3"),
+        ("file,x,x\na.png,1,1\n", "expected different label names"),
+    ],
+)
+def test_wrong_tables(tmp_path, table, message):
+    root = image_folder(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "labels.csv").write_text(table)
+    with raises(message):
+        build(f"folder:{root}", "train", 8)
+
+
+def test_labels_option_only_for_folders(tmp_path):
+    with raises("labels: expected only with folder:PATH"):
+        build("toyfaces", "train", 8, labels="x.csv")
+    with raises("x.csv: expected a readable text file"):
+        build(f"folder:{image_folder(tmp_path, ['a.png'])}", "train", 8, labels="x.csv")
+
+
+# -- toy faces -------------------------------------------------------------------------------------------------------
+
+
+def test_toyfaces_are_drawn(tmp_path):
+    dataset = build("toyfaces", "valid", 32, data_root=str(tmp_path))
+    assert (len(dataset), dataset.name_of(12)) == (1000, "toyfaces-010012")
+    expected = np.asarray(toyfaces.render(toyfaces.describe(10_012, seed=0), 32))
+    np.testing.assert_array_equal(pixels(dataset, 12), expected)
+    few = build("toyfaces", "test", 32, data_root=str(tmp_path), split_range="0:5")
+    assert few.labels.shape == (5, 40) and few.label_names == toyfaces.ATTRIBUTES
+    assert few.targets.shape == (5, len(few.target_names)) and few.targets.dtype == torch.float32
+    with raises("train or valid or test"):
+        build("toyfaces", "all", 32)
+
+
+def test_toyfaces_read_a_store_of_the_same_size_only(tmp_path):
+    image_lmdb(tmp_path / "toyfaces", "toy-%06d", 2, 32, 32)
+    dataset = build("toyfaces", "train", 32, data_root=str(tmp_path))
+    np.testing.assert_array_equal(pixels(dataset, 1), np.asarray(picture(1, 32, 32)))
+    drawn = build("toyfaces", "train", 32, data_root=str(tmp_path / "none"))
+    assert torch.equal(dataset[2][0], drawn[2][0])  # beyond the store
+    assert not torch.equal(build("toyfaces", "train", 16, data_root=str(tmp_path))[1][0][:, :2, :2], dataset[1][0])
+    with raises("no LMDB of toyfaces at"):
+        build("toyfaces", "train", 32, data_dir=str(tmp_path / "none"))
+
+
+# -- order -----------------------------------------------------------------------------------------------------------
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Images that hold nothing but their position."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        return torch.full((3, 1, 1), i, dtype=torch.uint8), i
+
+
+def stream(count, n=10, microbatch=0, **options):
+    """The positions in the first ``count`` micro-batches."""
+    batches = training_batches(Numbers(n), microbatch=microbatch, seed=3, **options)
+    return [batch[:, 0, 0, 0].tolist() for batch in islice(batches, count)]
+
+
+def test_every_epoch_is_a_new_permutation():
+    order = Order(10, seed=3)
+    epochs = [order.indices(10 * k, 10 * k + 10) for k in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert order.indices(7, 27) == flat(epochs)[7:27]
+    assert order.indices(0, 10) == epochs[0] != Order(10, seed=4).indices(0, 10)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_share_the_batch_of_one_process(world):
+    expected = Order(10, seed=3).indices(0, 5 * 8)
+    ranks = [stream(5, batch_size=8, rank=rank, world=world) for rank in range(world)]
+    assert [i for step in zip(*ranks, strict=True) for share in step for i in share] == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_microbatches_cut_a_share_in_order(workers):
+    whole = stream(3, batch_size=8)
+    pieces = stream(9, batch_size=8, microbatch=3, num_workers=workers)
+    assert [len(piece) for piece in pieces] == [3, 3, 2] * 3
+    assert flat(pieces) == flat(whole)
+    assert stream(3, batch_size=8, microbatch=100) == stream(3, batch_size=8, microbatch=-1) == whole
+
+
+def test_start_continues_an_interrupted_run():
+    assert stream(3, batch_size=8, start=16, world=2, rank=1) == stream(5, batch_size=8, world=2, rank=1)[2:]
+    assert flat(stream(4, batch_size=4, start=6)) == Order(10, seed=3).indices(6, 22)
+
+
+def test_uneven_shares_are_refused():
+    with raises("batch size: expected a positive multiple of the 3 processes, got 8"):
+        training_batches(Numbers(10), 8, 0, 0, world=3)
+
+
+def test_loading_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    stream(1, batch_size=2)
+    list(ordered_batches(Numbers(3), 2))
+    assert torch.rand(1) == expected
+
+
+@pytest.mark.parametrize("limit", [None, 1, 7, 100])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ordered_batches_lose_and_repeat_nothing(world, limit):
+    seen = []
+    for rank in range(world):
+        batches = list(ordered_batches(Numbers(11), 2, rank, world, limit))
+        assert all(len(images) == len(positions) == 2 for images, positions in batches[:-1])
+        assert all(torch.equal(images[:, 0, 0, 0].long(), positions) for images, positions in batches)
+        mine = [i for _, positions in batches for i in positions.tolist()]
+        assert mine == list(range(rank, min(11, limit or 11), world))
+        seen += mine
+    assert sorted(seen) == list(range(min(11, limit or 11)))
+
+
+def test_import_is_quick():
+    code = "import datasets, datasets.prepare, sys; sys.exit(int('torch' in sys.modules or 'lmdb' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=datasets.__path__[0] + "/..").returncode == 0

@@ -1,0 +1,353 @@
+"""Preparing LMDBs from originals: each sub-command, bad images, interruption, and inspection."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import lmdb
+import numpy as np
+import pytest
+from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
+from PIL import Image
+
+from datasets import build, lmdb_writer, prepare
+from datasets.folder_names import natural_order
+from datasets.images import cover
+
+ROOT = os.path.dirname(os.path.dirname(__file__))
+NUMBERED = [f"{i:06d}.jpg" for i in range(1, 11)]
+
+
+def run(*words, workers=1):
+    """Exit status of a prepare command in this process."""
+    return prepare.main([*map(str, words), "--workers", str(workers)])
+
+
+def entries(path):
+    with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as transaction:
+        return {key.decode(): bytes(value) for key, value in transaction.cursor()}
+
+
+def keys(path):
+    return [key for key in entries(path) if "-" in key and not key.startswith("dbae")]
+
+
+def zipped(path, folder, prefix=""):
+    with zipfile.ZipFile(path, "w") as archive:
+        for base, _, names in os.walk(folder):
+            for name in names:
+                full = os.path.join(base, name)
+                archive.write(full, prefix + os.path.relpath(full, folder))
+    return path
+
+
+@pytest.fixture
+def celeba(tmp_path):
+    """A folder like the publisher's, with its text files beside the images."""
+    image_folder(tmp_path / "originals/img_align_celeba", NUMBERED, 178, 218)
+    rows = "".join(f"{name} 1\n" for name in NUMBERED)
+    (tmp_path / "originals/list_attr_celeba.txt").write_text(f"10\nMale\n{rows}")
+    (tmp_path / "originals/list_eval_partition.txt").write_text("".join(f"{name} 2\n" for name in NUMBERED))
+    return tmp_path / "originals"
+
+
+# -- sub-commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["folder", "subfolder", "zip"])
+def test_celeba_keeps_the_original_bytes(tmp_path, celeba, kind):
+    source = {
+        "folder": lambda: celeba,
+        "subfolder": lambda: celeba / "img_align_celeba",
+        "zip": lambda: zipped(tmp_path / "celeba.zip", celeba),
+    }[kind]()
+    out = tmp_path / "data" / "celeba"
+    assert run("celeba", "--source", source, "--out", out) == 0
+    stored = entries(out)
+    assert stored["length"] == b"10"
+    for index, name in enumerate(NUMBERED):
+        assert stored[f"None-{index:07d}"] == (celeba / "img_align_celeba" / name).read_bytes()
+    dataset = build("celeba", "test", 64, data_root=str(tmp_path / "data"))
+    assert (len(dataset), dataset.label_names) == (10, ("Male",))
+
+
+def test_celeba_label_files_by_option_and_unfit_names(tmp_path, celeba, capsys):
+    attributes = tmp_path / "elsewhere.txt"
+    attributes.write_text("mine")
+    arguments = ("celeba", "--source", celeba, "--out", tmp_path / "out", "--attributes")
+    assert run(*arguments, tmp_path / "none.txt") == 2
+    assert "expected a readable file at" in capsys.readouterr().err
+    assert run(*arguments, attributes) == 0
+    assert (tmp_path / "out/list_attr_celeba.txt").read_text() == "mine"
+    (celeba / "img_align_celeba/000004.jpg").unlink()
+    assert run("celeba", "--source", celeba, "--out", tmp_path / "other") == 2
+    assert "found img_align_celeba/000005.jpg in place of 4" in capsys.readouterr().err
+
+
+def test_celebahq_takes_images_and_not_masks(tmp_path):
+    folder = tmp_path / "CelebAMask-HQ"
+    image_folder(folder / "CelebA-HQ-img", [f"{i}.jpg" for i in range(12)], 40, 40)
+    image_folder(folder / "CelebAMask-HQ-mask-anno/0", ["00000_hair.png"], 40, 40)
+    (folder / "CelebAMask-HQ-attribute-anno.txt").write_text(
+        "12\nMale\n" + "".join(f"{i}.jpg {i}\n" for i in range(12))
+    )
+    archive = zipped(tmp_path / "CelebAMask-HQ.zip", folder, "CelebAMask-HQ/")
+    out = tmp_path / "celebahq"
+    assert run("celebahq", "--source", archive, "--size", 128, "--out", out, "--format", "png") == 0
+    assert keys(out) == [f"128-{i:05d}" for i in range(12)]
+    dataset = build("celebahq", "train", 128, data_root=str(tmp_path))
+    assert dataset.labels[:, 0].tolist() == list(range(12))
+    original = Image.open(folder / "CelebA-HQ-img/10.jpg")
+    np.testing.assert_array_equal(dataset[10][0].permute(1, 2, 0), np.asarray(cover(original, 128)))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ffhq_is_resized(tmp_path, workers):
+    source = image_folder(tmp_path / "images1024x1024", [f"00000/{i:05d}.png" for i in range(5)], 300, 300)
+    assert run("ffhq", "--source", source, "--out", tmp_path / "ffhq", workers=workers) == 0
+    assert keys(tmp_path / "ffhq") == [f"256-{i:05d}" for i in range(5)]
+    image, _ = build("ffhq", "train", 256, data_root=str(tmp_path))[3]
+    expected = np.asarray(cover(picture(3, 300, 300), 256)).astype(int)
+    assert abs(image.permute(1, 2, 0).numpy() - expected).mean() < 2  # webp, quality 100
+
+
+def test_cover_keeps_the_middle():
+    image = cover(Image.fromarray(np.tile(np.arange(90, dtype=np.uint8)[:, None, None], (1, 60, 3))), 30)
+    assert image.size == (30, 30)
+    assert abs(image.getpixel((0, 0))[0] - 15) <= 2 and abs(image.getpixel((0, 29))[0] - 74) <= 2
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "folder"])
+def test_lsun_from_its_lmdb_or_folder(tmp_path, kind):
+    source = tmp_path / "bedroom_train_lmdb"
+    if kind == "lmdb":
+        write_lmdb(source, {f"{i * 7919:040x}": encoded(picture(i, 80, 60), "WEBP") for i in range(4)})
+    else:
+        image_folder(source, [f"a/b/{i:x}.webp" for i in range(4)], 80, 60)
+    arguments = ("--category", "bedroom", "--size", 64, "--out", tmp_path / "bedroom")
+    assert run("lsun", "--source", source, *arguments) == 0
+    assert keys(tmp_path / "bedroom") == [f"64-{i:07d}" for i in range(4)]
+    assert build("bedroom", "train", 64, data_root=str(tmp_path))[3][0].shape == (3, 64, 64)
+
+
+def test_folder_with_labels_is_read_as_a_folder(tmp_path):
+    source = image_folder(tmp_path / "mine", ["2.jpg", "10.jpg", "x/1.png"], 50, 40)
+    table = tmp_path / "mine/labels.csv"
+    table.write_text("file,age\nx/1.png,3\n10.jpg,2\n")
+    arguments = ("folder", "--source", source, "--size", 32, "--out", tmp_path / "out")
+    assert run(*arguments) == 2  # 2.jpg has no row
+    table.write_text("file,age\nx/1.png,3\n10.jpg,2\n2.jpg,1.5\n")
+    (tmp_path / "mine/10.jpg").write_bytes(b"bad")
+    assert run(*arguments) == 0
+    dataset = build(f"folder:{tmp_path / 'out'}", "train", 32)
+    assert [dataset.name_of(i) for i in range(2)] == ["32-00000", "32-00001"]
+    assert dataset.labels.tolist() == [[1.5], [3]]
+
+
+def test_toyfaces_are_stored_as_drawn(tmp_path):
+    drawn = build("toyfaces", "train", 32, data_root=str(tmp_path), split_range="0:3")
+    assert run("toyfaces", "--count", 3, "--size", 32, "--out", tmp_path / "toyfaces") == 0
+    stored = build("toyfaces", "train", 32, data_root=str(tmp_path), split_range="0:3")
+    assert stored.store is not None
+    assert all((stored[i][0] == drawn[i][0]).all() for i in range(3))
+
+
+def test_natural_order_puts_2_before_10():
+    assert sorted(["10.jpg", "a2", "2.jpg", "a10", "02.jpg"], key=natural_order) == [
+        *("02.jpg", "2.jpg", "10.jpg", "a2", "a10")
+    ]
+
+
+# -- bad images ------------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_celeba_image_leaves_a_gap(tmp_path, celeba, capsys):
+    (celeba / "img_align_celeba/000003.jpg").write_bytes(b"not an image")
+    assert run("celeba", "--source", celeba, "--out", tmp_path / "celeba") == 0
+    printed = capsys.readouterr()
+    assert "skipped img_align_celeba/000003.jpg: no image format" in printed.err
+    assert "9 images, 1 bad ones skipped" in printed.out
+    assert "None-0000002" not in keys(tmp_path / "celeba") and "None-0000009" in keys(tmp_path / "celeba")
+    assert prepare.main(["inspect", str(tmp_path / "celeba")]) == 1
+    assert "1 of 10 images are missing: None-0000002" in capsys.readouterr().out
+
+
+def test_a_bad_image_elsewhere_leaves_none(tmp_path, capsys, monkeypatch):
+    source = image_folder(tmp_path / "mine", [f"{i}.png" for i in range(4)])
+    (tmp_path / "mine/1.png").write_bytes(encoded(picture(1))[:-30])
+    picture(2, 400, 400).save(tmp_path / "mine/2.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    archive = zipped(tmp_path / "mine.zip", source)
+    assert run("folder", "--source", archive, "--size", 24, "--format", "png", "--out", tmp_path / "out") == 0
+    error = capsys.readouterr().err
+    assert "skipped 1.png" in error and "skipped 2.png: Image size (160000 pixels) exceeds" in error
+    assert keys(tmp_path / "out") == ["24-00000", "24-00001"]
+    image, _ = build(f"folder:{tmp_path / 'out'}", "train", 24)[1]
+    np.testing.assert_array_equal(image.permute(1, 2, 0), np.asarray(picture(3)))
+    assert prepare.main(["inspect", str(tmp_path / "out")]) == 0
+    assert "skipped  2 bad originals when it was prepared: 1.png, 2.png" in capsys.readouterr().out
+
+
+def test_nothing_but_bad_images_is_an_error(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.png").write_bytes(b"bad")
+    assert run("folder", "--source", tmp_path / "mine", "--out", tmp_path / "out") == 2
+    assert "expected images, all 1 are bad" in capsys.readouterr().err
+
+
+# -- interruption ----------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_command_continues(tmp_path, monkeypatch, capsys):
+    source = image_folder(tmp_path / "mine", [f"{i}.png" for i in range(20)])
+    (tmp_path / "mine/2.png").write_bytes(b"bad")
+    arguments = ("folder", "--source", source, "--size", 24, "--out")
+    assert run(*arguments, tmp_path / "whole") == 0
+    monkeypatch.setattr(lmdb_writer, "CHUNK", 4)
+    convert, converted = lmdb_writer.Job.convert, []
+
+    def interrupted(job, name):
+        if len(converted) == 10:
+            raise KeyboardInterrupt
+        converted.append(name)
+        return convert(job, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lmdb_writer.Job, "convert", interrupted)
+        assert run(*arguments, tmp_path / "out") == 130
+    assert "length" not in entries(tmp_path / "out") and len(keys(tmp_path / "out")) == 7
+    capsys.readouterr()
+    assert prepare.main(["inspect", str(tmp_path / "out")]) == 1
+    assert "unfinished: 8 of 20 originals" in capsys.readouterr().out
+    assert run(*arguments, tmp_path / "out") == 0
+    assert entries(tmp_path / "out") == entries(tmp_path / "whole")
+    before = os.path.getmtime(tmp_path / "out/data.mdb")
+    assert run(*arguments, tmp_path / "out") == 0
+    assert "was finished before, nothing to do: 19 images" in capsys.readouterr().out
+    assert os.path.getmtime(tmp_path / "out/data.mdb") == before
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGINT], [signal.SIGINT] * 2])
+def test_a_stopped_command_continues_and_leaves_no_process(tmp_path, signals):
+    source = image_folder(tmp_path / "mine", ["0.png"], 300, 300)
+    for i in range(1, 800):
+        os.link(tmp_path / "mine/0.png", tmp_path / f"mine/{i}.png")
+    out = tmp_path / "out"
+    arguments = ["folder", "--source", source, "--size", "64", "--out", str(out), "--workers", "2"]
+    command = [sys.executable, "-m", "datasets.prepare", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    data = out / "data.mdb"
+    _wait_until(lambda: process.poll() is not None or (data.exists() and data.stat().st_size > 50_000 and keys(out)))
+    for number in signals:
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        time.sleep(0.01)
+    assert process.wait(20) == (130 if signals[0] == signal.SIGINT else -signal.SIGKILL)
+    assert 0 < len(keys(out)) < 800 and "length" not in entries(out)
+    _wait_until(lambda: not _group_lives(process.pid))
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert len(keys(out)) == 800 and entries(out)["length"] == b"800"
+
+
+def _wait_until(condition, seconds=30):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.02)
+
+
+def _group_lives(group):
+    """Whether a process of the group runs (an orphan waiting to be reaped does not)."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                state, _, found = file.read().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(found) == group and state != "Z":
+            return True
+    return False
+
+
+def test_other_settings_or_other_files_are_refused(tmp_path, capsys):
+    source = image_folder(tmp_path / "mine", ["a.png", "b.png"])
+    assert run("folder", "--source", source, "--size", 24, "--out", tmp_path / "out") == 0
+    assert run("folder", "--source", source, "--size", 32, "--out", tmp_path / "out") == 2
+    assert "was begun with keys 24-%05d, now 32-%05d" in capsys.readouterr().err
+    picture(3).save(tmp_path / "mine/c.png")
+    assert run("folder", "--source", source, "--size", 24, "--out", tmp_path / "out") == 2
+    assert "was begun with images 2, now 3" in capsys.readouterr().err
+    assert run("folder", "--source", source, "--size", 24, "--limit", 2, "--out", tmp_path / "out") == 0
+    foreign = image_lmdb(tmp_path / "foreign", "256-%05d", 2)
+    assert run("folder", "--source", source, "--out", foreign) == 2
+    assert "that this command did not make" in capsys.readouterr().err
+    assert len(keys(foreign)) == 2
+
+
+def test_existing_files_are_kept(tmp_path, celeba):
+    out = tmp_path / "celeba"
+    out.mkdir()
+    (out / "list_attr_celeba.txt").write_text("mine")
+    assert run("celeba", "--source", celeba, "--out", out) == 0
+    assert (out / "list_attr_celeba.txt").read_text() == "mine"
+
+
+def test_the_file_is_no_larger_than_needed_and_the_map_grows(tmp_path, monkeypatch):
+    source = tmp_path / "mine"
+    source.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    for i, image in enumerate(noise):
+        Image.fromarray(image).save(source / f"{i}.png")
+    monkeypatch.setattr(lmdb_writer, "FIRST_MAP", 1 << 16)
+    assert run("folder", "--source", source, "--size", 64, "--format", "png", "--out", tmp_path / "out") == 0
+    payload = sum(map(len, entries(tmp_path / "out").values()))
+    assert payload > 400_000
+    assert os.path.getsize(tmp_path / "out/data.mdb") < 1.5 * payload + (1 << 16)
+
+
+# -- command line ----------------------------------------------------------------------------------------------------
+
+
+def test_inspect_reports_bad_records(tmp_path, capsys):
+    images = {f"256-{i:05d}": encoded(picture(i)) for i in range(4)}
+    path = write_lmdb(tmp_path / "lmdb", {**images, "256-00002": b"broken", "length": b"4", "128-00000": b""})
+    (tmp_path / "lmdb/labels.csv").write_text("key,x\n")
+    assert prepare.main(["inspect", path, "--full"]) == 1
+    printed = capsys.readouterr().out
+    for expected in (
+        *("4 of format 256-%05d", "1 of format 128-%05d", "256-00000 to 256-00003, with a length key"),
+        *("24x24, PNG", "1 bad images, the first is 256-00002 (no image format", "labels   labels.csv", "not ok"),
+    ):
+        assert expected in printed
+    assert prepare.main(["inspect", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["celeba"], "required: --source"),
+        (["celeba", "--source", "/nowhere"], "source /nowhere: expected a folder of images, a zip or an LMDB"),
+        (["lsun", "--source", "x", "--category", "cat"], "invalid choice: 'cat'"),
+        (["ffhq", "--source", "x", "--size", "100"], "invalid choice: 100"),
+        (["folder", "--source", "x", "--size", "big"], "expected a positive whole number, got 'big'"),
+        (["nothing"], "invalid choice: 'nothing'"),
+    ],
+)
+def test_wrong_usage_is_one_line(words, message, capsys):
+    try:
+        status = prepare.main(words)
+    except SystemExit as exit_:
+        status = exit_.code
+    error = capsys.readouterr().err
+    assert (status, error.count("\n")) == (2, 1)
+    assert error.startswith("error: ") and message in error
+
+
+@pytest.mark.parametrize("command", [*prepare.RECIPES, "inspect"])
+def test_every_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit):
+        prepare.main([command, "--help"])
+    assert f"example:\n  python -m datasets.prepare {command}" in capsys.readouterr().out

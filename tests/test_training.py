@@ -1,0 +1,191 @@
+"""Training: micro-batches, resume, averages, precision, and two processes against one."""
+
+import csv
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from conftest import ROOT
+
+from dbae.checkpoint import complete_sets
+from dbae.config import TrainConfig
+from dbae.ema import EMA
+from dbae.errors import UserError
+from dbae.model import DBAE
+from dbae.state import TrainState
+from dbae.training import autocast_dtype, train
+
+CPU = torch.device("cpu")
+SETTINGS = {
+    "total_steps": 4, "batch_size": 4, "microbatch": 2, "lr": 1e-2, "ema_rate": 0.9, "log_interval": 2,
+    "sample_interval": 2, "save_interval": 4, "save_interval_for_preemption": 1,
+}  # fmt: skip
+DATA = ((tiny.images(8, seed=1) + 1) * 127.5).to(torch.uint8)
+
+
+def stream(position: int, microbatch: int):
+    """Micro-batches of an endless repetition of DATA, from an image position on."""
+    while True:
+        yield DATA[[p % len(DATA) for p in range(position, position + microbatch)]]
+        position += microbatch
+
+
+def run(run_dir, previews=None, **changes) -> TrainState:
+    """Train the tiny model, resuming where ``run_dir`` says."""
+    config = TrainConfig(**{**SETTINGS, **changes})
+    torch.manual_seed(0)
+    state = TrainState.create(DBAE(tiny.config(stochastic=True)), config, CPU, half=False)
+    state.restore_newest(str(run_dir))
+    previews = [] if previews is None else previews
+    batches = stream(state.images, config.microbatch)
+    train(state, batches, config, str(run_dir), CPU, lambda model, step: previews.append(step))
+    return state
+
+
+def assert_same(one: dict, other: dict, tolerance=0.0):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if tolerance:
+            assert torch.allclose(value, other[name], atol=tolerance), name
+        else:
+            assert torch.equal(value, other[name]), name
+
+
+def test_run_writes_what_it_promises(tmp_path):
+    previews = []
+    state = run(tmp_path, previews)
+    assert (state.step, state.images) == (4, 16) and previews == [2, 4]
+    assert complete_sets(str(tmp_path), 0.9) == [(4, "")]
+    names = {path.name for path in tmp_path.iterdir() if path.suffix == ".pt"}
+    assert names == {"model_000004.pt", "ema_0.9_000004.pt", "opt_000004.pt"}
+    rows = list(csv.DictReader((tmp_path / "progress.csv").open()))
+    assert [(row["step"], row["images"]) for row in rows] == [("2", "8"), ("4", "16")]
+    assert all(float(row["loss"]) > 0 and float(row["images_per_second"]) > 0 for row in rows)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole = run(tmp_path / "whole", total_steps=6)
+    run(tmp_path / "parts", total_steps=3)
+    (tmp_path / "parts" / "opt_000003.pt").replace(tmp_path / "parts" / "elsewhere")  # the newest set is incomplete
+    resumed = run(tmp_path / "parts", total_steps=6)
+    assert resumed.images == whole.images == 24
+    assert_same(whole.model.state_dict(), resumed.model.state_dict())
+    assert_same(whole.ema.module.state_dict(), resumed.ema.module.state_dict())
+    rows = [list(csv.reader((tmp_path / part / "progress.csv").open())) for part in ("whole", "parts")]
+    assert [row[:3] for row in rows[0]] == [row[:3] for row in rows[1]]
+
+
+def test_preemption_sets_rotate_by_number(tmp_path):
+    run(tmp_path, total_steps=3, save_interval=100)
+    assert complete_sets(str(tmp_path), 0.9) == [(3, "")]
+    for name in ("freq_model_000002.pt", "freq_opt_000002.pt"):
+        assert not (tmp_path / name).exists()
+
+
+def test_weights_alone_start_a_run(tmp_path):
+    first = run(tmp_path / "first")
+    path = tmp_path / "model_000004.pt"
+    (tmp_path / "first" / "model_000004.pt").replace(path)
+    state = TrainState.create(DBAE(tiny.config(stochastic=True)), TrainConfig(**SETTINGS), CPU, half=False)
+    assert "weights alone" in state.restore_from(str(path))
+    assert state.step == 0
+    assert_same(first.model.state_dict(), state.model.state_dict())
+    assert_same(first.model.state_dict(), state.ema.module.state_dict())
+
+
+def gradients(microbatch):
+    """Gradients of one step over the same images, cut differently; fixed times and noise, no batch statistics."""
+    model = tiny.model()
+    noise, t = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.linspace(0.1, 0.9, 8)
+    x0 = tiny.images(8)
+    for start in range(0, 8, microbatch):
+        part = slice(start, start + microbatch)
+        (model.loss(x0[part], t[part], noise[part]).sum() / 8).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_micro_batches_average():
+    whole, parts = gradients(8), gradients(2)
+    for name, gradient in whole.items():
+        assert (gradient - parts[name]).norm() < 1e-4 * gradient.norm() + 1e-7, name
+
+
+def test_uneven_micro_batches_weigh_images_equally(tmp_path, monkeypatch):
+    """The loss of a step is the mean over its images, also where the last micro-batch is short."""
+    seen = []
+
+    class Counting(DBAE):
+        def forward(self, x0):
+            seen.append(len(x0))
+            return super().loss(x0) * 0 + torch.arange(len(x0))
+
+    config = TrainConfig(**{**SETTINGS, "total_steps": 1, "batch_size": 5, "microbatch": 3, "log_interval": 1})
+    state = TrainState.create(Counting(tiny.config()), config, CPU, half=False)
+    train(state, iter([DATA[:3], DATA[3:5]]), config, str(tmp_path), CPU, lambda model, step: None)
+    row = next(csv.DictReader((tmp_path / "progress.csv").open()))
+    assert seen == [3, 2] and float(row["loss"]) == pytest.approx((0 + 1 + 2 + 0 + 1) / 5)
+
+
+def test_average_follows_its_definition():
+    model = torch.nn.Linear(2, 1)
+    ema = EMA(model, 0.9)
+    expected = model.weight.detach().clone()
+    for step in range(1, 4):
+        model.weight.data += 1
+        ema.update(model, step)
+        expected = 0.9 * expected + 0.1 * model.weight.detach()
+    assert torch.allclose(ema.module.weight, expected)
+    warm = EMA(model, 0.9999, warmup=True)
+    before = warm.module.weight.clone()
+    model.weight.data += 1
+    warm.update(model, step=8)
+    assert torch.allclose(warm.module.weight, before + (1 - 9 / 18))
+
+
+def test_average_keeps_live_buffers(tmp_path):
+    state = run(tmp_path)
+    live, averaged = dict(state.model.named_buffers()), dict(state.ema.module.named_buffers())
+    assert_same(live, averaged)
+    assert not torch.equal(state.model.encoder.out[3].weight, state.ema.module.encoder.out[3].weight)
+
+
+def test_precision():
+    assert autocast_dtype("auto", CPU) is None and autocast_dtype("fp32", CPU) is None
+    assert autocast_dtype("bf16", CPU) == torch.bfloat16
+    with pytest.raises(UserError, match="precision: fp16 needs a GPU"):
+        autocast_dtype("fp16", CPU)
+
+
+def test_half_precision_stays_close():
+    model, x, t = tiny.model(), tiny.images(), torch.full((4,), 0.5)
+    noise = torch.randn_like(x)
+    full = model.loss(x, t, noise)
+    model.autocast_dtype = torch.bfloat16
+    half = model.loss(x, t, noise)
+    assert half.dtype == torch.float32 and torch.allclose(full, half, rtol=0.05) and not torch.equal(full, half)
+
+
+def launch(tmp_path, name, processes, *flags):
+    """Run the training script on toy faces and return the model's tensors."""
+    command = [
+        "--dataset=toyfaces", f"--workdir={tmp_path / name}", *tiny.FLAGS, "--total_steps=3", "--batch_size=8",
+        "--microbatch=4", "--num_workers=0", "--ema_rate=0.9", "--device=cpu", *flags,
+    ]  # fmt: skip
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "scripts.dbae_train"]
+    done = subprocess.run([*start, *command], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / name).glob("*/model_000003.pt")
+    return torch.load(path, weights_only=True)
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Same global batches, same noise per image, BatchNorm over the same four images at a time."""
+    one, two = launch(tmp_path, "one", 1), launch(tmp_path, "two", 2)
+    assert_same(
+        {name: tensor for name, tensor in one.items() if "running_" not in name and "num_batches" not in name},
+        {name: tensor for name, tensor in two.items() if "running_" not in name and "num_batches" not in name},
+        tolerance=1e-6,
+    )
