@@ -5,7 +5,7 @@
     python -m datasets.prepare ffhq     --source images1024x1024
     python -m datasets.prepare lsun     --source bedroom_train_lmdb --category bedroom
     python -m datasets.prepare folder   --source my_photos --size 128
-    python -m datasets.prepare toyfaces --size 64
+    python -m datasets.prepare toyfaces --size 32
     python -m datasets.prepare inspect  data/celeba
 
 An interrupted command goes on where it stopped when it is run again. Bad images are reported and left out: in celeba
@@ -84,9 +84,9 @@ RECIPES = {
     ),
     "toyfaces": Recipe(
         "The embedded drawn faces, drawn once and for all: faster than drawing them in training",
-        "--count 12000 --size 64",
+        "--count 12000 --size 32",
         key="toy-%06d",
-        size=64,
+        size=32,
         sizes=None,
         encodings=("png",),
     ),

@@ -44,6 +44,7 @@ DATASETS = {
     source.name: source
     for source in (
         Source("ffhq", "ffhq", _KEYS_5, _folders("ffhq", *SIZES), complete=70_000),
+        Source("ffhq256", "ffhq", ("256-%05d",), _folders("ffhq", 256), complete=70_000),
         Source(
             "celebahq",
             "celebahq",

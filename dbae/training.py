@@ -53,8 +53,8 @@ def train(
 ) -> None:
     """Train ``state`` until ``config.total_steps``, writing checkpoints and progress to ``run_dir``.
 
-    ``batches`` yields this process's micro-batches in order, uint8 [m, 3, H, W], from image ``state.images`` on;
-    ``preview(model, step)`` draws pictures with the averaged weights, on the first process.
+    ``batches`` yields this process's micro-batches in order, uint8 [m, 3, H, W] on the device, from image
+    ``state.images`` on; ``preview(model, step)`` draws pictures with the averaged weights, on the first process.
     """
     per_process = local_batch(config)
     sizes = [min(config.microbatch, per_process - start) for start in range(0, per_process, config.microbatch)]
@@ -71,7 +71,7 @@ def train(
         position = state.images + distributed.rank() * per_process
         step_loss = torch.zeros((), device=device)
         for i, size in enumerate(sizes):
-            x0 = to_float(next(batches).to(device, non_blocking=True))
+            x0 = to_float(next(batches))
             torch.manual_seed(seed_for(config.seed, position))  # flips, times, noise, codes and dropout
             position += size
             if config.flip:

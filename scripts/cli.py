@@ -59,9 +59,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        # A data worker's error arrives wrapped in its traceback; the last line is the message
-        line = str(error).strip().splitlines()[-1].removeprefix("dbae.errors.UserError: ")
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -152,7 +152,7 @@ def main() -> None:
     )
     batches = training_batches(
         data, config.batch_size, config.microbatch, config.seed, state.images, distributed.rank(),
-        distributed.world(), options.num_workers,
+        distributed.world(), options.num_workers, device,
     )  # fmt: skip
     images = torch.stack([data[i][0] for i in range(min(8, len(data)))]).to(device)
     train(state, batches, config, run_dir, device, preview_with(images, run_dir))

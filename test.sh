@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Lint and test on a CPU: bash test.sh [PYTEST-OPTION...]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source scripts/environment.sh
+environment requirements-dev.txt
+
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+if command -v shellcheck >/dev/null; then
+    shellcheck --external-sources ./*.sh scripts/*.sh
+fi
+"$PYTHON" -m pytest "$@"
