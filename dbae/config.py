@@ -137,8 +137,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_size": 32, "num_channels": 32, "channel_mult": (1, 1, 2), "encoder_mult": (1, 1, 2, 2),
         "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "head_channels": 32,
         "decoder_channels": 8, "latent_dim": 64, "dropout": 0.0,
-        "total_steps": 1_400, "batch_size": 32, "microbatch": 32, "lr": 1e-3, "ema_warmup": True,
-        "log_interval": 25, "sample_interval": 350, "save_interval": 700, "save_interval_for_preemption": 100,
+        "total_steps": 1_200, "batch_size": 32, "microbatch": 32, "lr": 3e-3, "ema_warmup": True,
+        "log_interval": 25, "sample_interval": 300, "save_interval": 600, "save_interval_for_preemption": 100,
     },
 }  # fmt: skip
 

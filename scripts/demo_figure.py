@@ -62,9 +62,10 @@ def draw(out: str, rows: dict[str, Any], curve: tuple[list[int], list[float]], l
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
-    figure = plt.figure(figsize=(12, 6.2), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    figure = plt.figure(figsize=(12, 7), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.7, 1))
     grid = top.subplots(len(rows), COLUMNS, squeeze=False)
     for axes, (label, images) in zip(grid, rows.items(), strict=True):
         for axis, image in zip(axes, images, strict=False):
@@ -75,7 +76,11 @@ def draw(out: str, rows: dict[str, Any], curve: tuple[list[int], list[float]], l
     left, right = bottom.subplots(1, 2, width_ratios=(2, 1))
     left.plot(*curve, color="tab:blue")
     left.set(xlabel="images seen", ylabel="training loss", yscale="log")
-    left.grid(alpha=0.3, which="both")
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.yaxis.set_major_formatter(ScalarFormatter())
+    left.yaxis.set_minor_formatter("")
+    left.xaxis.set_major_formatter("{x:,.0f}")
+    left.grid(alpha=0.3)
     left.spines[["top", "right"]].set_visible(False)
     right.axis("off")
     right.text(0, 0.95, "\n".join(lines), va="top", fontsize=11, linespacing=1.5)

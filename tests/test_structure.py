@@ -19,7 +19,7 @@ ALLOWED = {
     "dbae/ema.py": set(),
     "dbae/randomness.py": set(),
 }
-FILES = sorted(path for room in ("dbae", "datasets", "eval", "scripts") for path in (ROOT / room).glob("*.py"))
+FILES = sorted(path for room in ("dbae", "datasets", "eval", "scripts") for path in (ROOT / room).rglob("*.py"))
 
 
 def imported(path):
@@ -37,7 +37,7 @@ def imported(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_direction_of_imports(path):
-    room, names = path.parent.name, imported(path)
+    room, names = path.relative_to(ROOT).parts[0], imported(path)
     rooms = {name.split(".")[0] for name in names}
     assert (
         rooms
