@@ -4,9 +4,9 @@ Prints running and final MSE, SSIM, SSIM_official and LPIPS over all images and 
 """
 
 import torch
-from tqdm import tqdm
 
 from dbae.distributed import setup
+from dbae.progress import progress_bar
 from eval import samples
 from eval.metrics import METRICS, ReconstructionMetrics, describe
 from scripts.cli import Parser, run
@@ -27,12 +27,13 @@ def main() -> None:
 
     pairs = samples.pairs(options.sample_path)
     metrics = ReconstructionMetrics(options.metrics.split(","), setup(options.device), options.lpips_backbone)
-    bar = tqdm(pairs, unit="batch", desc="evaluate", dynamic_ncols=True)
-    for paths in bar:
+    bar = progress_bar(len(pairs), "batch", "evaluate")
+    for paths in pairs:
         metrics.update(*(torch.from_numpy(samples.read_part(path)) for path in paths))
-        bar.set_postfix_str(f"{metrics.images} images  {describe(metrics.means())}")
+        bar.update()
+        bar.set_postfix_str(f"{metrics.images} images  {describe(metrics.means())}", refresh=False)
     bar.close()
-    samples.update_report(options.sample_path, metrics=metrics.means(), images_evaluated=metrics.images)
+    samples.add_metrics(options.sample_path, metrics.means(), metrics.images)
     print(f"{describe(metrics.means())}  ({metrics.images} images)")
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from dbae.errors import UserError
 
 SCHEDULES = ("vp", "ve", "vp_simple", "ve_simple")
+SAMPLERS = ("euler", "heun")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 # Channel multipliers by image size. 64, 128 and 256 are the published ones; 32 is ours.
@@ -103,7 +104,7 @@ class TrainConfig:
 class SampleConfig:
     """How a bridge is sampled. Raises UserError where a value is out of range."""
 
-    sampler: str = option("euler", "ODE solver", ("euler", "heun"))
+    sampler: str = option("euler", "ODE solver", SAMPLERS)
     steps: int = option(100, "steps of the time grid")
     churn_step_ratio: float = option(0.0, "part of each step taken by the SDE, in [0, 1); 0 is the ODE")
     guidance: float = option(1.0, "factor of the bridge's h-term; 1 is the model")
@@ -114,8 +115,8 @@ class SampleConfig:
         require_positive("rho", self.rho)
         if not 0 <= self.churn_step_ratio < 1:
             raise UserError(f"churn_step_ratio: expected a number in [0, 1), got {self.churn_step_ratio}")
-        if self.sampler not in ("euler", "heun"):
-            raise UserError(f"sampler: expected euler or heun, got {self.sampler!r}")
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
 
 
 def require_positive(name: str, value: float) -> None:
@@ -137,8 +138,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_size": 32, "num_channels": 32, "channel_mult": (1, 1, 2), "encoder_mult": (1, 1, 2, 2),
         "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "head_channels": 32,
         "decoder_channels": 8, "latent_dim": 64, "dropout": 0.0,
-        "total_steps": 1_200, "batch_size": 32, "microbatch": 32, "lr": 3e-3, "ema_warmup": True,
-        "log_interval": 25, "sample_interval": 300, "save_interval": 600, "save_interval_for_preemption": 100,
+        "total_steps": 1_000, "batch_size": 32, "microbatch": 32, "lr": 3e-3, "ema_warmup": True,
+        "log_interval": 25, "sample_interval": 250, "save_interval": 500, "save_interval_for_preemption": 100,
     },
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -13,22 +14,24 @@ import blobfile as bf
 def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
     """Open ``path`` for writing; it appears under its name only when the block ends without an error.
 
-    Local files are written beside their final name, synchronised and renamed. A remote blob appears when it is closed.
+    Local files are written beside their final name, synchronised and renamed; remote ones are uploaded whole.
     """
     remote = "://" in path
-    beside = path if remote else f"{path}.{secrets.token_hex(4)}.tmp"
+    folder = tempfile.gettempdir() if remote else os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    beside = os.path.join(folder, f"{bf.basename(path)}.{secrets.token_hex(4)}.tmp")
     try:
-        with bf.BlobFile(beside, mode) as file:
+        with open(beside, mode) as file:
             yield file
-            if not remote:
-                file.flush()
-                os.fsync(file.fileno())
-        if not remote:
+            file.flush()
+            os.fsync(file.fileno())
+        if remote:
+            bf.copy(beside, path, overwrite=True)
+        else:
             os.replace(beside, path)
-    except BaseException:
-        if not remote and os.path.exists(beside):
+    finally:
+        if os.path.exists(beside):
             os.remove(beside)
-        raise
 
 
 def listdir(path: str) -> list[str]:

@@ -1,6 +1,7 @@
 """What a training run shows and writes while it goes: a progress bar, ``progress.csv`` and TensorBoard."""
 
 import csv
+import sys
 import time
 from importlib.util import find_spec
 from typing import Any
@@ -15,6 +16,12 @@ from dbae.files import atomic_write
 COLUMNS = ("step", "images", "loss", "images_per_second", "seconds")
 
 
+def progress_bar(total: int, unit: str, desc: str, initial: int = 0, enabled: bool = True) -> tqdm:
+    """A bar with rate and remaining time; where nobody watches a terminal, a line every ten seconds."""
+    pace = {"mininterval": 0.1 if sys.stderr.isatty() else 10, "dynamic_ncols": True}
+    return tqdm(total=total, unit=unit, desc=desc, initial=initial, disable=not enabled, **pace)
+
+
 class Progress:
     """Collects the losses of a run and reports their mean every ``interval`` steps.
 
@@ -25,7 +32,7 @@ class Progress:
         self.interval = interval
         self.path = bf.join(run_dir, "progress.csv")
         self.seconds = _continue_table(self.path, step)
-        self.bar = tqdm(total=total_steps, initial=step, unit="step", desc="train", dynamic_ncols=True)
+        self.bar = progress_bar(total_steps, "step", "train", initial=step)
         self.board = _tensorboard(run_dir)
         self._begin()
 
@@ -54,7 +61,7 @@ class Progress:
         self.seconds += elapsed
         with bf.BlobFile(self.path, "a", streaming=False) as file:
             csv.writer(file).writerow((step, images, f"{loss:.6g}", f"{rate:.1f}", f"{self.seconds:.1f}"))
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s")
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s", refresh=False)
         if self.board:
             self.board.add_scalar("loss", loss, images)
             self.board.add_scalar("images_per_second", rate, images)

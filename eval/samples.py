@@ -5,16 +5,16 @@ ours also hold the images' numbers in the data set under ``index``. ``metrics.js
 """
 
 import json
-import os
 import re
 import zipfile
 from collections.abc import Iterator
 from typing import Any
 
+import blobfile as bf
 import numpy as np
 
 from dbae.errors import UserError
-from dbae.files import atomic_write
+from dbae.files import atomic_write, listdir
 
 PART = re.compile(r"(\d+)_(real|fake)_sample_(\d+)\.npz")
 OURS = re.compile(r"\d+_((real|fake)_)?sample_\d+\.(npz|png)|samples_\d+x\d+x\d+x\d+_nfe\d+\.npz|metrics\.json")
@@ -22,7 +22,7 @@ OURS = re.compile(r"\d+_((real|fake)_)?sample_\d+\.(npz|png)|samples_\d+x\d+x\d+
 
 def part_path(folder: str, rank: int, kind: str, i: int) -> str:
     """File of batch ``i`` of process ``rank``; ``kind`` is real or fake."""
-    return os.path.join(folder, f"{rank}_{kind}_sample_{i}.npz")
+    return bf.join(folder, f"{rank}_{kind}_sample_{i}.npz")
 
 
 def write_part(path: str, samples: np.ndarray, index: np.ndarray) -> None:
@@ -34,7 +34,7 @@ def write_part(path: str, samples: np.ndarray, index: np.ndarray) -> None:
 def read_part(path: str) -> np.ndarray:
     """Samples of one batch, uint8 [n, H, W, 3]. Raises UserError for anything else."""
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with bf.BlobFile(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             samples = content["samples"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         raise UserError(f"{path}: expected an .npz file with an array 'samples'") from None
@@ -45,16 +45,16 @@ def read_part(path: str) -> np.ndarray:
 
 def pairs(folder: str) -> list[tuple[str, str]]:
     """(real, fake) files of a folder, by batch, then process. Raises UserError where one lacks its twin."""
-    if not os.path.isdir(folder):
+    if not bf.isdir(folder):
         raise UserError(f"sample_path: no such folder: {folder}")
-    names = set(os.listdir(folder))
+    names = set(listdir(folder))
     keys = {(int(m[3]), int(m[1])) for m in map(PART.fullmatch, names) if m}
     if not keys:
         raise UserError(f"sample_path: no files like 0_real_sample_0.npz in {folder}")
     found = []
     for i, rank in sorted(keys):
         twins = [part_path(folder, rank, kind, i) for kind in ("real", "fake")]
-        lonely = [path for path in twins if os.path.basename(path) not in names]
+        lonely = [path for path in twins if bf.basename(path) not in names]
         if lonely:
             raise UserError(f"sample_path: {lonely[0]} is missing; run the reconstruction again to complete it")
         found.append((twins[0], twins[1]))
@@ -87,11 +87,11 @@ def write_combined(path: str, batches: Iterator[np.ndarray], shape: tuple[int, i
 
 def read_report(folder: str) -> dict[str, Any]:
     """``metrics.json`` of a folder, empty where there is none. Raises UserError where it is not an object."""
-    path = os.path.join(folder, "metrics.json")
-    if not os.path.exists(path):
+    path = bf.join(folder, "metrics.json")
+    if not bf.exists(path):
         return {}
     try:
-        with open(path) as file:
+        with bf.BlobFile(path, "r") as file:
             report = json.load(file)
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
@@ -102,7 +102,7 @@ def read_report(folder: str) -> dict[str, Any]:
 
 def write_report(folder: str, report: dict[str, Any]) -> None:
     """Write ``metrics.json``."""
-    with atomic_write(os.path.join(folder, "metrics.json"), "w") as file:
+    with atomic_write(bf.join(folder, "metrics.json"), "w") as file:
         file.write(json.dumps(report, indent=2) + "\n")
 
 
@@ -112,12 +112,12 @@ def open_folder(folder: str, settings: dict[str, Any], overwrite: bool) -> None:
     Finished batches of the same settings are kept. Raises UserError where the folder holds those of other settings,
     unless ``overwrite``: then our own files in it are removed first.
     """
-    os.makedirs(folder, exist_ok=True)
-    ours = [name for name in os.listdir(folder) if OURS.fullmatch(name)]
+    bf.makedirs(folder, exist_ok=True)
+    ours = [name for name in listdir(folder) if OURS.fullmatch(name)]
     earlier = read_report(folder).get("settings") if not overwrite else None
     if overwrite:
         for name in ours:
-            os.remove(os.path.join(folder, name))
+            bf.remove(bf.join(folder, name))
     elif ours and earlier != settings:
         differing = [k for k in settings if not earlier or earlier.get(k) != settings[k]]
         raise UserError(
@@ -131,3 +131,10 @@ def open_folder(folder: str, settings: dict[str, Any], overwrite: bool) -> None:
 def update_report(folder: str, **entries: Any) -> None:
     """Set entries of ``metrics.json`` and keep the others."""
     write_report(folder, read_report(folder) | entries)
+
+
+def add_metrics(folder: str, means: dict[str, float], images: int) -> None:
+    """Set metrics in ``metrics.json``, beside earlier ones over as many images."""
+    report = read_report(folder)
+    earlier = report.get("metrics", {}) if report.get("images_evaluated") == images else {}
+    update_report(folder, metrics=earlier | means, images_evaluated=images)

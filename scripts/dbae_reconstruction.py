@@ -172,11 +172,10 @@ def main() -> None:
     if options.dry_run:
         return print_dry_run(options, sampling, about)
 
-    from tqdm import tqdm
-
     from datasets import build
     from datasets.loader import ordered_batches
     from dbae import distributed
+    from dbae.progress import progress_bar
     from dbae.sampler import nfe
     from dbae.training import autocast_dtype
     from eval import samples
@@ -203,12 +202,12 @@ def main() -> None:
     distributed.barrier()
     start = time.monotonic()
     batches = ordered_batches(data, options.batch_size, rank, world, options.limit, options.num_workers)
-    bar = tqdm(total=images, unit="image", desc="reconstruct", disable=rank != 0, dynamic_ncols=True)
+    bar = progress_bar(images, "image", "reconstruct", enabled=rank == 0)
     for real, fake in reconstruct_all(model, batches, options, sampling, folder, device):
         bar.update(min(len(real) * world, images - bar.n))
         if metrics:
             metrics.update(real, fake)
-            bar.set_postfix_str(describe(metrics.means()))
+            bar.set_postfix_str(describe(metrics.means()), refresh=False)
     bar.close()
 
     # Combine and report
@@ -222,7 +221,7 @@ def main() -> None:
         seconds = round(time.monotonic() - start, 1)
         samples.update_report(folder, complete=True, nfe=calls, seconds=seconds, device=str(device))
         if metrics:
-            samples.update_report(folder, metrics=metrics.means(), images_evaluated=metrics.images)
+            samples.add_metrics(folder, metrics.means(), metrics.images)
             print(f"{describe(metrics.means())}  ({metrics.images} images)")
         print(f"wrote {images} reconstructions to {folder}")
     distributed.cleanup()

@@ -9,6 +9,7 @@ import torch
 from parity import VECTORS, vector, worst
 
 from dbae.bridge import BRIDGES
+from dbae.config import SAMPLERS
 from dbae.sampler import METHODS, nfe, sample, time_grid
 
 MEAN, VARIANCE = 0.2, 0.09  # of the data distribution N(MEAN, VARIANCE)
@@ -114,6 +115,10 @@ def test_network_and_noise_calls(bridge, method, churn):
     sample(denoise, bridge, torch.ones(3, 2), time_grid(bridge, 7), method, churn, noise=noise)
     assert len(calls) == nfe(7, method, churn)
     assert len(draws) == (7 if churn else 0)
+
+
+def test_every_sampler_of_the_configuration_is_there():
+    assert METHODS == SAMPLERS
 
 
 def test_nfe_of_the_published_commands():
