@@ -112,7 +112,7 @@ def open_folder(folder: str, settings: dict[str, Any], overwrite: bool) -> None:
     Finished batches of the same settings are kept. Raises UserError where the folder holds those of other settings,
     unless ``overwrite``: then our own files in it are removed first.
     """
-    bf.makedirs(folder, exist_ok=True)
+    bf.makedirs(folder)
     ours = [name for name in listdir(folder) if OURS.fullmatch(name)]
     earlier = read_report(folder).get("settings") if not overwrite else None
     if overwrite:
