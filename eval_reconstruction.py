@@ -27,12 +27,11 @@ def main() -> None:
 
     pairs = samples.pairs(options.sample_path)
     metrics = ReconstructionMetrics(options.metrics.split(","), setup(options.device), options.lpips_backbone)
-    bar = progress_bar(len(pairs), "batch", "evaluate")
-    for paths in pairs:
-        metrics.update(*(torch.from_numpy(samples.read_part(path)) for path in paths))
-        bar.update()
-        bar.set_postfix_str(f"{metrics.images} images  {describe(metrics.means())}", refresh=False)
-    bar.close()
+    with progress_bar(len(pairs), "batch", "evaluate") as bar:
+        for paths in pairs:
+            metrics.update(*(torch.from_numpy(samples.read_part(path)) for path in paths))
+            bar.set_postfix_str(f"{metrics.images} images  {describe(metrics.means())}", refresh=False)
+            bar.update()
     samples.add_metrics(options.sample_path, metrics.means(), metrics.images)
     print(f"{describe(metrics.means())}  ({metrics.images} images)")
 

@@ -44,8 +44,10 @@ class Progress:
         if step % self.interval == 0 or step == self.bar.total:
             self._report(step, images)
 
-    def close(self) -> None:
-        """End the bar and the TensorBoard file."""
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
         self.bar.close()
         if self.board:
             self.board.close()

@@ -64,44 +64,43 @@ def train(
         ids = [device.index] if device.type == "cuda" else None
         model = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
     model.train()
-    progress = Progress(run_dir, state.step, config.total_steps, config.log_interval) if main else None
+    report = Progress(run_dir, state.step, config.total_steps, config.log_interval) if main else nullcontext()
 
-    while state.step < config.total_steps:
-        # Gradients, averaged over the images of all micro-batches and processes
-        position = state.images + distributed.rank() * per_process
-        step_loss = torch.zeros((), device=device)
-        for i, size in enumerate(sizes):
-            x0 = to_float(next(batches))
-            torch.manual_seed(seed_for(config.seed, position))  # flips, times, noise, codes and dropout
-            position += size
-            if config.flip:
-                x0 = torch.where(torch.rand(size, 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
-            set_power_iteration(state.model, on=i == 0)
-            last = i == len(sizes) - 1
-            with nullcontext() if last or model is state.model else model.no_sync():
-                loss = model(x0).sum() / per_process
-                state.scaler.scale(loss).backward()
-            step_loss += loss.detach()
+    with report as progress:
+        while state.step < config.total_steps:
+            # Gradients, averaged over the images of all micro-batches and processes
+            position = state.images + distributed.rank() * per_process
+            step_loss = torch.zeros((), device=device)
+            for i, size in enumerate(sizes):
+                x0 = to_float(next(batches))
+                torch.manual_seed(seed_for(config.seed, position))  # flips, times, noise, codes and dropout
+                position += size
+                if config.flip:
+                    x0 = torch.where(torch.rand(size, 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
+                set_power_iteration(state.model, on=i == 0)
+                last = i == len(sizes) - 1
+                with nullcontext() if last or model is state.model else model.no_sync():
+                    loss = model(x0).sum() / per_process
+                    state.scaler.scale(loss).backward()
+                step_loss += loss.detach()
 
-        # Step
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        state.images += config.batch_size
-        state.ema.update(state.model, state.step)
-        if progress:
-            progress.update(state.step, state.images, config.batch_size, step_loss)
+            # Step
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            state.images += config.batch_size
+            state.ema.update(state.model, state.step)
+            if progress:
+                progress.update(state.step, state.images, config.batch_size, step_loss)
 
-        # Pictures and checkpoints
-        done = state.step == config.total_steps
-        if main and (done or state.step % config.sample_interval == 0):
-            state.ema.sync_buffers(state.model)
-            preview(state.ema.module, state.step)
-        if main and (done or state.step % config.save_interval == 0):
-            state.save(run_dir)
-        elif main and state.step % config.save_interval_for_preemption == 0:
-            state.save(run_dir, FREQ)
-    if progress:
-        progress.close()
+            # Pictures and checkpoints
+            done = state.step == config.total_steps
+            if main and (done or state.step % config.sample_interval == 0):
+                state.ema.sync_buffers(state.model)
+                preview(state.ema.module, state.step)
+            if main and (done or state.step % config.save_interval == 0):
+                state.save(run_dir)
+            elif main and state.step % config.save_interval_for_preemption == 0:
+                state.save(run_dir, FREQ)
     distributed.barrier()

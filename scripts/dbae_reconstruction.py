@@ -202,13 +202,12 @@ def main() -> None:
     distributed.barrier()
     start = time.monotonic()
     batches = ordered_batches(data, options.batch_size, rank, world, options.limit, options.num_workers)
-    bar = progress_bar(images, "image", "reconstruct", enabled=rank == 0)
-    for real, fake in reconstruct_all(model, batches, options, sampling, folder, device):
-        bar.update(min(len(real) * world, images - bar.n))
-        if metrics:
-            metrics.update(real, fake)
-            bar.set_postfix_str(describe(metrics.means()), refresh=False)
-    bar.close()
+    with progress_bar(images, "image", "reconstruct", enabled=rank == 0) as bar:
+        for real, fake in reconstruct_all(model, batches, options, sampling, folder, device):
+            if metrics:
+                metrics.update(real, fake)
+                bar.set_postfix_str(describe(metrics.means()), refresh=False)
+            bar.update(min(len(real) * world, images - bar.n))
 
     # Combine and report
     distributed.barrier()
