@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from conftest import ROOT
+from lmdb_fixtures import encoded, picture, write_lmdb
 
 from dbae.checkpoint import to_released_names, write_config, write_tensors
 from dbae.config import PRESETS, ModelConfig, TrainConfig, preset
@@ -249,3 +250,18 @@ def test_checkpoint_of_another_kind(tmp_path, checkpoint):
     words = ["toyfaces", "vp", foreign, "0.0", "1", "test", "7", "euler", "3", "true"]
     assert_one_line_error(bash("recon_dbae.sh", *words), "not a DBAE checkpoint")
     assert_one_line_error(recon(checkpoint, "--image_size=64"), "image_size", "is for 32 px, got 64")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("missing", "no image 256-00003"), ("truncated", "bad image 256-00003")]
+)
+def test_damaged_data_ends_training_with_the_image_named(tmp_path, damage, message):
+    images = {f"256-{i:05d}": encoded(picture(i)) for i in range(6)}
+    if damage == "missing":
+        del images["256-00003"]
+    else:
+        images["256-00003"] = images["256-00003"][:100]
+    write_lmdb(tmp_path / "ffhq", {**images, "length": b"6"})
+    words = ["ffhq", "vp", "false", *tiny.FLAGS, "--batch_size=6", "--num_workers=1", f"--workdir={tmp_path / 'run'}"]
+    status, _, error = bash("train_dbae.sh", *words, f"--data_root={tmp_path}", "--total_steps=2", "--device=cpu")
+    assert status == 2 and message in error.splitlines()[-1] and "Traceback" not in error
