@@ -109,7 +109,7 @@ def test_every_option_is_described(module, capsys, monkeypatch):
     seen = []
     monkeypatch.setattr(Parser, "parse_args", lambda self, args=None: seen.append(self) or (_ for _ in ()).throw(Done))
     with pytest.raises(Done):
-        module.parse([])
+        module.main()
     actions = [action for action in seen[0]._actions if action.dest != "help"]
     assert len(actions) > 15 and all(action.help for action in actions)
 

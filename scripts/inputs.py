@@ -1,0 +1,97 @@
+"""What every program that reads a trained model and a data set has in common."""
+
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dbae.config import ModelConfig, option, preset, require_positive
+from dbae.errors import UserError
+from scripts.cli import Parser, given
+
+if TYPE_CHECKING:
+    import torch
+
+    from datasets.base import ImageDataset
+    from dbae.model import DBAE
+
+MODEL_OPTIONS = ("image_size", "schedule", "stochastic", "end_data")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A checkpoint, and images to read. Raises UserError for values out of range."""
+
+    dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, toyfaces or folder:PATH")
+    model_path: str = option("", "weight file: ema_RATE_STEP.pt or model_STEP.pt")
+    split: str = option("train", "part of the data set", ("train", "valid", "test"))
+    split_range: str | None = option(None, "cut A:B out of the split")
+    data_root: str = option("data", "folder of the data sets")
+    data_dir: str | None = option(None, "exact path of the data set instead")
+    limit: int | None = option(None, "only the first N images")
+    batch_size: int = option(64, "images that pass through the model together, on each process")
+    latent: str = option("sample", "code of a stochastic encoder", ("sample", "mean"))
+    seed: int = option(0, "seed of every random number")
+    device: str = option("auto", "auto, cpu or cuda")
+    num_workers: int = option(0, "processes that read images")
+    dry_run: bool = option(False, "print the resolved configuration and exit")
+    check: bool = option(False, "check arguments, weights and data, and exit")
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "model_path"):
+            if not getattr(self, name):
+                raise UserError(f"{name}: expected one, got none")
+        preset(ModelConfig, self.dataset, {})  # an unknown data set ends here
+        require_positive("batch_size", self.batch_size)
+        if self.limit is not None:
+            require_positive("limit", self.limit)
+        for name in ("seed", "num_workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: expected a whole number from 0, got {getattr(self, name)}")
+
+
+def parse(parser: Parser, cls: type, title: str, args: list[str] | None) -> tuple[Any, dict[str, Any], Any]:
+    """Options of class ``cls`` (an Inputs), what was typed about the model, and the whole namespace."""
+    parser.add_config(title, cls)
+    parser.add_config("model (checked against the checkpoint)", ModelConfig, MODEL_OPTIONS)
+    typed = parser.parse_args(args)
+    return cls(**given(typed, cls)), given(typed, ModelConfig), typed
+
+
+def load(options: Inputs, about: dict[str, Any], device: "torch.device | None" = None) -> "DBAE":
+    """The model, checked against everything typed about it."""
+    from dbae.checkpoint import load_model
+
+    size = about.get("image_size")
+    dataset = None if size or options.dataset.startswith("folder:") else options.dataset
+    typed = {name: value for name, value in about.items() if name != "image_size"}
+    model = load_model(options.model_path, dataset, device=device, **typed)
+    if size and size != model.config.image_size:
+        raise UserError(f"image_size: {options.model_path} is for {model.config.image_size} px, got {size}")
+    return model
+
+
+def build_data(options: Inputs, size: int) -> "ImageDataset":
+    """The images that the options name, at the model's size."""
+    from datasets import build
+
+    return build(options.dataset, options.split, size, options.data_root, options.data_dir, options.split_range)
+
+
+def result_folder(model_path: str, *names: str) -> str:
+    """Folder of results beside a checkpoint: ``sample_{step}/NAME/...``."""
+    from dbae.checkpoint import step_of
+
+    return os.path.join(os.path.dirname(model_path), f"sample_{step_of(model_path)}", *names)
+
+
+def print_dry_run(options: Inputs, about: dict[str, Any], **more: Any) -> None:
+    """Print the resolved configuration; without the weight file, the data set's preset stands for its model."""
+    if os.path.exists(options.model_path):
+        model = load(options, about).config
+    else:
+        print(f"note: no such file yet: {options.model_path}; showing the preset's model", file=sys.stderr)
+        model = preset(ModelConfig, options.dataset, about)
+    print(json.dumps(dataclasses.asdict(options) | {"model": dataclasses.asdict(model)} | more, indent=2))
