@@ -74,3 +74,13 @@ launch_sampling() {
         --churn_step_ratio="$4" --guidance="$5" --split="$6" --rho="$7" --sampler="$8" --steps="$9" \
         --stochastic="${10}" --data_root="$DATA_ROOT" "${@:11}"
 }
+
+# launch_probe MODULE DATASET SCHEDULE MODEL_PATH STO [OPTION...]
+launch_probe() {
+    local module=$1
+    shift
+    [[ ${1:-} == --help || ${1:-} == -h ]] && exec "$PYTHON" -m "scripts.$module" --help
+    (($# >= 4)) || fail "expected four arguments: DATASET SCHEDULE MODEL_PATH STO; got $#"
+    launch "$module" --dataset="$(from_here "$1")" --schedule="$2" --model_path="$(from_here "$3")" \
+        --stochastic="$4" --data_root="$DATA_ROOT" "${@:5}"
+}

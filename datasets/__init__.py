@@ -1,4 +1,4 @@
-"""Data sets: LMDBs of the published sets, folders of images, and the embedded toy faces.
+"""Data sets: LMDBs of the published sets, LFW, folders of images, and the embedded toy faces.
 
 ``build`` is the one entrance. Everything heavy is imported where it is used, so importing this package is quick.
 """
@@ -26,9 +26,10 @@ def build(
 ) -> "ImageDataset":
     """One split of a data set, whose images are uint8 [3, size, size].
 
-    ``name`` is a row of DATASETS, ``toyfaces`` or ``folder:PATH`` (images, or an LMDB that `prepare folder` made).
-    ``data_dir`` is the exact path of the LMDB, in place of the usual names under ``data_root``. ``split_range`` A:B
-    cuts the split. ``labels`` is a CSV for a folder of images. Raises UserError for what is unknown, missing or bad.
+    ``name`` is a row of DATASETS, ``toyfaces``, ``lfw`` or ``folder:PATH`` (images, or an LMDB that `prepare folder`
+    made). ``data_dir`` is the exact path of the LMDB or of LFW's folder, in place of the usual names under
+    ``data_root``. ``split_range`` A:B cuts the split. ``labels`` is a CSV for a folder of images. Raises UserError for
+    what is unknown, missing or bad.
     """
     kind, _, path = name.partition(":")
     if labels and kind != "folder":
@@ -37,8 +38,12 @@ def build(
         return _build_folder(path, split, size, split_range, labels)
     if name == "toyfaces":
         return _build_toyfaces(split, size, data_root, data_dir, split_range)
+    if name == "lfw":
+        from datasets.lfw import Lfw
+
+        return Lfw(data_dir or os.path.join(data_root, "lfw"), split, size, split_range)
     if name not in DATASETS:
-        raise UserError(f"data set: expected {', '.join(DATASETS)}, toyfaces or folder:PATH, got {name!r}")
+        raise UserError(f"data set: expected {', '.join(DATASETS)}, toyfaces, lfw or folder:PATH, got {name!r}")
     from datasets.lmdb_images import LmdbImages, find_lmdb
 
     source = DATASETS[name]

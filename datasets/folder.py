@@ -36,15 +36,19 @@ class FolderImages(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         """Upright image, cut to its central square. Raises UserError naming a broken file."""
-        path = os.path.join(self.title, self.names[index])
-        try:
-            with open(path, "rb") as file:
-                return fit(decode(file.read(), upright=True), self.size)
-        except (BadImage, OSError) as error:
-            raise UserError(f"{path} is a bad image: {error}") from error
+        return fit(read_image(os.path.join(self.title, self.names[index]), upright=True), self.size)
 
     def read_labels(self) -> tuple[tuple[str, ...], Tensor]:
         if self.labels_path is None:
             raise UserError(f"{self.title} has no labels: expected {os.path.join(self.title, 'labels.csv')}")
         table = read_csv(self.labels_path)
         return table.names, from_numpy(table.select(map(self.name, self.indices)))
+
+
+def read_image(path: str, upright: bool = False) -> Image.Image:
+    """RGB image in a file. Raises UserError naming a broken or missing one."""
+    try:
+        with open(path, "rb") as file:
+            return decode(file.read(), upright)
+    except (BadImage, OSError) as error:
+        raise UserError(f"{path} is a bad image: {error}") from error

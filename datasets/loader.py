@@ -37,15 +37,21 @@ def training_batches(
 
 
 def ordered_batches(
-    dataset: Dataset, batch_size: int, rank: int = 0, world: int = 1, limit: int | None = None, num_workers: int = 0
+    dataset: Dataset,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    limit: int | None = None,
+    num_workers: int = 0,
+    skip: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images [n, 3, s, s] uint8 and positions [n] int64 of this rank, each once: rank, rank + world, ... below limit.
 
-    The last batch may be shorter; nothing is padded or repeated.
+    The last batch may be shorter; nothing is padded or repeated. ``skip`` leaves out the first batches.
     """
     mine = range(rank, len(dataset) if limit is None else min(len(dataset), limit), world)
     batches = [list(mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)]
-    return _load(dataset, batches, num_workers, pin_memory=torch.cuda.is_available())
+    return _load(dataset, batches[skip:], num_workers, pin_memory=torch.cuda.is_available())
 
 
 class Order:

@@ -11,6 +11,7 @@ from datasets.sources import Source
 from dbae.errors import UserError
 
 SPLITS = ("train", "valid", "test")
+TENTHS = {"train": (0, 8), "valid": (8, 9), "test": (9, 10)}  # of the images, where there is no official split
 logger = logging.getLogger(__name__)
 
 
@@ -24,7 +25,7 @@ def source_split(source: Source, split: str, length: int, folder: str) -> Sequen
     """Indices of a split of ``length`` images: by the partition file in ``folder``, official range, or 80/10/10 %."""
     if source.splits is None:
         if length != (source.complete or length):
-            _log_once(f"{folder}: {length} images, the published {source.name} has {source.complete}")
+            log_once(f"{folder}: {length} images, the published {source.name} has {source.complete}")
         return whole_set(source.name, split, length)
     check_split(source.name, split, SPLITS)
     partition = os.path.join(folder, source.partition or "")
@@ -52,6 +53,20 @@ def check_split(title: str, split: str, expected: Sequence[str]) -> None:
         raise UserError(f"split of {title}: expected {' or '.join(expected)}, got {split!r}")
 
 
+def tenths(title: str, length: int, first: int, last: int) -> range:
+    """Indices in the tenths first..last of a set. Raises UserError if so small a set has none there."""
+    part = range(length * first // 10, length * last // 10)
+    if not part:
+        raise UserError(f"{title}: expected 10 images or more to split by index, got {length}")
+    return part
+
+
+@lru_cache
+def log_once(message: str) -> None:
+    """Log a warning, unless this process has logged the same one before."""
+    logger.warning(message)
+
+
 def _partitioned(source: Source, split: str, length: int, path: str) -> list[int]:
     partition, number = read_partition(path), SPLITS.index(split)
     indices = [index for index in range(length) if partition.get(source.labels.row_name(index)) == number]
@@ -61,15 +76,8 @@ def _partitioned(source: Source, split: str, length: int, path: str) -> list[int
 
 
 def _by_share(source: Source, split: str, length: int, folder: str) -> range:
-    ends = (0, length * 8 // 10, length * 9 // 10, length)
-    _log_once(
+    log_once(
         f"{folder}: {length} of {source.complete} images and no {source.partition}: "
         "split by index, 80 % train, 10 % valid, 10 % test"
     )
-    position = SPLITS.index(split)
-    return range(ends[position], ends[position + 1])
-
-
-@lru_cache
-def _log_once(message: str) -> None:
-    logger.warning(message)
+    return tenths(folder, length, *TENTHS[split])

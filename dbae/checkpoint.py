@@ -6,6 +6,7 @@ released ones: ``encoder.*``, ``decoder.*``, and everything else is the U-Net. T
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import re
@@ -70,6 +71,15 @@ def read_tensors(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
     return content
+
+
+def fingerprint(path: str) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a file: which weights something was computed with."""
+    digest = hashlib.sha256()
+    with bf.BlobFile(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def to_released_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ ours also hold the images' numbers in the data set under ``index``. ``metrics.js
 
 import json
 import re
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from dbae.errors import UserError
 from dbae.files import atomic_write, listdir
+from eval.arrays import Column, read_arrays, write_arrays
 
 PART = re.compile(r"(\d+)_(real|fake)_sample_(\d+)\.npz")
 OURS = re.compile(r"\d+_((real|fake)_)?sample_\d+\.(npz|png)|samples_\d+x\d+x\d+x\d+_nfe\d+\.npz|metrics\.json")
@@ -33,11 +33,9 @@ def write_part(path: str, samples: np.ndarray, index: np.ndarray) -> None:
 
 def read_part(path: str) -> np.ndarray:
     """Samples of one batch, uint8 [n, H, W, 3]. Raises UserError for anything else."""
-    try:
-        with bf.BlobFile(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-            samples = content["samples"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        raise UserError(f"{path}: expected an .npz file with an array 'samples'") from None
+    samples = read_arrays(path)[0].get("samples")
+    if samples is None:
+        raise UserError(f"{path}: expected an array 'samples'")
     if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[3] != 3:
         raise UserError(f"{path}: expected uint8 samples [n, H, W, 3], got {samples.dtype} {list(samples.shape)}")
     return samples
@@ -74,15 +72,7 @@ def fake_images(folder: str, processes: int) -> Iterator[np.ndarray]:
 
 def write_combined(path: str, batches: Iterator[np.ndarray], shape: tuple[int, int, int, int]) -> None:
     """Write all samples as one .npz, batch by batch: memory does not grow with their number."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with (
-        atomic_write(path) as file,
-        zipfile.ZipFile(file, "w", allowZip64=True) as archive,
-        archive.open("arr_0.npy", "w", force_zip64=True) as member,
-    ):
-        np.lib.format.write_array_header_1_0(member, header)
-        for batch in batches:
-            member.write(batch.tobytes())
+    write_arrays(path, {"arr_0": Column(shape, "uint8", batches)})
 
 
 def read_report(folder: str) -> dict[str, Any]:

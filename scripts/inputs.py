@@ -21,16 +21,13 @@ MODEL_OPTIONS = ("image_size", "schedule", "stochastic", "end_data")
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """A checkpoint, and images to read. Raises UserError for values out of range."""
+class ModelInputs:
+    """A checkpoint, and how images pass through it. Raises UserError for values out of range."""
 
     dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, toyfaces or folder:PATH")
     model_path: str = option("", "weight file: ema_RATE_STEP.pt or model_STEP.pt")
-    split: str = option("train", "part of the data set", ("train", "valid", "test"))
-    split_range: str | None = option(None, "cut A:B out of the split")
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
-    limit: int | None = option(None, "only the first N images")
     batch_size: int = option(64, "images that pass through the model together, on each process")
     latent: str = option("sample", "code of a stochastic encoder", ("sample", "mean"))
     seed: int = option(0, "seed of every random number")
@@ -45,22 +42,34 @@ class Inputs:
                 raise UserError(f"{name}: expected one, got none")
         preset(ModelConfig, self.dataset, {})  # an unknown data set ends here
         require_positive("batch_size", self.batch_size)
-        if self.limit is not None:
-            require_positive("limit", self.limit)
         for name in ("seed", "num_workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected a whole number from 0, got {getattr(self, name)}")
 
 
+@dataclass(frozen=True)
+class Inputs(ModelInputs):
+    """A checkpoint, and the images to read. Raises UserError for values out of range."""
+
+    split: str = option("train", "part of the data set", ("train", "valid", "test"))
+    split_range: str | None = option(None, "cut A:B out of the split")
+    limit: int | None = option(None, "only the first N images")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limit is not None:
+            require_positive("limit", self.limit)
+
+
 def parse(parser: Parser, cls: type, title: str, args: list[str] | None) -> tuple[Any, dict[str, Any], Any]:
-    """Options of class ``cls`` (an Inputs), what was typed about the model, and the whole namespace."""
+    """Options of class ``cls`` (a ModelInputs), what was typed about the model, and the whole namespace."""
     parser.add_config(title, cls)
     parser.add_config("model (checked against the checkpoint)", ModelConfig, MODEL_OPTIONS)
     typed = parser.parse_args(args)
     return cls(**given(typed, cls)), given(typed, ModelConfig), typed
 
 
-def load(options: Inputs, about: dict[str, Any], device: "torch.device | None" = None) -> "DBAE":
+def load(options: ModelInputs, about: dict[str, Any], device: "torch.device | None" = None) -> "DBAE":
     """The model, checked against everything typed about it."""
     from dbae.checkpoint import load_model
 
@@ -87,7 +96,7 @@ def result_folder(model_path: str, *names: str) -> str:
     return os.path.join(os.path.dirname(model_path), f"sample_{step_of(model_path)}", *names)
 
 
-def print_dry_run(options: Inputs, about: dict[str, Any], **more: Any) -> None:
+def print_dry_run(options: ModelInputs, about: dict[str, Any], **more: Any) -> None:
     """Print the resolved configuration; without the weight file, the data set's preset stands for its model."""
     if os.path.exists(options.model_path):
         model = load(options, about).config

@@ -1,0 +1,129 @@
+"""LFW (Huang et al., 2007) with the 73 real-valued attributes of Kumar et al. (ICCV 2009)."""
+
+import os
+import re
+
+from PIL import Image
+from torch import Tensor, from_numpy
+
+from datasets.base import ImageDataset
+from datasets.folder import read_image
+from datasets.labels import LabelTable, read_text
+from datasets.splits import check_split, cut, log_once
+from dbae.errors import UserError
+
+IMAGES = "lfw_funneled"
+ATTRIBUTES = "lfw_attributes.txt"
+PEOPLE = {"train": "peopleDevTrain.txt", "test": "peopleDevTest.txt"}
+ORIGINS = {  # of every file that must be there
+    IMAGES: "the folder with Name/Name_0001.jpg and so on, from lfw-funneled.tgz, e.g. the copy on figshare that "
+    "scikit-learn's fetch_lfw_people uses",
+    PEOPLE["train"]: "the training people of LFW's view 1",
+    PEOPLE["test"]: "the test people of LFW's view 1",
+    ATTRIBUTES: "the file 'LFW attributes' of Kumar et al.",
+}
+
+
+class Lfw(ImageDataset):
+    """The images of one split's people, in the order of its file; images without attributes are left out.
+
+    Labels are the attributes. Raises UserError for files that are missing or wrong.
+    """
+
+    has_labels = True
+
+    def __init__(self, root: str, split: str, size: int, split_range: str | None = None) -> None:
+        check_split("lfw", split, tuple(PEOPLE))
+        _check_files(root)
+        self.labels_path = os.path.join(root, ATTRIBUTES)
+        table, listed = read_attributes(self.labels_path), read_people(os.path.join(root, PEOPLE[split]))
+        self.names = [name for name in listed if name in table.rows]
+        if not self.names:
+            raise UserError(f"{self.labels_path}: expected rows for the people of {PEOPLE[split]}, there are none")
+        if len(self.names) < len(listed):
+            without = len(listed) - len(self.names)
+            log_once(f"{root}: {without} of {len(listed)} {split} images have no attributes and are left out")
+        super().__init__(root, size, cut(range(len(self.names)), split_range))
+        self._table = table.names, from_numpy(table.select(self.names))
+        self._check_images()
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def image(self, index: int) -> Image.Image:
+        return centre(read_image(self._path(index)), self.size)
+
+    def read_labels(self) -> tuple[tuple[str, ...], Tensor]:
+        attributes, values = self._table
+        return attributes, values[list(self.indices)]
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self.title, IMAGES, self.names[index])
+
+    def _check_images(self) -> None:
+        missing = [index for index in self.indices if not os.path.isfile(self._path(index))]
+        if missing:
+            first = self._path(missing[0])
+            raise UserError(f"{self.title}: {len(missing)} of {len(self)} images are missing, the first is {first}")
+
+
+def centre(image: Image.Image, size: int) -> Image.Image:
+    """torchvision's Resize(int(1.1 * size)) and CenterCrop(size) of a PIL image, to the pixel."""
+    short = int(1.1 * size)
+    width, height = (int(short * side / min(image.size)) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def read_attributes(path: str) -> LabelTable:
+    """By image: a comment line, a header, then rows of a person (with spaces), an image number and the values."""
+    lines = [line.rstrip().split("\t") for line in read_text(path).splitlines()]
+    match lines[1] if len(lines) > 1 else []:
+        case ["#", "person", "imagenum", _, *_] as header:
+            table = LabelTable(path, tuple(name.strip() for name in header[3:]))
+        case _:
+            raise UserError(
+                f"{path}: expected a comment on line 1, and on line 2 #, person, imagenum and the names of attributes, "
+                "separated by tabs"
+            )
+    for number, cells in enumerate(lines[2:], start=3):
+        match cells:
+            case [""]:
+                continue
+            case [person, image, *values] if person and image.isdecimal():
+                table.add(number, _image_name(person.replace(" ", "_"), int(image)), values)
+            case _:
+                raise UserError(
+                    f"{path}: expected a person, an image number and {len(table.names)} values on line {number}, "
+                    f"separated by tabs, got {' '.join(cells)[:60]!r}"
+                )
+    return table
+
+
+def read_people(path: str) -> list[str]:
+    """Names of all images of the people in a file: a count, then rows of a person and a number of images."""
+    first, *rows = read_text(path).splitlines() or [""]
+    if not first.strip().isdecimal():
+        raise UserError(f"{path}: expected the number of people on line 1, got {first.strip()[:60]!r}")
+    people: dict[str, int] = {}
+    for number, row in enumerate(rows, start=2):
+        match = re.fullmatch(r"(\S+)\t(\d+)", row.strip())
+        if match and match[1] not in people:
+            people[match[1]] = int(match[2])
+        elif row.strip():
+            expected = f"another person than {match[1]}" if match else "First_Last, a tab and a number of images"
+            raise UserError(f"{path}: expected {expected} on line {number}, got {row.strip()[:60]!r}")
+    if len(people) != int(first):
+        raise UserError(f"{path}: expected {int(first)} people, as line 1 says, got {len(people)}")
+    return [_image_name(person, image) for person, count in people.items() for image in range(1, count + 1)]
+
+
+def _image_name(person: str, number: int) -> str:
+    return f"{person}/{person}_{number:04d}.jpg"
+
+
+def _check_files(root: str) -> None:
+    missing = [f"{name} ({origin})" for name, origin in ORIGINS.items() if not os.path.exists(os.path.join(root, name))]
+    if missing:
+        raise UserError(f"no LFW at {root}, and its original host is gone: missing there are {', '.join(missing)}")

@@ -1,0 +1,16 @@
+"""Classification probe (AP of Table 1): a linear layer on frozen codes, attribute by attribute.
+
+examples:
+  bash infer_class_dbae.sh ffhq vp ckpt/ffhq/sto/ema_0.9999_1020000.pt true
+  bash infer_class_dbae.sh toyfaces vp RUN/ema_0.9999_001000.pt false --features pca      a baseline of the same size
+  bash infer_class_dbae.sh ffhq vp CKPT true --probe_data folder:photos --labels labels.csv --solver exact
+
+Writes sample_STEP/downstream_inference/multitask_ema/: best.pt (the layer), test.txt, results.json, attributes.png.
+Codes are computed once and kept in sample_STEP/latents/.
+"""
+
+from scripts.cli import run
+from scripts.probing import main
+
+if __name__ == "__main__":
+    run(lambda: main("classification", __doc__))

@@ -1,0 +1,93 @@
+"""Encode a data set with a frozen model into one file of codes, in any number of processes, resumably."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.loader import ordered_batches
+from dbae import distributed
+from dbae.checkpoint import fingerprint
+from dbae.progress import progress_bar
+from dbae.randomness import image_generators
+from eval.latents import Encode, Store, encode_batches
+
+if TYPE_CHECKING:
+    from datasets.base import ImageDataset
+    from dbae.model import DBAE
+
+
+def statistics(model: "DBAE") -> Encode:
+    """``z`` of a deterministic encoder, ``mu`` and ``log_sigma`` of a stochastic one."""
+
+    def encode(x: Tensor, index: Tensor) -> dict[str, Tensor]:
+        if not model.config.stochastic:
+            return {"z": model.encode(x)}
+        mu, log_sigma = model.encode_stats(x)
+        return {"mu": mu, "log_sigma": log_sigma}
+
+    return encode
+
+
+def with_codes(model: "DBAE", latent: str, seed: int) -> Encode:
+    """The same, and the stochastic encoder's code ``z``: the mean, or a sample drawn from (seed, image)."""
+    parts = statistics(model)
+
+    def encode(x: Tensor, index: Tensor) -> dict[str, Tensor]:
+        arrays = parts(x, index)
+        if "mu" in arrays:
+            mu, log_sigma = arrays["mu"], arrays["log_sigma"]
+            drawn = torch.stack([torch.randn(mu.shape[1], generator=g) for g in image_generators(seed, index.tolist())])
+            noise = drawn.to(mu.device) if latent == "sample" else torch.zeros_like(mu)
+            arrays["z"] = mu + (log_sigma.exp() + 0.01) * noise
+        return arrays
+
+    return encode
+
+
+def identity(model_path: str, data: "ImageDataset", images: int, flip: bool) -> dict[str, Any]:
+    """What codes depend on: the weights, and which images at which size."""
+    return {
+        "weights": fingerprint(model_path),
+        "data": data.title,
+        "size": data.size,
+        "images": images,
+        "first": data.name_of(0),
+        "last": data.name_of(images - 1),
+        "flip": flip,
+    }
+
+
+def encode_to_file(
+    path: str,
+    encode: Encode,
+    data: "ImageDataset",
+    settings: dict[str, Any],
+    device: torch.device,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    desc: str = "encode",
+    extra: dict[str, np.ndarray] | None = None,
+    about: dict[str, str] | None = None,
+) -> None:
+    """Write the codes of the first ``settings["images"]`` images to ``path``, unless they are there already.
+
+    Every process of the group calls it. Raises UserError where ``path`` holds codes of other settings.
+    """
+    store = Store(path, settings, distributed.world())
+    if store.finished:
+        return
+    rank, world, images = distributed.rank(), distributed.world(), settings["images"]
+    skip = store.done(rank)
+    batches = ordered_batches(data, batch_size, rank, world, images, num_workers, skip)
+    encoded = encode_batches(encode, batches, device, settings["flip"])
+    before = min(skip * batch_size * world, images)
+    with progress_bar(images, "image", desc, initial=before, enabled=rank == 0) as bar:
+        for i, arrays in enumerate(encoded, start=skip):
+            store.add(rank, i, arrays)
+            bar.update(min(len(arrays["index"]) * world, images - bar.n))
+    distributed.barrier()
+    if rank == 0:
+        store.combine(extra or {}, about or {})
+    distributed.barrier()

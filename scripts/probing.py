@@ -1,0 +1,260 @@
+"""Linear probes of a frozen model: shared by dbae_infer_class and dbae_infer_reg, which differ by a row of TASKS."""
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dbae.config import option, require_positive
+from dbae.errors import UserError
+from scripts.cli import Parser
+from scripts.inputs import ModelInputs, load, parse, print_dry_run, result_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from datasets.labelled import Labelled
+    from dbae.model import DBAE
+    from eval.latents import Codes
+    from eval.probe import Part, Result
+
+    Parts = dict[str, Part]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is particular to a kind of probe."""
+
+    name: str  # of the task in datasets.labelled
+    folder: str  # of the official results, under downstream_inference
+    data: str  # probed on by default
+    batch_size: int
+    flips: bool  # whether training sees mirrored images
+
+
+TASKS = {
+    "classification": Task("classification", "multitask_ema", "celeba", 128, True),
+    "regression": Task("regression", "regression_ema", "lfw", 64, False),
+}
+
+
+@dataclass(frozen=True)
+class ProbeOptions(ModelInputs):
+    """What to probe, and how."""
+
+    probe_data: str = option("", "labelled data set: celeba, celebahq, toyfaces, lfw or folder:PATH (default: by task)")
+    labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv)")
+    features: str = option("model", "what is probed: the code, or a baseline", ("model", "pixels", "pca"))
+    solver: str = option("adam", "the official protocol, the exact solution, or neighbours", ("adam", "exact", "knn"))
+    epochs: int = option(15, "epochs of the official protocol")
+    probe_batch_size: int | None = option(None, "its batch size (default: 128 to classify, 64 to regress)")
+    probe_lr: float = option(1e-3, "its learning rate")
+    label_fraction: str = option("", "also repeat with shares of the labels, such as 0.01,0.1")
+    repeats: int = option(5, "random subsets per share of the labels")
+    baseline: str | None = option(None, "results.json of another probe, to draw beside")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "probe_lr", "repeats"):
+            require_positive(name, getattr(self, name))
+        if self.probe_batch_size is not None:
+            require_positive("probe_batch_size", self.probe_batch_size)
+        if self.baseline and not os.path.exists(self.baseline):
+            raise UserError(f"baseline: no such file: {self.baseline}")
+        self.fractions()
+
+    def fractions(self) -> tuple[float, ...]:
+        """Shares of the labels in (0, 1]."""
+        try:
+            shares = tuple(float(part) for part in self.label_fraction.split(",") if part)
+        except ValueError:
+            shares = (0.0,)
+        if not all(0 < share <= 1 for share in shares):
+            raise UserError(f"label_fraction: expected shares in (0, 1] like 0.01,0.1, got {self.label_fraction!r}")
+        return shares
+
+
+def probe_data(options: ProbeOptions, task: Task) -> str:
+    """The labelled data set: as asked, the model's own where that has labels, else the task's."""
+    if options.probe_data:
+        return options.probe_data
+    own = options.dataset == "toyfaces" or options.dataset.startswith("folder:")
+    return options.dataset if own else task.data
+
+
+def output_folder(options: ProbeOptions, task: Task) -> str:
+    """The official folder; another one, named by the data, where it is not the task's default."""
+    data = probe_data(options, task)
+    suffix = "" if data == task.data else "_" + os.path.basename(os.path.normpath(data.partition(":")[2] or data))
+    return result_folder(options.model_path, "downstream_inference", task.folder + suffix)
+
+
+def model_codes(
+    model: "DBAE", data: "Labelled", split: str, flip: bool, options: ProbeOptions, device: "torch.device"
+) -> "Codes":
+    """Cached codes of a split, of both orientations with ``flip``; every process takes its share of the encoding."""
+    from dbae import distributed
+    from eval.arrays import read_arrays
+    from eval.latents import Codes, Store
+    from scripts.encoding import encode_to_file, identity, statistics
+
+    found = []
+    for mirrored in (False, True) if flip else (False,):
+        settings = identity(options.model_path, data.dataset, len(data.dataset), mirrored)
+        key = Store("", settings, 1).key
+        path = result_folder(options.model_path, "latents", f"{split}{'_flip' * mirrored}_{key}.npz")
+        encode_to_file(
+            path, statistics(model), data.dataset, settings, device, options.batch_size, options.num_workers,
+            desc=f"encode {split}{' mirrored' * mirrored}",
+        )  # fmt: skip
+        found.append(read_arrays(path)[0] if distributed.rank() == 0 else {"z": None})
+    return Codes(*found, sample=options.latent == "sample", seed=options.seed)
+
+
+def baseline_codes(
+    splits: dict[str, "Labelled"], features: str, latent_dim: int, flips: bool, options: ProbeOptions
+) -> dict[str, "Codes"]:
+    """Pixels at 16x16, or as many principal components of the pixels as the model's code has numbers."""
+    from eval.baselines import pca, reduced
+    from eval.latents import Codes, encode_dataset
+
+    encode = {"pixels": lambda x, index: {"z": reduced(x, 16)}}
+    if features == "pca":
+        pixels = encode_dataset(lambda x, index: {"z": reduced(x, 32)}, splits["train"].dataset, options.batch_size)
+        project = pca(pixels["z"], latent_dim, seed=options.seed)
+        encode["pca"] = lambda x, index: {"z": project(reduced(x, 32))}
+
+    def codes(split: str) -> Codes:
+        orientations = (False, True) if flips and split == "train" else (False,)
+        data = splits[split].dataset
+        return Codes(*(encode_dataset(encode[features], data, options.batch_size, flip=flip) for flip in orientations))
+
+    return {split: codes(split) for split in splits}
+
+
+def fit(parts: "Parts", names: tuple[str, ...], task: Task, options: ProbeOptions, device: "torch.device") -> "Result":
+    """Probe the codes with the chosen solver."""
+    from eval.exact import classify_exact, classify_neighbours, regress_exact
+    from eval.probe import classify, regress
+
+    settings = {
+        "epochs": options.epochs,
+        "batch_size": options.probe_batch_size or task.batch_size,
+        "lr": options.probe_lr,
+        "seed": options.seed,
+    }
+    if options.solver == "adam":
+        protocol = {"classification": classify, "regression": regress}[task.name]
+        return protocol(**parts, names=names, **settings, device=device, progress=print_epoch)
+    if options.solver == "knn":
+        return classify_neighbours(parts["train"], parts["test"], names, device=device)
+    solve = {"classification": classify_exact, "regression": regress_exact}[task.name]
+    return solve(**parts, names=names, device=device)
+
+
+def print_epoch(entry: dict[str, float]) -> None:
+    """One line per epoch."""
+    print("  ".join(f"{name} {value:.4f}" if name != "epoch" else f"epoch {value:2d}" for name, value in entry.items()))
+
+
+def with_fractions(
+    result: "Result", parts: "Parts", names: tuple[str, ...], task: Task, options: ProbeOptions, device: "torch.device"
+) -> dict[str, Any]:
+    """The result's report, and what the same probe reads from shares of the labels."""
+    from eval.probe import Part
+    from eval.solvers import label_fractions
+
+    if not options.fractions():
+        return result.report
+    train = parts["train"]
+
+    def score(rows: Any) -> float:
+        part = Part(lambda epoch: train.draw(epoch)[rows], train.targets[rows])
+        return next(iter(summary(fit(parts | {"train": part}, names, task, options, device).report).values()))
+
+    targets = train.targets if task.name == "classification" else None
+    shares = label_fractions(score, len(train.targets), options.fractions(), options.repeats, options.seed, targets)
+    return result.report | {"label_fractions": shares}
+
+
+def summary(report: dict[str, Any]) -> dict[str, float]:
+    """The headline scores: on test for classification, of the last epoch for regression."""
+    scores = report["test"] if report["task"] == "classification" else report["last"]
+    return {name: value for name, value in scores.items() if name != "epoch"}
+
+
+def write(folder: str, result: "Result", report: dict[str, Any], names: tuple[str, ...], options: ProbeOptions) -> str:
+    """Write the report, the picture and, where there is one, the layer; returns the report's path.
+
+    The official probe of the model's codes takes the official names, others carry theirs.
+    """
+    from dbae.checkpoint import write_tensors
+    from dbae.files import atomic_write
+    from scripts.probe_figure import draw
+
+    tag = "" if (options.features, options.solver) == ("model", "adam") else f"_{options.features}_{options.solver}"
+    path = os.path.join(folder, f"results{tag}.json")
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(report, indent=2) + "\n")
+    if result.layer is not None:
+        write_tensors(os.path.join(folder, f"best{tag}.pt"), result.best.state_dict())
+        beside = {"attributes": list(names), "normalisation": "none: the layer takes the code as it is"}
+        with atomic_write(os.path.join(folder, f"best{tag}.json"), "w") as file:
+            file.write(json.dumps(beside, indent=2) + "\n")
+    with atomic_write(os.path.join(folder, f"test{tag}.txt"), "w") as file:
+        file.write("\n".join(f"{name}: {value}" for name, value in summary(report).items()) + "\n")
+    baseline = None
+    if options.baseline:
+        with open(options.baseline) as file:
+            baseline = json.load(file)
+    draw(os.path.join(folder, f"attributes{tag}.png"), report, baseline)
+    return path
+
+
+def main(task_name: str, doc: str) -> None:
+    """Parse, encode what is not cached, probe, write."""
+    task = TASKS[task_name]
+    options, about, _ = parse(Parser(doc), ProbeOptions, "probe", None)
+    folder, data_name = output_folder(options, task), probe_data(options, task)
+    if options.solver == "knn" and task.name == "regression":
+        raise UserError("solver: expected adam or exact for regression, got knn")
+    if options.dry_run:
+        return print_dry_run(options, about, probe_data=data_name, output=folder)
+
+    from datasets.labelled import labelled_splits
+    from dbae import distributed
+    from dbae.checkpoint import fingerprint
+    from eval.probe import Part
+
+    device = distributed.setup(options.device)
+    model = load(options, about, device)
+    splits = labelled_splits(
+        data_name, task.name, model.config.image_size, options.data_root, options.data_dir, options.labels
+    )
+    if options.check:
+        return None
+    flips = task.flips and options.solver == "adam"
+    if options.features == "model":
+        codes = {
+            split: model_codes(model, data, split, flips and split == "train", options, device)
+            for split, data in splits.items()
+        }
+    elif distributed.rank() == 0:
+        codes = baseline_codes(splits, options.features, model.config.latent_dim, flips, options)
+    if distributed.rank() == 0:
+        names = splits["train"].names
+        parts = {split: Part(codes[split].draw, data.values) for split, data in splits.items()}
+        result = fit(parts, names, task, options, device)
+        report = {
+            "checkpoint": options.model_path,
+            "weights": fingerprint(options.model_path),
+            "data": data_name,
+            "features": options.features,
+            "solver": options.solver,
+            "latent_mode": options.latent if model.config.stochastic else "deterministic",
+            **with_fractions(result, parts, names, task, options, device),
+        }
+        path = write(folder, result, report, names, options)
+        print("  ".join(f"{name} {value:.4f}" for name, value in summary(report).items()), f"({path})")
+    distributed.cleanup()
+    return None

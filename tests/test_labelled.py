@@ -1,0 +1,408 @@
+"""LFW, and the splits with checked targets that linear probes are fitted on."""
+
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from lmdb_fixtures import encoded, image_folder, image_lmdb, picture
+from PIL import Image
+
+from datasets import build, toyfaces
+from datasets.labelled import TASKS, labelled_splits
+from datasets.lfw import ORIGINS, centre
+from dbae.errors import UserError
+from eval.perceptual import import_torchvision
+
+PEOPLE = {  # and the number of their images
+    "train": {"Ann_Lee": 2, "Abdul_Rahman_al-Omari": 1, "George_W_Bush": 3},
+    "test": {"Bo_Li": 2, "John_F_Kennedy_Jr": 2},
+}
+WITHOUT = {"Ann_Lee/Ann_Lee_0002.jpg", "George_W_Bush/George_W_Bush_0001.jpg", "Bo_Li/Bo_Li_0001.jpg"}
+ATTRIBUTES = ("Male", "Black Hair", "No Eyewear", *(f"Trait {i}" for i in range(70)))
+TRAIN = [
+    "Ann_Lee/Ann_Lee_0001.jpg",
+    "Abdul_Rahman_al-Omari/Abdul_Rahman_al-Omari_0001.jpg",
+    "George_W_Bush/George_W_Bush_0002.jpg",
+    "George_W_Bush/George_W_Bush_0003.jpg",
+]
+TEST = ["Bo_Li/Bo_Li_0002.jpg", "John_F_Kennedy_Jr/John_F_Kennedy_Jr_0001.jpg"]
+TEST += ["John_F_Kennedy_Jr/John_F_Kennedy_Jr_0002.jpg"]
+
+
+def raises(message):
+    return pytest.raises(UserError, match=message)
+
+
+def photo(name):
+    """The picture that an image of LFW is made of."""
+    return picture(sum(name.encode()), 250, 250)
+
+
+def traits(name):
+    """The attributes of an image of LFW, as they are written."""
+    return [f"{x:.6f}" for x in np.random.default_rng(list(name.encode())).normal(size=73)]
+
+
+@pytest.fixture
+def lfw(tmp_path):
+    """A small LFW under tmp_path/lfw; rows are in another order than the people."""
+    root = tmp_path / "lfw"
+    rows = []
+    for split, people in PEOPLE.items():
+        for person, count in people.items():
+            (root / "lfw_funneled" / person).mkdir(parents=True)
+            for number in range(1, count + 1):
+                name = f"{person}/{person}_{number:04d}.jpg"
+                (root / "lfw_funneled" / name).write_bytes(encoded(photo(name), "JPEG"))
+                if name not in WITHOUT:
+                    rows.append("\t".join([person.replace("_", " "), str(number), *traits(name)]))
+        lines = [str(len(people)), *(f"{person}\t{count}" for person, count in people.items())]
+        (root / f"peopleDev{split.title()}.txt").write_text("\n".join(lines) + "\n")
+    header = "\t".join(["#", "person", "imagenum", *ATTRIBUTES])
+    (root / "lfw_attributes.txt").write_text(
+        "\n".join(["# LFW attributes", header, *sorted(rows, reverse=True)]) + "\n"
+    )
+    return root
+
+
+def edit(path, old, new, count=1):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
+
+
+# -- LFW -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("split", "names"), [("train", TRAIN), ("test", TEST)])
+def test_lfw_images_and_attributes(lfw, split, names):
+    dataset = build("lfw", split, 64, data_root=str(lfw.parent))
+    assert [dataset.name_of(i) for i in range(len(dataset))] == names
+    assert dataset.has_labels and dataset.label_names == ATTRIBUTES
+    assert (dataset.labels.dtype, dataset.labels.shape) == (torch.float32, (len(names), 73))
+    expected = np.array([traits(name) for name in names]).astype(np.float32)
+    np.testing.assert_array_equal(dataset.labels.numpy(), expected)
+    image, position = dataset[1]
+    assert (image.dtype, image.shape, position) == (torch.uint8, (3, 64, 64), 1)
+    stored = Image.open(lfw / "lfw_funneled" / names[1])
+    expected = stored.resize((70, 70), Image.Resampling.BILINEAR).crop((3, 3, 67, 67))
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
+def test_lfw_can_be_cut_and_moved(lfw):
+    dataset = build("lfw", "train", 8, data_dir=str(lfw), split_range="1:3")
+    assert [dataset.name_of(i) for i in range(len(dataset))] == TRAIN[1:3]
+    assert torch.equal(dataset.labels, build("lfw", "train", 8, data_dir=str(lfw)).labels[1:3])
+    with raises("split of lfw: expected train or test, got 'valid'"):
+        build("lfw", "valid", 8, data_dir=str(lfw))
+
+
+def test_lfw_says_once_what_is_left_out(lfw, caplog):
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            build("lfw", "train", 8, data_dir=str(lfw))
+    assert [record.message for record in caplog.records] == [
+        f"{lfw}: 2 of 6 train images have no attributes and are left out"
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 7, 32, 64, 128, 256])
+@pytest.mark.parametrize("shape", [(250, 250), (101, 67), (40, 90)])
+def test_the_transform_is_that_of_torchvision(size, shape):
+    import_torchvision()
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
+    image = picture(5, *shape)
+    expected = Compose([Resize(int(1.1 * size)), CenterCrop(size)])(image)
+    np.testing.assert_array_equal(np.asarray(centre(image, size)), np.asarray(expected))
+
+
+def test_every_missing_file_of_lfw_is_named(lfw):
+    with raises("no LFW at /nowhere/lfw, and its original host is gone") as caught:
+        build("lfw", "train", 8, data_root="/nowhere")
+    assert all(name in str(caught.value) for name in ORIGINS) and "\n" not in str(caught.value)
+    for name in ("peopleDevTest.txt", "lfw_attributes.txt"):
+        (lfw / name).unlink()
+    with raises("missing there are peopleDevTest.txt .*, lfw_attributes.txt") as caught:
+        build("lfw", "train", 8, data_dir=str(lfw))
+    assert "lfw_funneled (" not in str(caught.value) and "peopleDevTrain.txt (" not in str(caught.value)
+
+
+def test_missing_and_broken_images_of_lfw(lfw):
+    (lfw / "lfw_funneled" / TRAIN[2]).write_bytes(b"no image")
+    with raises("George_W_Bush_0002.jpg is a bad image: no image format"):
+        build("lfw", "train", 8, data_dir=str(lfw))[2]
+    (lfw / "lfw_funneled" / TRAIN[1]).unlink()
+    with raises("lfw: 1 of 4 images are missing, the first is .*/lfw_funneled/Abdul_Rahman_al-Omari/Abdul"):
+        build("lfw", "train", 8, data_dir=str(lfw))
+    assert len(build("lfw", "train", 8, data_dir=str(lfw), split_range="2:")) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("#\tperson", "person", "expected a comment on line 1, and on line 2 #, person, imagenum and the names"),
+        ("\tBlack Hair\t", "\tMale\t", "expected different label names in the header"),
+        (
+            "Jr\t2\t",
+            "Jr\ttwo\t",
+            "expected a person, an image number and 73 values on line 3, .* 'John F Kennedy Jr two",
+        ),
+        ("Jr\t2\t", "Jr 2 ", "expected a person, an image number and 73 values on line 3, separated by tabs"),
+        ("Jr\t2\t", "Jr\t2\t1.5\t", "expected 73 labels on line 3, got 74"),
+        (
+            "Jr\t2\t",
+            "Jr\t1\t",
+            "expected one row for 'John_F_Kennedy_Jr/John_F_Kennedy_Jr_0001.jpg', line 4 is another",
+        ),
+        ("Jr\t2\t", "Jr\t2\tx", "expected a number on line 3, column 'Male', got 'x"),
+    ],
+)
+def test_wrong_attributes_of_lfw(lfw, old, new, message):
+    edit(lfw / "lfw_attributes.txt", old, new)
+    with raises(f"lfw_attributes.txt: {message}"):
+        build("lfw", "train", 8, data_dir=str(lfw))
+
+
+@pytest.mark.parametrize("value", ["nan", "", "inf"])
+def test_attributes_of_lfw_are_finite(lfw, value):
+    first = f"\t{traits(TEST[2])[0]}\t"
+    edit(lfw / "lfw_attributes.txt", first, f"\t{value}\t")
+    with raises(f"expected a number on line 3, column 'Male', got '{value}'"):
+        build("lfw", "test", 8, data_dir=str(lfw))
+
+
+@pytest.mark.parametrize("text", ["", "# LFW attributes\n", "# LFW attributes\n#\tperson\timagenum\n"])
+def test_attributes_of_lfw_without_a_header(lfw, text):
+    (lfw / "lfw_attributes.txt").write_text(text)
+    with raises("lfw_attributes.txt: expected a comment on line 1"):
+        build("lfw", "train", 8, data_dir=str(lfw))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected the number of people on line 1, got ''"),
+        ("Bo_Li\t2\n", "expected the number of people on line 1, got 'Bo_Li"),
+        (
+            "2\nBo_Li\t2\nJohn F Kennedy\t2\n",
+            "expected First_Last, a tab and a number of images on line 3, got 'John F",
+        ),
+        ("2\nBo_Li\t2\nAnn_Lee\n", "expected First_Last, a tab and a number of images on line 3, got 'Ann_Lee'"),
+        ("2\nBo_Li\t2\nBo_Li\t2\n", "expected another person than Bo_Li on line 3"),
+        ("3\nBo_Li\t2\nAnn_Lee\t1\n", "expected 3 people, as line 1 says, got 2"),
+    ],
+)
+def test_wrong_people_of_lfw(lfw, text, message):
+    (lfw / "peopleDevTest.txt").write_text(text)
+    with raises(f"peopleDevTest.txt: {message}"):
+        build("lfw", "test", 8, data_dir=str(lfw))
+
+
+def test_lfw_with_the_attributes_of_others(lfw):
+    (lfw / "peopleDevTest.txt").write_text("1\nNo_One\t3\n")
+    with raises("lfw_attributes.txt: expected rows for the people of peopleDevTest.txt, there are none"):
+        build("lfw", "test", 8, data_dir=str(lfw))
+
+
+# -- splits with targets ---------------------------------------------------------------------------------------------
+
+
+def lengths(parts):
+    assert all(len(part.dataset) == len(part.values) for part in parts.values())
+    assert all(part.values.dtype == torch.float32 for part in parts.values())
+    assert all(part.values.shape[1] == len(part.names) for part in parts.values())
+    return {split: len(part.values) for split, part in parts.items()}
+
+
+def celeba(tmp_path, rows, names="Bald Young", count=20):
+    """A CelebA of ``count`` images with rows by number."""
+    path = image_lmdb(tmp_path / "celeba", "None-%07d", count, 178, 218)
+    text = "".join(f"{i + 1:06d}.jpg {row}\n" for i, row in enumerate(rows))
+    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text(f"{count}\n{names}\n{text}")
+    return path
+
+
+def own_folder(tmp_path, columns, count=20):
+    """A folder with the columns of labels.csv, name -> values. Its images are broken: none is read for labels."""
+    root = tmp_path / "own"
+    root.mkdir()
+    for i in range(count):
+        (root / f"{i}.png").touch()
+    rows = [",".join([f"{i}.png", *(str(values[i]) for values in columns.values())]) for i in range(count)]
+    (root / "labels.csv").write_text("\n".join([",".join(["file", *columns]), *rows]) + "\n")
+    return f"folder:{root}"
+
+
+def test_lfw_is_for_regression(lfw):
+    parts = labelled_splits("lfw", "regression", 8, data_root=str(lfw.parent))
+    assert lengths(parts) == {"train": 4, "test": 3}
+    assert parts["test"].names == ATTRIBUTES
+    np.testing.assert_allclose(parts["test"].values[0], np.array(traits(TEST[0])).astype(float), rtol=1e-6)
+    with raises("lfw: expected the task regression, .* got classification"):
+        labelled_splits("lfw", "classification", 8, data_root="/nowhere")
+
+
+def test_toyfaces(tmp_path):
+    parts = labelled_splits("toyfaces", "classification", 8, data_root=str(tmp_path))
+    assert lengths(parts) == {"train": 10_000, "valid": 1_000, "test": 1_000}
+    assert parts["valid"].names == toyfaces.ATTRIBUTES
+    assert torch.equal(parts["valid"].values, parts["valid"].dataset.labels)
+    parts = labelled_splits("toyfaces", "regression", 8, data_root=str(tmp_path))
+    assert lengths(parts) == {"train": 10_000, "test": 1_000}
+    assert parts["test"].names == toyfaces.PARAMETERS
+    assert torch.equal(parts["test"].values, parts["test"].dataset.targets)
+
+
+def test_celeba_with_minus_one_for_no(tmp_path):
+    path = celeba(tmp_path, ["1 -1", "-1 1"] * 10)
+    parts = labelled_splits("celeba", "classification", 8, data_dir=path)
+    assert lengths(parts) == {"train": 16, "valid": 2, "test": 2}
+    assert parts["valid"].names == ("Bald", "Young")
+    assert parts["valid"].values.tolist() == [[1, 0], [0, 1]]
+    assert parts["valid"].dataset.indices == range(16, 18)
+    parts = labelled_splits("celeba", "regression", 8, data_dir=path)
+    assert lengths(parts) == {"train": 16, "test": 2}
+    assert parts["test"].values.tolist() == [[1, -1], [-1, 1]]
+
+
+def test_celeba_by_its_partition_file(tmp_path):
+    path = celeba(tmp_path, ["1 -1", "-1 1"] * 3, count=6)
+    partition = "".join(f"{i:06d}.jpg {split}\n" for i, split in enumerate([2, 2, 0, 0, 1, 1], start=1))
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text(partition)
+    parts = labelled_splits("celeba", "classification", 8, data_dir=path)
+    assert {split: list(part.dataset.indices) for split, part in parts.items()} == {
+        "train": [2, 3],
+        "valid": [4, 5],
+        "test": [0, 1],
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "names", "message"),
+    [
+        (["1 -1", "-1 1"] * 9, "Bald Young", "expected a row for every image, there is none for '000019.jpg'"),
+        (["1 1"] * 20, "Bald Bald", "expected different label names in the header, got Bald, Bald"),
+        (["1 1"] * 19 + ["1"], "Bald Young", "expected 2 labels on line 22, got 1"),
+        (["1 1"] * 19 + ["1 ?"], "Bald Young", "expected a number on line 22, column 'Young', got '\\?'"),
+        (["1 1"] * 19 + ["1 2"], "Bald Young", "column 'Young': expected 0 and 1, or -1 and 1, .* got 2$"),
+        (["1 1"] * 18 + ["1 -1"] * 2, "Bald Young", "every label in every split, there are none of Young in test$"),
+    ],
+)
+def test_wrong_labels_of_celeba(tmp_path, rows, names, message):
+    path = celeba(tmp_path, rows, names)
+    with raises(f"list_attr_celeba.txt.* {message}"):
+        labelled_splits("celeba", "classification", 8, data_dir=path)
+
+
+def test_two_rows_for_an_image_of_celeba(tmp_path):
+    path = celeba(tmp_path, ["1 1"] * 20)
+    edit(tmp_path / "celeba" / "list_attr_celeba.txt", "000020.jpg", "000002.jpg")
+    with raises("expected one row for '000002.jpg', line 22 is another"):
+        labelled_splits("celeba", "classification", 8, data_dir=path)
+
+
+def test_sets_without_their_label_file(tmp_path):
+    path = image_lmdb(tmp_path / "celeba", "None-%07d", 20, 178, 218)
+    with raises("celeba has no labels: expected .*list_attr_celeba.txt"):
+        labelled_splits("celeba", "classification", 8, data_dir=path)
+    root = image_folder(tmp_path / "own", [f"{i}.png" for i in range(20)])
+    with raises("own has no labels: expected .*labels.csv"):
+        labelled_splits(f"folder:{root}", "regression", 8)
+
+
+def test_celebahq_is_split_by_index_and_says_so_once(tmp_path, caplog):
+    path = image_lmdb(tmp_path / "celebahq", "128-%05d", 30)
+    rows = "".join(f"{i}.jpg {1 if i % 3 else -1}\n" for i in range(30))
+    (tmp_path / "celebahq" / "CelebAMask-HQ-attribute-anno.txt").write_text(f"30\nBald\n{rows}")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            parts = labelled_splits("celebahq", "classification", 8, data_root=str(tmp_path))
+    assert lengths(parts) == {"train": 24, "valid": 3, "test": 3}
+    assert parts["test"].dataset.name_of(0) == "128-00027"
+    assert parts["test"].values.tolist() == [[0], [1], [1]]
+    assert lengths(labelled_splits("celebahq", "regression", 8, data_dir=path)) == {"train": 24, "test": 6}
+    said = Counter(record.message for record in caplog.records)
+    assert said[f"{path}: no official split, so by index, 80 % train, 10 % valid, 10 % test"] == 1
+
+
+def test_folder_with_labels_inside_and_elsewhere(tmp_path):
+    name = own_folder(tmp_path, {"tall": [0, 1] * 10, "sure": [1] * 20, "old": [1, -1] * 10})
+    parts = labelled_splits(name, "classification", 8)
+    assert lengths(parts) == {"train": 16, "valid": 2, "test": 2}
+    assert parts["valid"].names == ("tall", "sure", "old")
+    assert parts["valid"].values.tolist() == [[0, 1, 1], [1, 1, 0]]
+    other = tmp_path / "ages.csv"
+    other.write_text("file,age\n" + "".join(f"{i}.png,{i / 2}\n" for i in range(20)))
+    parts = labelled_splits(name, "regression", 8, labels=str(other))
+    assert lengths(parts) == {"train": 16, "test": 4}
+    assert parts["test"].names == ("age",) and parts["test"].values.tolist() == [[8], [8.5], [9], [9.5]]
+    with raises("ages.csv, column 'age': expected 0 and 1, or -1 and 1, for classification, got 0.5"):
+        labelled_splits(name, "classification", 8, labels=str(other))
+
+
+def test_folder_that_is_an_lmdb(tmp_path):
+    path = image_lmdb(tmp_path / "own", "128-%05d", 20)
+    (tmp_path / "own" / "labels.csv").write_text("key,x\n" + "".join(f"128-{i:05d},{i % 2}\n" for i in range(20)))
+    assert lengths(labelled_splits(f"folder:{path}", "classification", 8)) == {"train": 16, "valid": 2, "test": 2}
+
+
+@pytest.mark.parametrize(("task", "count"), [("classification", 5), ("regression", 1)])
+def test_folder_that_is_too_small(tmp_path, task, count):
+    name = own_folder(tmp_path, {"x": [1] * count}, count)
+    with raises(f"own: expected 10 images or more to split by index, got {count}"):
+        labelled_splits(name, task, 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0] + [1] * 18 + [-1], "labels.csv, column 'x': .* got 0 beside -1"),
+        ([1] * 19 + [0.5], "labels.csv, column 'x': .* got 0.5"),
+        ([1] * 19 + [""], "labels.csv: expected a number on line 21, column 'x', got ''"),
+        ([1] * 19 + ["nan"], "labels.csv: expected a number on line 21, column 'x', got 'nan'"),
+        ([1, 0] * 8 + [0, 0, 1, 0], "labels.csv: .* there are none of x in valid$"),
+        ([0] * 16 + [1, 1, 0, 0], "labels.csv: .* there are none of x in train; x in test$"),
+        ([-1] * 20, "labels.csv: .* there are none of x in train; x in valid; x in test$"),
+    ],
+)
+def test_values_that_are_no_classes(tmp_path, values, message):
+    name = own_folder(tmp_path, {"sure": [1] * 20, "x": values})
+    with raises(message):
+        labelled_splits(name, "classification", 8)
+
+
+def test_every_label_without_positives_is_named(tmp_path):
+    name = own_folder(tmp_path, {"x": [1] * 18 + [0, 0], "sure": [1] * 20, "y": [1] * 18 + [0, 0]})
+    with raises("there are none of x, y in test$"):
+        labelled_splits(name, "classification", 8)
+    assert lengths(labelled_splits(name, "regression", 8)) == {"train": 16, "test": 4}
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_values_that_are_too_large(tmp_path):
+    name = own_folder(tmp_path, {"x": [1] * 19 + ["-1e39"]})
+    with raises("labels.csv, column 'x': expected finite 32-bit numbers, got -inf"):
+        labelled_splits(name, "regression", 8)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", ["ffhq", "horse", "bedroom", "faces"])
+def test_sets_without_labels(name, task):
+    with raises(f"data set: expected one with labels, celeba, .* or folder:PATH, got '{name}'"):
+        labelled_splits(name, task, 8)
+
+
+def test_wrong_requests(tmp_path):
+    with raises("task: expected classification or regression, got 'ranking'"):
+        labelled_splits("toyfaces", "ranking", 8)
+    with raises("labels: expected only with folder:PATH, got them with celeba"):
+        labelled_splits("celeba", "classification", 8, labels="x.csv")
+    with raises("no LMDB of celebahq at"):
+        labelled_splits("celebahq", "regression", 8, data_root=str(tmp_path))
+    with raises("no LFW at"):
+        labelled_splits("lfw", "regression", 8, data_root=str(tmp_path))
+    with raises("there is nothing of that name"):
+        labelled_splits(f"folder:{tmp_path / 'none'}", "regression", 8)
