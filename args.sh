@@ -46,7 +46,7 @@ launch() {
     if ((NPROC * NNODES == 1)) || [[ " $* " =~ \ --(dry[-_]run|help)[\ =] ]]; then
         exec "$PYTHON" -m "$module" "$@"
     fi
-    "$PYTHON" -m "$module" "$@" --check true
+    "$PYTHON" -m "$module" "$@" --check=$((NPROC * NNODES))
     local cores
     cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}"

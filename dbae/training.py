@@ -34,13 +34,11 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def local_batch(config: TrainConfig) -> int:
-    """Images of one step on this process. Raises UserError where the processes do not divide the batch."""
-    if config.batch_size % distributed.world():
-        raise UserError(
-            f"batch_size: expected a multiple of the {distributed.world()} processes, got {config.batch_size}"
-        )
-    return config.batch_size // distributed.world()
+def local_batch(config: TrainConfig, world: int) -> int:
+    """Images of one step on each of ``world`` processes. Raises UserError where they do not divide the batch."""
+    if config.batch_size % world:
+        raise UserError(f"batch_size: expected a multiple of the {world} processes, got {config.batch_size}")
+    return config.batch_size // world
 
 
 def train(
@@ -56,7 +54,7 @@ def train(
     ``batches`` yields this process's micro-batches in order, uint8 [m, 3, H, W] on the device, from image
     ``state.images`` on; ``preview(model, step)`` draws pictures with the averaged weights, on the first process.
     """
-    per_process = local_batch(config)
+    per_process = local_batch(config, distributed.world())
     sizes = [min(config.microbatch, per_process - start) for start in range(0, per_process, config.microbatch)]
     main = distributed.rank() == 0
     model = state.model

@@ -55,10 +55,10 @@ def given(namespace: argparse.Namespace, cls: type) -> dict[str, Any]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's ``main``; a UserError becomes one line on standard error and exit status 2."""
+    """Run a script's ``main``; a UserError, or a path that cannot be used, becomes one line and exit status 2."""
     try:
         main()
-    except UserError as error:
+    except (UserError, PermissionError, NotADirectoryError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

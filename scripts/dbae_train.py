@@ -37,7 +37,7 @@ class RunOptions:
     device: str = option("auto", "auto, cpu or cuda")
     num_workers: int = option(2, "processes that read images, per training process")
     dry_run: bool = option(False, "print the resolved configuration and exit")
-    check: bool = option(False, "check arguments and data, and exit")
+    check: int = option(0, "check arguments and data for N processes, and exit; 0: train")
 
     def __post_init__(self) -> None:
         preset_name(self.dataset)
@@ -127,7 +127,7 @@ def main() -> None:
         options.dataset, "train", model_config.image_size, options.data_root, options.data_dir, options.split_range
     )
     check_run_folder(run_dir, model_config, config)
-    per_process = local_batch(config)
+    per_process = local_batch(config, options.check or distributed.world())
     if options.check:
         return
 

@@ -34,7 +34,7 @@ class ModelInputs:
     device: str = option("auto", "auto, cpu or cuda")
     num_workers: int = option(0, "processes that read images")
     dry_run: bool = option(False, "print the resolved configuration and exit")
-    check: bool = option(False, "check arguments, weights and data, and exit")
+    check: int = option(0, "check arguments, weights and data for N processes, and exit; 0: run")
 
     def __post_init__(self) -> None:
         for name in ("dataset", "model_path"):

@@ -244,6 +244,14 @@ def test_training_from_the_launcher_resumes_by_itself(tmp_path):
     assert_one_line_error(wrong, "dropout", "has 0.0, got 0.2", "another --workdir")
 
 
+def test_several_processes_check_their_input_once(tmp_path, checkpoint):
+    words = ["toyfaces", "vp", "false", "--batch_size=32", "--device=cpu", f"--workdir={tmp_path / 'run'}"]
+    assert_one_line_error(bash("train_dbae.sh", *words, NPROC="3"), "batch_size", "multiple of the 3 processes", "32")
+    assert_one_line_error(recon(checkpoint, "--data_dir=absent", NPROC="2"), "no LMDB of toyfaces at absent")
+    (tmp_path / "file").touch()
+    assert_one_line_error(bash("train_dbae.sh", *words[:-1], f"--workdir={tmp_path / 'file' / 'x'}"), "Not a directory")
+
+
 def test_checkpoint_of_another_kind(tmp_path, checkpoint):
     foreign = tmp_path / "ema_0.9999_000001.pt"
     torch.save({"conv.weight": torch.zeros(3)}, foreign)
