@@ -74,7 +74,7 @@ class TrainConfig:
 
     total_steps: int = option(1_020_000, "optimizer steps until the run ends")
     batch_size: int = option(256, "images per step over all processes (the official 64 x 4 GPUs)")
-    microbatch: int = option(32, "images per forward pass; gradients of a step's micro-batches are averaged")
+    microbatch: int = option(32, "images per forward pass, averaged over a step; -1: all at once")
     lr: float = option(1e-4, "learning rate of RAdam, constant")
     weight_decay: float = option(0.0, "weight decay of RAdam")
     ema_rate: float = option(0.9999, "rate of the exponential moving average of the parameters")
@@ -88,10 +88,12 @@ class TrainConfig:
     save_interval_for_preemption: int = option(1_000, "steps between checkpoints of which the newest is kept (freq_)")
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "batch_size", "microbatch", "lr", "log_interval", "sample_interval"):
+        for name in ("total_steps", "batch_size", "lr", "log_interval", "sample_interval"):
             require_positive(name, getattr(self, name))
         for name in ("save_interval", "save_interval_for_preemption"):
             require_positive(name, getattr(self, name))
+        if self.microbatch < 1 and self.microbatch != -1:
+            raise UserError(f"microbatch: expected a number above 0, or -1 for all, got {self.microbatch}")
         if not 0 <= self.ema_rate < 1:
             raise UserError(f"ema_rate: expected a number in [0, 1), got {self.ema_rate}")
         if self.precision not in PRECISIONS:

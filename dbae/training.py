@@ -55,7 +55,8 @@ def train(
     ``state.images`` on; ``preview(model, step)`` draws pictures with the averaged weights, on the first process.
     """
     per_process = local_batch(config, distributed.world())
-    sizes = [min(config.microbatch, per_process - start) for start in range(0, per_process, config.microbatch)]
+    micro = per_process if config.microbatch == -1 else min(config.microbatch, per_process)
+    sizes = [min(micro, per_process - start) for start in range(0, per_process, micro)]
     main = distributed.rank() == 0
     model = state.model
     if distributed.world() > 1:

@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from dbae.errors import UserError
 from dbae.files import atomic_write
+from dbae.images import to_float
+from dbae.randomness import seed_for
 from eval.arrays import Column, read_arrays, write_arrays
 
 Arrays = dict[str, np.ndarray]
@@ -43,7 +45,7 @@ def encode_batches(
 ) -> Iterator[Arrays]:
     """Codes of each batch of uint8 images [n, 3, H, W] and numbers [n]; the numbers stand under ``index``."""
     for images, index in batches:
-        x = images.to(device).float() / 127.5 - 1
+        x = to_float(images.to(device))
         codes = encode(x.flip(3) if flip else x, index)
         yield {name: value.float().cpu().numpy() for name, value in codes.items()} | {"index": index.numpy()}
 
@@ -136,7 +138,7 @@ class Codes:
 
     def draw(self, epoch: int) -> Tensor:
         """Codes [n, d] of an epoch: a function of the seed and the epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(seed_for(self.seed, epoch))
         codes = self.plain
         if self.flipped:
             n = len(next(iter(codes.values())))

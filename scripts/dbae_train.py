@@ -147,7 +147,7 @@ def main() -> None:
     distributed.print0(
         f"{run_dir}: {len(data)} images of {options.dataset}, {parameters / 1e6:.2f}M parameters, "
         f"{distributed.world()} x {device.type}, U-Net in {str(dtype or torch.float32).removeprefix('torch.')}, "
-        f"batch {config.batch_size} ({per_process} per process, {min(config.microbatch, per_process)} at a time), "
+        f"batch {config.batch_size} ({per_process} per process, micro-batches of {config.microbatch}), "
         f"steps {state.step} to {config.total_steps}" + (f", resumed from {resumed}" if resumed else "")
     )
     batches = training_batches(

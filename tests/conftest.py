@@ -1,7 +1,24 @@
-"""Shared by all tests: the repository root and this folder are importable."""
+"""Shared by all tests: the repository root and this folder are importable, and a run folder with a small model."""
 
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The EMA file of a run folder with a small stochastic model of toy faces."""
+    import tiny
+
+    from dbae.checkpoint import to_released_names, write_config, write_tensors
+    from dbae.config import TrainConfig
+
+    folder = tmp_path_factory.mktemp("run")
+    model = tiny.model(stochastic=True)
+    write_config(str(folder), "toyfaces", model=model.config, train=TrainConfig())
+    write_tensors(str(folder / "ema_0.9999_000020.pt"), to_released_names(model.state_dict()))
+    return folder / "ema_0.9999_000020.pt"

@@ -14,7 +14,6 @@ import torch
 from conftest import ROOT
 from lmdb_fixtures import encoded, picture, write_lmdb
 
-from dbae.checkpoint import to_released_names, write_config, write_tensors
 from dbae.config import PRESETS, ModelConfig, TrainConfig, preset
 
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "NPROC": "1"}
@@ -40,16 +39,6 @@ def assert_one_line_error(result, *parts):
     assert error.startswith("error: ") and error.count("\n") == 1, error
     for part in parts:
         assert part in error
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A run folder with a small stochastic model."""
-    folder = tmp_path_factory.mktemp("run")
-    model = tiny.model(stochastic=True)
-    write_config(str(folder), "toyfaces", model=model.config, train=TrainConfig())
-    write_tensors(str(folder / "ema_0.9999_000020.pt"), to_released_names(model.state_dict()))
-    return folder / "ema_0.9999_000020.pt"
 
 
 def recon(checkpoint, *options, n=3, **environment):

@@ -59,6 +59,7 @@ def test_another_size_gets_that_size_multipliers():
         (ModelConfig, {"image_size": 32, "channel_mult": (1,) * 6}),
         (ModelConfig, {"decoder_channels": 3}),
         (TrainConfig, {"batch_size": 0}),
+        (TrainConfig, {"microbatch": 0}),
         (TrainConfig, {"lr": float("nan")}),
         (TrainConfig, {"ema_rate": 1.0}),
         (TrainConfig, {"seed": -1}),

@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from conftest import ROOT
 from lmdb_fixtures import image_folder, image_lmdb
@@ -15,19 +14,7 @@ from test_commands import assert_one_line_error, bash
 from test_labelled import lfw  # noqa: F401 - a fixture
 
 from datasets import toyfaces
-from dbae.checkpoint import to_released_names, write_config, write_tensors
-from dbae.config import TrainConfig
 from eval.arrays import read_arrays
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A run folder with a small stochastic model of toy faces."""
-    folder = tmp_path_factory.mktemp("run")
-    model = tiny.model(stochastic=True)
-    write_config(str(folder), "toyfaces", model=model.config, train=TrainConfig())
-    write_tensors(str(folder / "ema_0.9999_000020.pt"), to_released_names(model.state_dict()))
-    return folder / "ema_0.9999_000020.pt"
 
 
 @pytest.fixture(scope="module")

@@ -128,6 +128,13 @@ def test_uneven_micro_batches_weigh_images_equally(tmp_path, monkeypatch):
     assert seen == [3, 2] and float(row["loss"]) == pytest.approx((0 + 1 + 2 + 0 + 1) / 5)
 
 
+def test_whole_batch_at_once(tmp_path):
+    config = TrainConfig(**{**SETTINGS, "total_steps": 1, "microbatch": -1})
+    state = TrainState.create(DBAE(tiny.config()), config, CPU, half=False)
+    train(state, iter([DATA[:4]]), config, str(tmp_path), CPU, lambda model, step: None)
+    assert state.images == 4
+
+
 def test_average_follows_its_definition():
     model = torch.nn.Linear(2, 1)
     ema = EMA(model, 0.9)
