@@ -5,6 +5,7 @@ Command-line options are made from these fields (``scripts/cli.py``), so a field
 
 import dataclasses
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, get_type_hints
 
 from dbae.errors import UserError
@@ -117,6 +118,8 @@ class SampleConfig:
         require_positive("rho", self.rho)
         if not 0 <= self.churn_step_ratio < 1:
             raise UserError(f"churn_step_ratio: expected a number in [0, 1), got {self.churn_step_ratio}")
+        if not isfinite(self.guidance):
+            raise UserError(f"guidance: expected a finite number, got {self.guidance}")
         if self.sampler not in SAMPLERS:
             raise UserError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
 

@@ -66,6 +66,7 @@ def test_another_size_gets_that_size_multipliers():
         (SampleConfig, {"churn_step_ratio": 1.0}),
         (SampleConfig, {"steps": 0}),
         (SampleConfig, {"rho": 0.0}),
+        (SampleConfig, {"guidance": float("nan")}),
     ],
 )
 def test_values_that_cannot_be(cls, values):
