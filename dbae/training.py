@@ -3,6 +3,7 @@
 A model is anything whose ``forward(x0)`` returns a loss per image.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
@@ -61,7 +62,9 @@ def train(
     model = state.model
     if distributed.world() > 1:
         ids = [device.index] if device.type == "cuda" else None
-        model = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # a new name for broadcast_buffers that older torch lacks
+            model = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
     model.train()
     report = Progress(run_dir, state.step, config.total_steps, config.log_interval) if main else nullcontext()
 
