@@ -38,6 +38,7 @@ def main() -> None:
         return print_dry_run(options, about)
 
     from dbae import distributed
+    from dbae.checkpoint import fingerprint
     from scripts.encoding import encode_to_file, identity, with_codes
 
     device = distributed.setup(options.device)
@@ -46,7 +47,7 @@ def main() -> None:
     if options.check:
         return None
     images = min(len(data), options.limit or len(data))
-    settings = identity(options.model_path, data, images, options.flip)
+    settings = identity(fingerprint(options.model_path), data, images, options.flip)
     settings |= {"latent": options.latent, "seed": options.seed} if model.config.stochastic else {}
     text = {"names": json.dumps([data.name_of(i) for i in range(images)])}
     labels = {"labels": data.labels[:images].numpy()} if data.has_labels else {}

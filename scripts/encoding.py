@@ -8,7 +8,6 @@ from torch import Tensor
 
 from datasets.loader import ordered_batches
 from dbae import distributed
-from dbae.checkpoint import fingerprint
 from dbae.progress import progress_bar
 from dbae.randomness import image_generators
 from eval.latents import Encode, Store, encode_batches
@@ -46,10 +45,10 @@ def with_codes(model: "DBAE", latent: str, seed: int) -> Encode:
     return encode
 
 
-def identity(model_path: str, data: "ImageDataset", images: int, flip: bool) -> dict[str, Any]:
-    """What codes depend on: the weights, and which images at which size."""
+def identity(weights: str, data: "ImageDataset", images: int, flip: bool) -> dict[str, Any]:
+    """What codes depend on: the weights' fingerprint, and which images at which size."""
     return {
-        "weights": fingerprint(model_path),
+        "weights": weights,
         "data": data.title,
         "size": data.size,
         "images": images,

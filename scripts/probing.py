@@ -2,13 +2,12 @@
 
 import json
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dbae.config import option, require_positive
 from dbae.errors import UserError
 from scripts.cli import Parser
-from scripts.inputs import ModelInputs, load, parse, print_dry_run, result_folder
+from scripts.inputs import load, parse, print_dry_run, result_folder
+from scripts.probe_options import TASKS, ProbeOptions, Task, output_folder, probe_data
 
 if TYPE_CHECKING:
     import torch
@@ -21,94 +20,31 @@ if TYPE_CHECKING:
     Parts = dict[str, Part]
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is particular to a kind of probe."""
-
-    name: str  # of the task in datasets.labelled
-    folder: str  # of the official results, under downstream_inference
-    data: str  # probed on by default
-    batch_size: int
-    flips: bool  # whether training sees mirrored images
-
-
-TASKS = {
-    "classification": Task("classification", "multitask_ema", "celeba", 128, True),
-    "regression": Task("regression", "regression_ema", "lfw", 64, False),
-}
-
-
-@dataclass(frozen=True)
-class ProbeOptions(ModelInputs):
-    """What to probe, and how."""
-
-    probe_data: str = option("", "labelled data set: celeba, celebahq, toyfaces, lfw or folder:PATH (default: by task)")
-    labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv)")
-    features: str = option("model", "what is probed: the code, or a baseline", ("model", "pixels", "pca"))
-    solver: str = option("adam", "the official protocol, the exact solution, or neighbours", ("adam", "exact", "knn"))
-    epochs: int = option(15, "epochs of the official protocol")
-    probe_batch_size: int | None = option(None, "its batch size (default: 128 to classify, 64 to regress)")
-    probe_lr: float = option(1e-3, "its learning rate")
-    label_fraction: str = option("", "also repeat with shares of the labels, such as 0.01,0.1")
-    repeats: int = option(5, "random subsets per share of the labels")
-    baseline: str | None = option(None, "results.json of another probe, to draw beside")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("epochs", "probe_lr", "repeats"):
-            require_positive(name, getattr(self, name))
-        if self.probe_batch_size is not None:
-            require_positive("probe_batch_size", self.probe_batch_size)
-        if self.baseline and not os.path.exists(self.baseline):
-            raise UserError(f"baseline: no such file: {self.baseline}")
-        self.fractions()
-
-    def fractions(self) -> tuple[float, ...]:
-        """Shares of the labels in (0, 1]."""
-        try:
-            shares = tuple(float(part) for part in self.label_fraction.split(",") if part)
-        except ValueError:
-            shares = (0.0,)
-        if not all(0 < share <= 1 for share in shares):
-            raise UserError(f"label_fraction: expected shares in (0, 1] like 0.01,0.1, got {self.label_fraction!r}")
-        return shares
-
-
-def probe_data(options: ProbeOptions, task: Task) -> str:
-    """The labelled data set: as asked, the model's own where that has labels, else the task's."""
-    if options.probe_data:
-        return options.probe_data
-    own = options.dataset == "toyfaces" or options.dataset.startswith("folder:")
-    return options.dataset if own else task.data
-
-
-def output_folder(options: ProbeOptions, task: Task) -> str:
-    """The official folder; another one, named by the data, where it is not the task's default."""
-    data = probe_data(options, task)
-    suffix = "" if data == task.data else "_" + os.path.basename(os.path.normpath(data.partition(":")[2] or data))
-    return result_folder(options.model_path, "downstream_inference", task.folder + suffix)
-
-
 def model_codes(
-    model: "DBAE", data: "Labelled", split: str, flip: bool, options: ProbeOptions, device: "torch.device"
-) -> "Codes":
-    """Cached codes of a split, of both orientations with ``flip``; every process takes its share of the encoding."""
+    model: "DBAE", weights: str, data: "Labelled", split: str, flip: bool, options: ProbeOptions, device: "torch.device"
+) -> "Codes | None":
+    """Cached codes of a split, of both orientations with ``flip``; None on other processes than the first.
+
+    Every process takes its share of the encoding. ``weights`` is the checkpoint's fingerprint.
+    """
     from dbae import distributed
     from eval.arrays import read_arrays
     from eval.latents import Codes, Store
     from scripts.encoding import encode_to_file, identity, statistics
 
-    found = []
+    paths = []
     for mirrored in (False, True) if flip else (False,):
-        settings = identity(options.model_path, data.dataset, len(data.dataset), mirrored)
+        settings = identity(weights, data.dataset, len(data.dataset), mirrored)
         key = Store("", settings, 1).key
         path = result_folder(options.model_path, "latents", f"{split}{'_flip' * mirrored}_{key}.npz")
         encode_to_file(
             path, statistics(model), data.dataset, settings, device, options.batch_size, options.num_workers,
             desc=f"encode {split}{' mirrored' * mirrored}",
         )  # fmt: skip
-        found.append(read_arrays(path)[0] if distributed.rank() == 0 else {"z": None})
-    return Codes(*found, sample=options.latent == "sample", seed=options.seed)
+        paths.append(path)
+    if distributed.rank():
+        return None
+    return Codes(*(read_arrays(path)[0] for path in paths), sample=options.latent == "sample", seed=options.seed)
 
 
 def baseline_codes(
@@ -233,10 +169,11 @@ def main(task_name: str, doc: str) -> None:
     )
     if options.check:
         return None
+    weights = fingerprint(options.model_path)
     flips = task.flips and options.solver == "adam"
     if options.features == "model":
         codes = {
-            split: model_codes(model, data, split, flips and split == "train", options, device)
+            split: model_codes(model, weights, data, split, flips and split == "train", options, device)
             for split, data in splits.items()
         }
     elif distributed.rank() == 0:
@@ -247,7 +184,7 @@ def main(task_name: str, doc: str) -> None:
         result = fit(parts, names, task, options, device)
         report = {
             "checkpoint": options.model_path,
-            "weights": fingerprint(options.model_path),
+            "weights": weights,
             "data": data_name,
             "features": options.features,
             "solver": options.solver,

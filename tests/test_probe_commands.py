@@ -96,6 +96,19 @@ def test_own_labels_solvers_and_baselines(checkpoint, photos, words, tag):
     assert ("label_fractions" in report) == ("label_fraction" in words)
 
 
+def test_two_processes_share_the_encoding(checkpoint, photos):
+    words = ["toyfaces", "vp", checkpoint, "true", f"--probe_data=folder:{photos}", "--device=cpu", "--epochs=2"]
+    reports = []
+    for processes in ("1", "2"):
+        for path in (checkpoint.parent / "sample_20" / "latents").glob("*.npz"):
+            path.unlink()
+        status, _, error = bash("infer_class_dbae.sh", *words, NPROC=processes)
+        assert status == 0, error
+        folder = checkpoint.parent / "sample_20" / "downstream_inference" / f"multitask_ema_{photos.name}"
+        reports.append(json.loads((folder / "results.json").read_text()))
+    assert reports[0]["test"] == pytest.approx(reports[1]["test"], abs=1e-6)
+
+
 def test_table_and_baseline_picture(checkpoint, photos, tmp_path):
     words = ["toyfaces", "vp", checkpoint, "true", f"--probe_data=folder:{photos}", "--device=cpu", "--epochs=2"]
     assert bash("infer_reg_dbae.sh", *words)[0] == 0
