@@ -29,12 +29,13 @@ class ModelConfig:
     """What is needed to rebuild a model around its weights. Raises UserError where the values do not fit together."""
 
     image_size: int = option(128, "height and width in pixels: 32, 64, 128 or 256")
-    num_channels: int = option(128, "base width of the U-Net and the encoder, a multiple of 32")
+    num_channels: int = option(128, "base width of the U-Net and the encoder, a multiple of norm_groups")
     channel_mult: tuple[int, ...] = option((), "U-Net width of each level over the base width (default: by image size)")
     encoder_mult: tuple[int, ...] = option((), "the same for the encoder (default: by image size)")
     num_res_blocks: int = option(2, "residual blocks per level")
     attention_sizes: tuple[int, ...] = option((32, 16, 8), "feature map sizes with attention in the U-Net")
     encoder_attention_sizes: tuple[int, ...] = option((16,), "the same for the encoder")
+    norm_groups: int = option(32, "groups of every GroupNorm; 32 in all published models")
     head_channels: int = option(64, "channels of an attention head in the U-Net")
     decoder_channels: int = option(64, "base width of the endpoint decoder")
     latent_dim: int = option(512, "length of the code z")
@@ -53,8 +54,11 @@ class ModelConfig:
             object.__setattr__(self, "encoder_mult", ENCODER_MULT[self.image_size])
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        if self.num_channels < 32 or self.num_channels % 32:
-            raise UserError(f"num_channels: expected a multiple of 32, got {self.num_channels}")
+        require_positive("norm_groups", self.norm_groups)
+        if self.num_channels < 1 or self.num_channels % self.norm_groups:
+            raise UserError(
+                f"num_channels: expected a multiple of norm_groups {self.norm_groups}, got {self.num_channels}"
+            )
         if self.decoder_channels < 2 or self.decoder_channels % 2:
             raise UserError(f"decoder_channels: expected an even number from 2, got {self.decoder_channels}")
         for name in ("num_res_blocks", "head_channels", "latent_dim", "sigma_data"):
@@ -140,10 +144,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "horse": {"image_size": 128, "num_channels": 128},
     "folder": {"image_size": 64, "num_channels": 64},
     "toyfaces": {
-        "image_size": 32, "num_channels": 32, "channel_mult": (1, 1, 2), "encoder_mult": (1, 1, 2, 2),
-        "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "head_channels": 32,
-        "decoder_channels": 8, "latent_dim": 64, "dropout": 0.0,
-        "total_steps": 1_000, "batch_size": 32, "microbatch": 32, "lr": 3e-3, "ema_warmup": True,
+        "image_size": 32, "num_channels": 16, "channel_mult": (1, 2, 4), "encoder_mult": (1, 2, 4, 8),
+        "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "norm_groups": 4,
+        "head_channels": 16, "decoder_channels": 8, "latent_dim": 64, "dropout": 0.0,
+        "total_steps": 1_300, "batch_size": 32, "microbatch": 32, "lr": 3e-3, "ema_warmup": True,
         "log_interval": 25, "sample_interval": 250, "save_interval": 500, "save_interval_for_preemption": 100,
     },
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from dbae.config import ModelConfig
-from dbae.layers import Attention1d, BlockSequential, ConvBlock, group_norm
+from dbae.layers import Attention1d, BlockSequential, ConvBlock
 
 
 class Encoder(nn.Module):
@@ -11,24 +11,31 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        groups = config.norm_groups
         widths = [config.num_channels * factor for factor in config.encoder_mult]
         channels = widths[0]
         self.input_blocks = nn.ModuleList([BlockSequential(nn.Conv2d(3, channels, 3, padding=1))])
         for level, width in enumerate(widths):
             attended = config.image_size >> level in config.encoder_attention_sizes
             for _ in range(config.num_res_blocks):
-                layers = [ConvBlock(channels, width)] + [Attention1d(width, heads=1)] * attended
+                layers = [ConvBlock(channels, width, groups)] + [Attention1d(width, 1, groups)] * attended
                 self.input_blocks.append(BlockSequential(*layers))
                 channels = width
             if level < len(widths) - 1:
-                self.input_blocks.append(BlockSequential(ConvBlock(channels, channels, "down")))
+                self.input_blocks.append(BlockSequential(ConvBlock(channels, channels, groups, "down")))
 
         self.middle_block = BlockSequential(
-            ConvBlock(channels, channels), Attention1d(channels, heads=1), ConvBlock(channels, channels)
+            ConvBlock(channels, channels, groups),
+            Attention1d(channels, 1, groups),
+            ConvBlock(channels, channels, groups),
         )
         outputs = 2 * config.latent_dim if config.stochastic else config.latent_dim
         self.out = nn.Sequential(
-            group_norm(channels), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, outputs, 1), nn.Flatten()
+            nn.GroupNorm(groups, channels),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, outputs, 1),
+            nn.Flatten(),
         )
 
     def forward(self, x: Tensor) -> Tensor:

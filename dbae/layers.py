@@ -16,11 +16,6 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 32 groups; autocast runs it in float32."""
-    return nn.GroupNorm(32, channels)
-
-
 def zero_init(module: nn.Module) -> nn.Module:
     """Set all parameters to zero, so that a residual branch starts as the identity."""
     for parameter in module.parameters():
@@ -36,10 +31,10 @@ def resampling(kind: str | None) -> nn.Module:
 class ConvBlock(nn.Module):
     """``skip(x) + Conv(SiLU(GN(x)))``, the encoder's one-convolution residual block; resamples both branches."""
 
-    def __init__(self, in_channels: int, out_channels: int, resample: str | None = None) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int, resample: str | None = None) -> None:
         super().__init__()
         conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.in_layers = nn.Sequential(group_norm(in_channels), nn.SiLU(), conv)
+        self.in_layers = nn.Sequential(nn.GroupNorm(groups, in_channels), nn.SiLU(), conv)
         self.resample = resampling(resample)
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
@@ -54,12 +49,18 @@ class ResBlock(ConvBlock):
     """ADM's two-convolution residual block; the embedding scales and shifts the second norm (AdaGN)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, emb_channels: int, dropout: float, resample: str | None = None
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        groups: int,
+        dropout: float,
+        resample: str | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, resample)
+        super().__init__(in_channels, out_channels, groups, resample)
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels))
         conv = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.out_layers = nn.Sequential(group_norm(out_channels), nn.SiLU(), nn.Dropout(dropout), conv)
+        self.out_layers = nn.Sequential(nn.GroupNorm(groups, out_channels), nn.SiLU(), nn.Dropout(dropout), conv)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm, activation, conv = self.in_layers
@@ -75,10 +76,10 @@ class Attention(nn.Module):
     ``pointwise`` is the class of the two 1x1 convolutions: the released U-Net stores 2-D kernels, the encoder 1-D ones.
     """
 
-    def __init__(self, channels: int, heads: int, pointwise: type[nn.Conv2d] | type[nn.Conv1d]) -> None:
+    def __init__(self, channels: int, heads: int, groups: int, pointwise: type[nn.Conv2d] | type[nn.Conv1d]) -> None:
         super().__init__()
         self.heads, self.spatial = heads, pointwise is nn.Conv2d
-        self.norm = group_norm(channels)
+        self.norm = nn.GroupNorm(groups, channels)
         self.qkv = pointwise(channels, 3 * channels, 1)
         self.proj_out = zero_init(pointwise(channels, channels, 1))
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dbae.config import ModelConfig
-from dbae.layers import Attention2d, BlockSequential, ResBlock, group_norm, timestep_embedding, zero_init
+from dbae.layers import Attention2d, BlockSequential, ResBlock, timestep_embedding, zero_init
 
 
 class UNet(nn.Module):
@@ -18,10 +18,10 @@ class UNet(nn.Module):
         attended = [config.image_size >> level in config.attention_sizes for level in range(len(widths))]
 
         def block(in_channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
-            return ResBlock(in_channels, out_channels, emb_channels, config.dropout, resample)
+            return ResBlock(in_channels, out_channels, emb_channels, config.norm_groups, config.dropout, resample)
 
         def attention(channels: int) -> nn.Module:
-            return Attention2d(channels, max(channels // config.head_channels, 1))
+            return Attention2d(channels, max(channels // config.head_channels, 1), config.norm_groups)
 
         self.time_embed = nn.Sequential(
             nn.Linear(self.width, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
@@ -53,7 +53,7 @@ class UNet(nn.Module):
                 self.output_blocks.append(BlockSequential(*layers))
 
         last = zero_init(nn.Conv2d(channels, 3, 3, padding=1))
-        self.out = nn.Sequential(group_norm(channels), nn.SiLU(), last)
+        self.out = nn.Sequential(nn.GroupNorm(config.norm_groups, channels), nn.SiLU(), last)
 
     def forward(self, x: Tensor, c_noise: Tensor, z: Tensor) -> Tensor:
         emb = self.time_embed(timestep_embedding(c_noise, self.width).to(x.dtype)) + self.label_emb(z)
