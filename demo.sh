@@ -3,6 +3,7 @@
 # Environment, toy faces, a short training, reconstruction, evaluation, and workdir/demo/demo.png.
 # Running it again starts from what is there.
 set -euo pipefail
+(($# == 0)) || { echo "error: expected no arguments, got $*" >&2; exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source scripts/environment.sh
 environment requirements.txt

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+from dbae.config import ModelConfig, preset, require_positive
 from scripts.cli import Parser, run
 
 
@@ -32,10 +33,11 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--json", default="", metavar="PATH", help="also write the figures there")
     options = parser.parse_args()
+    for name in ("images", "epochs", "rounds"):
+        require_positive(name, getattr(options, name))
 
     import torch
 
-    from dbae.config import ModelConfig, preset
     from dbae.distributed import setup
     from dbae.model import DBAE
     from eval.latents import Codes, encode_dataset

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from dbae.errors import UserError
 from dbae.files import atomic_write
@@ -29,13 +30,20 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def encode_dataset(
-    encode: Encode, dataset: Dataset, batch_size: int = 64, device: torch.device | str = "cpu", flip: bool = False
+    encode: Encode,
+    dataset: Dataset,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    flip: bool = False,
+    desc: str = "",
 ) -> Arrays:
     """All codes of a data set, in its order, and ``index``: the one call to use in a notebook.
 
-    ``dataset[i]`` is a uint8 image [3, H, W] and its number; ``flip`` encodes the mirrored images.
+    ``dataset[i]`` is a uint8 image [3, H, W] and its number; ``flip`` encodes the mirrored images; ``desc`` names a
+    progress bar, without it there is none.
     """
-    parts = list(encode_batches(encode, DataLoader(dataset, batch_size), device, flip))
+    batches = tqdm(DataLoader(dataset, batch_size), desc=desc, unit="batch", disable=not desc, mininterval=1)
+    parts = list(encode_batches(encode, batches, device, flip))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from dbae.errors import UserError
 from dbae.files import atomic_write
 
 SCORES = {"ap": "average precision", "r": "Pearson r", "accuracy": "accuracy"}
@@ -26,14 +25,12 @@ def title(report: dict[str, Any]) -> str:
 
 
 def draw(path: str, report: dict[str, Any], baseline: dict[str, Any] | None = None) -> None:
-    """Write the picture. Raises UserError where the baseline is a probe of another task."""
+    """Write the picture; the baseline must have the same kind of score."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    if baseline and score_of(baseline) != score_of(report):
-        raise UserError(f"baseline: expected a probe scored by {score_of(report)}, got one by {score_of(baseline)}")
     scores = {name: value for name, value in per_attribute(report).items() if value is not None}
     names = sorted(scores, key=scores.__getitem__)
     figure, axis = plt.subplots(figsize=(7.5, 1.6 + 0.21 * len(names)), layout="constrained")

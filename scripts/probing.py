@@ -56,14 +56,21 @@ def baseline_codes(
 
     encode = {"pixels": lambda x, index: {"z": reduced(x, 16)}}
     if features == "pca":
-        pixels = encode_dataset(lambda x, index: {"z": reduced(x, 32)}, splits["train"].dataset, options.batch_size)
+        pixels = encode_dataset(
+            lambda x, index: {"z": reduced(x, 32)}, splits["train"].dataset, options.batch_size, desc="read pixels"
+        )
         project = pca(pixels["z"], latent_dim, seed=options.seed)
         encode["pca"] = lambda x, index: {"z": project(reduced(x, 32))}
 
     def codes(split: str) -> Codes:
         orientations = (False, True) if flips and split == "train" else (False,)
         data = splits[split].dataset
-        return Codes(*(encode_dataset(encode[features], data, options.batch_size, flip=flip) for flip in orientations))
+        return Codes(
+            *(
+                encode_dataset(encode[features], data, options.batch_size, flip=flip, desc=f"{features} of {split}")
+                for flip in orientations
+            )
+        )
 
     return {split: codes(split) for split in splits}
 
@@ -119,7 +126,32 @@ def summary(report: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in scores.items() if name != "epoch"}
 
 
-def write(folder: str, result: "Result", report: dict[str, Any], names: tuple[str, ...], options: ProbeOptions) -> str:
+def read_baseline(options: ProbeOptions, task: Task) -> dict[str, Any] | None:
+    """The report to draw beside, if any. Raises UserError for a file that is none, or one with another score."""
+    from scripts.probe_figure import score_of
+
+    if not options.baseline:
+        return None
+    expected = "accuracy" if options.solver == "knn" else {"classification": "ap", "regression": "r"}[task.name]
+    try:
+        with open(options.baseline) as file:
+            report = json.load(file)
+        found = score_of(report)
+    except (ValueError, TypeError, AttributeError, StopIteration):
+        raise UserError(f"baseline: expected the results.json of a probe, got {options.baseline}") from None
+    if found != expected:
+        raise UserError(f"baseline: expected a probe scored by {expected}, {options.baseline} is by {found}")
+    return report
+
+
+def write(
+    folder: str,
+    result: "Result",
+    report: dict[str, Any],
+    names: tuple[str, ...],
+    options: ProbeOptions,
+    baseline: dict[str, Any] | None,
+) -> str:
     """Write the report, the picture and, where there is one, the layer; returns the report's path.
 
     The official probe of the model's codes takes the official names, others carry theirs.
@@ -138,11 +170,9 @@ def write(folder: str, result: "Result", report: dict[str, Any], names: tuple[st
         with atomic_write(os.path.join(folder, f"best{tag}.json"), "w") as file:
             file.write(json.dumps(beside, indent=2) + "\n")
     with atomic_write(os.path.join(folder, f"test{tag}.txt"), "w") as file:
-        file.write("\n".join(f"{name}: {value}" for name, value in summary(report).items()) + "\n")
-    baseline = None
-    if options.baseline:
-        with open(options.baseline) as file:
-            baseline = json.load(file)
+        best = report["best"] if report["task"] == "regression" and "best" in report else {}
+        lines = summary(report) | {f"{name} of the best epoch": best[name] for name in ("r", "mse") if best}
+        file.write("".join(f"{name}: {value}\n" for name, value in lines.items()))
     draw(os.path.join(folder, f"attributes{tag}.png"), report, baseline)
     return path
 
@@ -156,6 +186,8 @@ def main(task_name: str, doc: str) -> None:
         raise UserError("solver: expected adam or exact for regression, got knn")
     if options.dry_run:
         return print_dry_run(options, about, probe_data=data_name, output=folder)
+
+    baseline = read_baseline(options, task)
 
     from datasets.labelled import labelled_splits
     from dbae import distributed
@@ -191,7 +223,7 @@ def main(task_name: str, doc: str) -> None:
             "latent_mode": options.latent if model.config.stochastic else "deterministic",
             **with_fractions(result, parts, names, task, options, device),
         }
-        path = write(folder, result, report, names, options)
+        path = write(folder, result, report, names, options, baseline)
         print("  ".join(f"{name} {value:.4f}" for name, value in summary(report).items()), f"({path})")
     distributed.cleanup()
     return None

@@ -1,6 +1,7 @@
 """Probes and encoding from the command line, on a bare released-format checkpoint and generated data."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -138,6 +139,28 @@ def test_table_and_baseline_picture(checkpoint, photos, tmp_path):
 )
 def test_wrong_probe_arguments(checkpoint, words, parts):
     assert_one_line_error(bash(*words.format(checkpoint).split()), *parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text", "expected the results.json of a probe"),
+        ("[]", "expected the results.json of a probe"),
+        ('{"last": {"r": 0.5}}', "expected a probe scored by ap, .* is by r"),
+    ],
+)
+def test_wrong_baseline_ends_before_any_work(checkpoint, photos, tmp_path, content, message):
+    (tmp_path / "results.json").write_text(content)
+    words = [
+        "toyfaces",
+        "vp",
+        checkpoint,
+        "true",
+        f"--probe_data=folder:{photos}",
+        f"--baseline={tmp_path}/results.json",
+    ]
+    status, _, error = bash("infer_class_dbae.sh", *words)
+    assert status == 2 and re.search(message, error) and error.count("\n") == 1
 
 
 def test_dry_run(checkpoint):
