@@ -63,12 +63,15 @@ def parse_csv(path: str, text: str) -> LabelTable:
     Raises UserError naming ``path``, and the line and column, where it is not.
     """
     reader = csv.reader(io.StringIO(text, newline=""))
-    names = tuple(cell.strip() for cell in next(reader, [])[1:])
-    if not names or all(map(_is_number, names)):
-        raise UserError(f"{path}: expected a header line such as file,label_1,label_2 separated by commas")
-    table = LabelTable(path, names)
-    for cells in filter(any, reader):
-        table.add(reader.line_num, cells[0].strip(), cells[1:])
+    try:
+        names = tuple(cell.strip() for cell in next(reader, [])[1:])
+        if not names or all(map(_is_number, names)):
+            raise UserError(f"{path}: expected a header line such as file,label_1,label_2 separated by commas")
+        table = LabelTable(path, names)
+        for cells in filter(any, reader):
+            table.add(reader.line_num, cells[0].strip(), cells[1:])
+    except csv.Error as error:
+        raise UserError(f"{path}: expected comma-separated values, line {reader.line_num} has none ({error})") from None
     return table
 
 

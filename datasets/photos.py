@@ -1,0 +1,185 @@
+"""Photographs of any size: the square crops that a model takes, and the way back into the photograph."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from datasets.alignment import MIN_SIDE, Quad, central_square, face_square, read_landmarks
+from datasets.folder import read_image
+from datasets.folder_names import image_names
+from datasets.images import fit, to_rgb
+from dbae.errors import UserError
+
+__all__ = ["Photo", "photo_paths", "read_landmarks", "read_photo"]
+
+FEATHER = 1 / 12  # part of the square's side over which a pasted edge fades
+SOFTENING = 1 / 16  # blur of what is reflected, in the same measure
+_SMOOTH = 1024  # pixels up to which a pasted square is enlarged bicubically; beyond that bilinear looks the same
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph with the square of it that a model sees."""
+
+    path: str
+    image: Image.Image  # RGB, upright, full size
+    quad: Quad  # the square's corners: its top left, bottom left, bottom right, top right; pixel edges are integers
+
+    def crop(self, size: int) -> Image.Image:
+        """The square as an upright size x size RGB image, antialiased; what is outside of the photo is its reflection.
+
+        The central square is cut exactly as images of a data set are (``datasets.images.fit``).
+        """
+        if self.quad == central_square(*self.image.size):
+            return fit(self.image, size)
+        return fit(_upright(self.image, self.quad, 2 * size), size)
+
+    def paste(self, edited: Image.Image) -> Image.Image:
+        """A copy of the photo with the edited square, of any size, in its place, faded in over FEATHER of its side.
+
+        Nothing changes outside of the square. A side along or beyond the photo's border does not fade.
+        """
+        corner, axis = _origin(self.quad), _axis(self.quad)
+        side = min(round(abs(axis)), max(_SMOOTH, *edited.size))
+        square = to_rgb(edited).resize((side, side), Image.Resampling.BICUBIC)
+        start, end = _bounds(self.quad).clip(0, self.image.size)
+        placing = _similarity((complex(*start) - corner) / axis * side, side / axis)
+        size = tuple(end - start)
+        mask = _fade(self.image.size, self.quad, side)
+        mask = mask.transform(size, Image.Transform.AFFINE, placing, Image.Resampling.BILINEAR)
+        whole = self.image.copy()
+        whole.paste(_warp(square, size, placing), tuple(start), mask)
+        return whole
+
+
+def photo_paths(items: Sequence[str]) -> list[str]:
+    """Paths of the photos: files as given, and all images under each folder in natural order.
+
+    Raises UserError if nothing is given, something is missing, or a folder holds no image.
+    """
+    if not items:
+        raise UserError("photos: expected image files or folders of images, got none")
+    paths = []
+    for item in items:
+        if os.path.isdir(item):
+            paths += [os.path.join(item, name) for name in image_names(item)]
+        elif os.path.exists(item):
+            paths.append(item)
+        else:
+            raise UserError(f"{item}: expected an image or a folder of images, there is nothing of that name")
+    return paths
+
+
+def read_photo(path: str, landmarks: Sequence[tuple[float, float]] | None = None) -> Photo:
+    """The photo in a file, turned upright by its EXIF orientation, with its central square or else the face's.
+
+    ``landmarks`` are (x, y) of left eye, right eye, nose, left and right corner of the mouth, as seen in the picture,
+    in pixels of the upright photo, whose top left corner is (0, 0). Raises UserError naming the file if it is no image
+    or is under 8 pixels on a side, or if the landmarks are no face in it.
+    """
+    image = read_image(path, upright=True)
+    if min(image.size) < MIN_SIDE:
+        raise UserError(f"{path}: expected at least {MIN_SIDE} pixels on a side, got {image.width}x{image.height}")
+    if landmarks is None:
+        return Photo(path, image, central_square(*image.size))
+    try:
+        return Photo(path, image, face_square(landmarks, *image.size))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+# ---- squares as similarities: points are complex numbers, so that one factor turns and scales
+
+
+def _origin(quad: Quad) -> complex:
+    return complex(*quad[0])
+
+
+def _axis(quad: Quad) -> complex:
+    """The top side, from left to right."""
+    return complex(*quad[3]) - complex(*quad[0])
+
+
+def _similarity(origin: complex, factor: complex) -> tuple[float, ...]:
+    """PIL's six affine coefficients of p -> origin + factor p, from an output point to the input point it shows."""
+    return factor.real, -factor.imag, origin.real, factor.imag, factor.real, origin.imag
+
+
+def _warp(image: Image.Image, size: tuple[int, int], coefficients: tuple[float, ...]) -> Image.Image:
+    """RGB image of that size, each pixel interpolated at its mapped place; black where that is outside.
+
+    In floats, because PIL cuts off fractions: 8-bit interpolation would darken by half a level.
+    """
+    bands = []
+    for band in image.split():
+        levels = band.convert("F").point(lambda level: level + 0.5)
+        moved = levels.transform(size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
+        bands.append(moved.convert("L"))
+    return Image.merge("RGB", bands)
+
+
+def _grey(opacity: np.ndarray) -> Image.Image:
+    """Mask [H, W] in 0..255 from one in 0..1."""
+    return Image.fromarray((255 * opacity + 0.5).astype(np.uint8))
+
+
+def _bounds(quad: Quad) -> np.ndarray:
+    """The smallest box of whole pixels, [[left, top], [right, bottom]], that holds a quad."""
+    return np.stack([np.floor(np.min(quad, axis=0)), np.ceil(np.max(quad, axis=0))]).astype(int)
+
+
+# ---- out of the photo
+
+
+def _upright(image: Image.Image, quad: Quad, least: int) -> Image.Image:
+    """The quad's content turned upright, shrunk by the largest whole factor that leaves at least ``least`` pixels."""
+    axis = _axis(quad)
+    shrink = max(1, int(abs(axis) // least))
+    side = round(abs(axis) / shrink)
+    around, origin = _surroundings(image, quad, shrink)
+    placing = _similarity((_origin(quad) - origin) / shrink, axis / side / shrink)
+    return _warp(around, (side, side), placing)
+
+
+def _surroundings(image: Image.Image, quad: Quad, shrink: int) -> tuple[Image.Image, complex]:
+    """The photo around a quad in 1/shrink of its size, reflected where the quad is outside; and its top left corner."""
+    wanted = _bounds(quad)
+    there = wanted.clip(0, image.size)
+    before, after = -(-abs(wanted - there) // shrink)
+    pixels = np.asarray(image.reduce(shrink, tuple(there.flat)))
+    pixels = np.pad(pixels, ((before[1], after[1]), (before[0], after[0]), (0, 0)), mode="symmetric")
+    around = _soften(Image.fromarray(pixels), before, after, SOFTENING * abs(_axis(quad)) / shrink)
+    return around, complex(*there[0]) - shrink * complex(*before)
+
+
+def _soften(image: Image.Image, before: np.ndarray, after: np.ndarray, radius: float) -> Image.Image:
+    """The image with its reflected margins (x, y) blurred, fully so beyond ``radius``: a mirrored eye is no eye."""
+    if not (before.any() or after.any()):
+        return image
+    places = map(np.arange, image.size)
+    x, y = (
+        np.maximum(low - place, place - (len(place) - 1 - high)).clip(0)
+        for place, low, high in zip(places, before, after, strict=True)
+    )
+    opacity = (np.hypot(x, y[:, None]) / radius).clip(0, 1)
+    return Image.composite(image.filter(ImageFilter.GaussianBlur(radius)), image, _grey(opacity))
+
+
+# ---- into the photo
+
+
+def _fade(size: tuple[int, int], quad: Quad, side: int) -> Image.Image:
+    """Opacity of a pasted square, side x side, falling smoothly to 0 at each edge that has photo beyond it."""
+    inward = ((np.arange(side) + 0.5) / side / FEATHER).clip(0, 1)
+    ramp = inward**2 * (3 - 2 * inward)
+    edges = zip(quad, quad[1:] + quad[:1], strict=True)
+    left, bottom, right, top = (np.ones(side) if _along_border(size, *edge) else ramp for edge in edges)
+    return _grey(np.outer(top * bottom[::-1], left * right[::-1]))
+
+
+def _along_border(size: tuple[int, int], start: tuple[float, float], end: tuple[float, float]) -> bool:
+    """Whether an edge lies on or beyond one of the photo's four sides."""
+    return any(max(a, b) <= 0 or min(a, b) >= length for a, b, length in zip(start, end, size, strict=True))
