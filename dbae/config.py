@@ -11,8 +11,20 @@ from typing import Any, get_type_hints
 from dbae.errors import UserError
 
 SCHEDULES = ("vp", "ve", "vp_simple", "ve_simple")
-SAMPLERS = ("euler", "heun")
+GRIDS = ("karras", "uniform", "logsnr")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+# Each sampler with what it reads beside steps and the time grid. The rest must keep its neutral value.
+SAMPLERS = {
+    "euler": ("churn_step_ratio", "guidance"),
+    "heun": ("churn_step_ratio", "guidance"),
+    "dbim": ("eta", "boot"),
+    "dbim2": ("boot",),
+    "dbim3": ("boot",),
+    "dbm2": ("boot",),
+    "one-step": (),
+}
+NEUTRAL = {"churn_step_ratio": 0, "guidance": 1, "eta": 0, "boot": False}
 
 # Channel multipliers by image size. 64, 128 and 256 are the published ones; 32 is ours.
 UNET_MULT = {32: (1, 2, 4), 64: (1, 2, 4, 8), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
@@ -90,12 +102,13 @@ class TrainConfig:
     log_interval: int = option(100, "steps between rows of progress.csv")
     sample_interval: int = option(5_000, "steps between grids of reconstructions")
     save_interval: int = option(20_000, "steps between checkpoints that are kept")
-    save_interval_for_preemption: int = option(1_000, "steps between checkpoints of which the newest is kept (freq_)")
+    save_interval_for_preemption: int = option(1_000, "steps between checkpoints of which the newest stay (freq_)")
+    max_bad_steps: int = option(100, "steps in a row without a finite loss and gradient that end the run")
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "batch_size", "lr", "log_interval", "sample_interval"):
             require_positive(name, getattr(self, name))
-        for name in ("save_interval", "save_interval_for_preemption"):
+        for name in ("save_interval", "save_interval_for_preemption", "max_bad_steps"):
             require_positive(name, getattr(self, name))
         if self.microbatch < 1 and self.microbatch != -1:
             raise UserError(f"microbatch: expected a number above 0, or -1 for all, got {self.microbatch}")
@@ -103,19 +116,24 @@ class TrainConfig:
             raise UserError(f"ema_rate: expected a number in [0, 1), got {self.ema_rate}")
         if self.precision not in PRECISIONS:
             raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.seed < 0:
-            raise UserError(f"seed: expected a whole number from 0, got {self.seed}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UserError(f"weight_decay: expected a number from 0, got {self.weight_decay}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed: expected a whole number from 0 and below 2^63, got {self.seed}")
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     """How a bridge is sampled. Raises UserError where a value is out of range."""
 
-    sampler: str = option("euler", "ODE solver", SAMPLERS)
-    steps: int = option(100, "steps of the time grid")
-    churn_step_ratio: float = option(0.0, "part of each step taken by the SDE, in [0, 1); 0 is the ODE")
-    guidance: float = option(1.0, "factor of the bridge's h-term; 1 is the model")
-    rho: float = option(7.0, "curvature of the time grid")
+    sampler: str = option("euler", "euler, heun, or for few steps dbim, dbim2, dbim3, dbm2, one-step", tuple(SAMPLERS))
+    steps: int = option(100, "steps of the time grid; one-step takes one whatever is given")
+    churn_step_ratio: float = option(0.0, "part of each step taken by the SDE, in [0, 1); 0 is the ODE (euler, heun)")
+    guidance: float = option(1.0, "factor of the bridge's h-term; 1 is the model (euler, heun)")
+    rho: float = option(7.0, "curvature of the karras grid")
+    grid: str = option("karras", "time grid: karras, uniform in t, or uniform in the log of signal over noise", GRIDS)
+    eta: float = option(0.0, "part of the noise drawn anew in each step, in [0, 1]; 0 draws none (dbim)")
+    boot: bool = option(False, "draw the first state from the bridge instead of starting at x_T (dbim*, dbm2)")
 
     def __post_init__(self) -> None:
         require_positive("steps", self.steps)
@@ -124,8 +142,29 @@ class SampleConfig:
             raise UserError(f"churn_step_ratio: expected a number in [0, 1), got {self.churn_step_ratio}")
         if not isfinite(self.guidance):
             raise UserError(f"guidance: expected a finite number, got {self.guidance}")
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"eta: expected a number in [0, 1], got {self.eta}")
+        if self.grid not in GRIDS:
+            raise UserError(f"grid: expected one of {', '.join(GRIDS)}, got {self.grid!r}")
         if self.sampler not in SAMPLERS:
             raise UserError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        check_unread(self.sampler, **{name: getattr(self, name) for name in NEUTRAL})
+
+    @property
+    def label(self) -> str:
+        """Name of a folder of results, as the official code has it; our own options are added where they are set."""
+        label = f"{self.sampler}_{self.rho}_{self.steps}_w={self.guidance}_churn={self.churn_step_ratio}"
+        for name in ("grid", "eta", "boot"):
+            if getattr(self, name) != getattr(SampleConfig, name):
+                label += f"_{name}={str(getattr(self, name)).lower()}"
+        return label
+
+
+def check_unread(sampler: str, **values: float) -> None:
+    """Raise UserError where an option of NEUTRAL is set that the sampler does not read."""
+    for name, value in values.items():
+        if name not in SAMPLERS[sampler] and value != NEUTRAL[name]:
+            raise UserError(f"{name}: expected {str(NEUTRAL[name]).lower()} for {sampler}, got {str(value).lower()}")
 
 
 def require_positive(name: str, value: float) -> None:

@@ -3,12 +3,16 @@
 Images are [N, 3, H, W] in [-1, 1], float32. Time runs from ``bridge.t_min`` (data) to ``bridge.T`` (endpoint).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from dbae.bridge import BRIDGES
 from dbae.config import ModelConfig
 from dbae.decoder import Decoder
+from dbae.editing import PATHS, along, step
 from dbae.encoder import Encoder
 from dbae.randomness import Generators, randn_like
 from dbae.sampler import sample as sample_bridge
@@ -92,11 +96,14 @@ class DBAE(nn.Module):
         guidance: float = 1.0,
         sample: bool | None = None,
         generator: Generators = None,
+        grid: str = "karras",
+        eta: float = 0.0,
+        boot: bool = False,
     ) -> Tensor:
         """Encode images x and decode the code alone: reconstructions like x, in [-1, 1]. See ``generate_from``."""
         with torch.no_grad():
             z = self.encode(x, sample, generator)
-        return self.generate_from(z, None, steps, sampler, churn, rho, guidance, generator)
+        return self.generate_from(z, None, steps, sampler, churn, rho, guidance, generator, grid, eta, boot)
 
     @torch.no_grad()
     def generate_from(
@@ -109,14 +116,18 @@ class DBAE(nn.Module):
         rho: float = 7.0,
         guidance: float = 1.0,
         generator: Generators = None,
+        grid: str = "karras",
+        eta: float = 0.0,
+        boot: bool = False,
     ) -> Tensor:
         """Images [N, 3, H, W] in [-1, 1] of codes z, from the endpoint ``x_T`` (default: ``decode(z)``).
 
-        ``steps``, ``sampler``, ``churn`` in [0, 1), ``rho`` and ``guidance`` are those of ``dbae.sampler``. The
-        estimate of x_0 is clamped to [-1, 1] at every call. Noise (churn only) comes from ``generator``.
+        ``steps``, ``sampler``, ``churn``, ``rho``, ``guidance``, ``grid``, ``eta`` and ``boot`` are those of
+        ``dbae.sampler``. The estimate of x_0 is clamped to [-1, 1] at every call. Noise (``churn``, ``eta`` or
+        ``boot``) comes from ``generator``. Raises ValueError for settings that do not fit the sampler.
         """
         x_T = self.decode(z) if x_T is None else x_T
-        ts = time_grid(self.bridge, steps, rho)
+        ts = time_grid(self.bridge, steps, rho, grid)
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             return self.denoise(x_t, t, x_T, z).clamp(-1, 1)
@@ -124,7 +135,58 @@ class DBAE(nn.Module):
         def noise(x: Tensor) -> Tensor:
             return randn_like(x, generator)
 
-        return sample_bridge(denoise, self.bridge, x_T, ts, sampler, churn, guidance, noise).clamp(-1, 1)
+        x_0 = sample_bridge(denoise, self.bridge, x_T, ts, sampler, churn, guidance, noise, eta, boot)
+        return x_0.clamp(-1, 1)
+
+    def interpolate(
+        self,
+        x_1: Tensor,
+        x_2: Tensor,
+        frames: int = 11,
+        path: str = "linear",
+        sample: bool | None = None,
+        generator: Generators = None,
+        **sampling: Any,
+    ) -> Tensor:
+        """Images [N, frames, 3, H, W] in [-1, 1] along the codes from x_1 to x_2, both [N, 3, H, W].
+
+        The first and last frame reconstruct x_1 and x_2. ``path`` is ``linear`` or ``spherical``; ``sampling`` goes to
+        ``generate_from``. With one generator per image, the frames of a pair share their noise.
+        """
+        with torch.no_grad():
+            z_1, z_2 = self.encode(x_1, sample, generator), self.encode(x_2, sample, generator)
+        z = PATHS[path](z_1, z_2, torch.linspace(0, 1, frames, device=z_1.device))
+        return self._frames(z, None, generator, sampling)
+
+    def manipulate(
+        self,
+        x: Tensor,
+        direction: Tensor,
+        scales: Sequence[float],
+        fix_xT: bool = True,
+        sample: bool | None = None,
+        generator: Generators = None,
+        **sampling: Any,
+    ) -> Tensor:
+        """Images [N, len(scales), 3, H, W] in [-1, 1] of codes ``z + scale sqrt(latent) w / |w|``; x is [N, 3, H, W].
+
+        ``direction`` is w [latent], such as a row of a linear classifier. ``fix_xT`` keeps the endpoint of the unedited
+        code, as the official code does. ``sampling`` and ``generator`` are those of ``interpolate``.
+        """
+        with torch.no_grad():
+            z = self.encode(x, sample, generator)
+            x_T = self.decode(z) if fix_xT else None
+        edited = along(z, step(direction.to(z)), torch.as_tensor(scales, dtype=z.dtype, device=z.device))
+        return self._frames(edited, x_T, generator, sampling)
+
+    def _frames(self, z: Tensor, x_T: Tensor | None, generator: Generators, sampling: dict[str, Any]) -> Tensor:
+        """Images of codes [N, frames, latent], all frames of an image from its endpoint and its generator."""
+        frames = z.shape[1]
+        x_T = x_T if x_T is None else x_T.repeat_interleave(frames, dim=0)
+        if isinstance(generator, Sequence):
+            generator = [each.clone_state() for each in generator for _ in range(frames)]
+        x_0 = self.generate_from(z.flatten(0, 1), x_T, generator=generator, **sampling)
+        return x_0.unflatten(0, (-1, frames))
 
     def _checked(self, x: Tensor) -> Tensor:
         size = self.config.image_size

@@ -3,7 +3,8 @@
 example:
   bash recon_dbae.sh celebahq vp ckpt/ffhq/det/ema_0.9999_1020000.pt 0.0 1 train 7 euler 100 false
 
-The folder is sample_STEP/SAMPLER_RHO_STEPS_w=GUIDANCE_churn=CHURN. Running the same command again completes it.
+The folder is sample_STEP/SAMPLER_RHO_STEPS_w=GUIDANCE_churn=CHURN, followed by _grid=, _eta= and _boot= where they are
+not the default. Running the same command again completes it.
 """
 
 import dataclasses
@@ -36,8 +37,7 @@ class ReconOptions(Inputs):
 
 def output_folder(model_path: str, sampling: SampleConfig) -> str:
     """Where the official code would write: beside the checkpoint, named by step and sampling settings."""
-    s = sampling
-    return result_folder(model_path, f"{s.sampler}_{s.rho}_{s.steps}_w={s.guidance}_churn={s.churn_step_ratio}")
+    return result_folder(model_path, sampling.label)
 
 
 def settings_of(options: ReconOptions, sampling: SampleConfig, model: "DBAE", images: int) -> dict[str, Any]:
@@ -69,7 +69,9 @@ def reconstruct_batch(
     with torch.no_grad():
         z = model.encode(to_float(images.to(device)), options.latent == "sample", generators)
         x_T = model.decode(z)
-        x_0 = model.generate_from(z, x_T, s.steps, s.sampler, s.churn_step_ratio, s.rho, s.guidance, generators)
+        x_0 = model.generate_from(
+            z, x_T, s.steps, s.sampler, s.churn_step_ratio, s.rho, s.guidance, generators, s.grid, s.eta, s.boot
+        )
     return to_uint8(x_T).cpu(), to_uint8(x_0).cpu()
 
 

@@ -67,11 +67,42 @@ def test_another_size_gets_that_size_multipliers():
         (SampleConfig, {"steps": 0}),
         (SampleConfig, {"rho": 0.0}),
         (SampleConfig, {"guidance": float("nan")}),
+        (SampleConfig, {"sampler": "rk4"}),
+        (SampleConfig, {"grid": "cosine"}),
+        (SampleConfig, {"sampler": "dbim", "eta": 1.5}),
+        (SampleConfig, {"sampler": "dbim", "eta": float("nan")}),
+        (SampleConfig, {"sampler": "dbim", "churn_step_ratio": 0.33}),
+        (SampleConfig, {"sampler": "dbim3", "guidance": 2.0}),
+        (SampleConfig, {"sampler": "dbim2", "eta": 0.3}),
+        (SampleConfig, {"sampler": "euler", "eta": 0.3}),
+        (SampleConfig, {"sampler": "heun", "boot": True}),
+        (SampleConfig, {"sampler": "one-step", "boot": True}),
     ],
 )
 def test_values_that_cannot_be(cls, values):
     with pytest.raises(UserError, match=f"{list(values)[-1]}: expected .*, got"):
         cls(**values)
+
+
+def test_an_option_that_a_sampler_does_not_read():
+    with pytest.raises(UserError, match=r"^churn_step_ratio: expected 0 for dbim, got 0\.33$"):
+        SampleConfig(sampler="dbim", churn_step_ratio=0.33)
+    with pytest.raises(UserError, match=r"^boot: expected false for euler, got true$"):
+        SampleConfig(boot=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "label"),
+    [
+        ({}, "euler_7.0_100_w=1.0_churn=0.0"),
+        ({"sampler": "heun", "steps": 167, "churn_step_ratio": 0.33}, "heun_7.0_167_w=1.0_churn=0.33"),
+        ({"grid": "uniform"}, "euler_7.0_100_w=1.0_churn=0.0_grid=uniform"),
+        ({"sampler": "dbim", "steps": 5}, "dbim_7.0_5_w=1.0_churn=0.0"),
+        ({"sampler": "dbim", "eta": 0.3, "boot": True}, "dbim_7.0_100_w=1.0_churn=0.0_eta=0.3_boot=true"),
+    ],
+)
+def test_folder_names_of_sampling_settings(values, label):
+    assert SampleConfig(**values).label == label
 
 
 TRAIN = ["--dataset=celeba", "--schedule=vp", "--stochastic=true"]

@@ -6,38 +6,17 @@ from itertools import pairwise
 
 import pytest
 import torch
+from gaussian import exact_denoiser, exact_flow, moments
 from parity import VECTORS, vector, worst
 
 from dbae.bridge import BRIDGES
-from dbae.config import SAMPLERS
-from dbae.sampler import METHODS, nfe, sample, time_grid
+from dbae.config import GRIDS as GRID_NAMES
+from dbae.config import NEUTRAL, SAMPLERS
+from dbae.sampler import GRIDS, METHODS, nfe, sample, time_grid
 
-MEAN, VARIANCE = 0.2, 0.09  # of the data distribution N(MEAN, VARIANCE)
+DRIFT = ("euler", "heun")  # the methods that follow the drift, with churn and guidance
+
 SAMPLER_VECTORS = sorted({key.rsplit("/", 1)[0] for key in VECTORS.files if re.match(r"sampler/v[pe]_", key)})
-
-
-def moments(bridge, t, x_T):
-    """Mean and standard deviation of x_t given x_T."""
-    a, b, c = bridge.abc(torch.as_tensor(t, dtype=torch.float64))
-    return a * x_T + b * MEAN, (b**2 * VARIANCE + c**2).sqrt()
-
-
-def exact_denoiser(bridge, x_T):
-    """E[x_0 | x_t, x_T] for Gaussian data."""
-
-    def denoise(x, t):
-        _, b, _ = bridge.abc(t)
-        mean, std = moments(bridge, t, x_T.T)
-        return (MEAN + b * VARIANCE / std**2 * (x.T - mean)).T
-
-    return denoise
-
-
-def exact_flow(bridge, x_T, t_start, t_end):
-    """Where the probability-flow ODE takes x = x_T from t_start to t_end: it keeps (x - mean) / std."""
-    mean, std = moments(bridge, t_start, x_T)
-    mean_end, std_end = moments(bridge, t_end, x_T)
-    return mean_end + std_end / std * (x_T - mean)
 
 
 @pytest.fixture(params=["vp", "ve"])
@@ -59,7 +38,7 @@ def test_convergence_order(bridge, method, order):
         assert coarse / fine == pytest.approx(2**order, rel=0.1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DRIFT)
 def test_default_grid_converges_to_the_flow(bridge, method):
     """From T itself the flow is singular, so the order is lower there, but the error must keep falling."""
     x_T = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
@@ -88,7 +67,7 @@ def test_churn_reproduces_mean_and_variance(bridge, churn):
         assert x.std().item() == pytest.approx(std.item(), rel=0.05)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DRIFT)
 @pytest.mark.parametrize("churn", [0.0, 0.33, 0.9])
 def test_oracle_is_reached(bridge, method, churn):
     torch.manual_seed(0)
@@ -98,10 +77,16 @@ def test_oracle_is_reached(bridge, method, churn):
     assert (x - x_0).abs().max() < (5 * leftover if churn else 1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("churn", [0.0, 0.5])
-def test_network_and_noise_calls(bridge, method, churn):
-    calls, draws = [], []
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("method", "options", "draws"),
+    [(method, {}, lambda steps: 0) for method in METHODS]
+    + [(method, {"churn": 0.5}, lambda steps: steps) for method in DRIFT]
+    + [(method, {"boot": True}, lambda steps: steps > 1) for method in ("dbim", "dbim2", "dbim3", "dbm2")]
+    + [("dbim", {"eta": eta, "boot": eta < 1}, lambda steps: steps - 1) for eta in (0.5, 1.0)],
+)
+def test_network_and_noise_calls(bridge, steps, method, options, draws):
+    calls, drawn = [], []
 
     def denoise(x, t):
         assert t.shape == (3,) and t.dtype == x.dtype and (t > 0).all()
@@ -109,16 +94,20 @@ def test_network_and_noise_calls(bridge, method, churn):
         return torch.zeros_like(x)
 
     def noise(x):
-        draws.append(x)
+        drawn.append(x)
         return torch.zeros_like(x)
 
-    sample(denoise, bridge, torch.ones(3, 2), time_grid(bridge, 7), method, churn, noise=noise)
-    assert len(calls) == nfe(7, method, churn)
-    assert len(draws) == (7 if churn else 0)
+    x_T = torch.ones(3, 2)
+    x = sample(denoise, bridge, x_T, time_grid(bridge, steps), method, noise=noise, **options)
+    assert x.dtype == x_T.dtype and x.isfinite().all() and (x_T == 1).all()
+    assert len(calls) == nfe(steps, method, options.get("churn", 0.0))
+    assert len(drawn) == draws(steps)
 
 
-def test_every_sampler_of_the_configuration_is_there():
-    assert METHODS == SAMPLERS
+def test_everything_of_the_configuration_is_there():
+    assert list(METHODS) == list(SAMPLERS)
+    assert tuple(GRIDS) == GRID_NAMES
+    assert {option for reads in SAMPLERS.values() for option in reads} == set(NEUTRAL)
 
 
 def test_nfe_of_the_published_commands():
@@ -126,11 +115,13 @@ def test_nfe_of_the_published_commands():
     assert nfe(333, "euler", 0.33) == 666
     assert nfe(167, "heun", 0.33) == 500
     assert nfe(100, "heun", 0.0) == 199
+    assert nfe(100, "one-step") == 1
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 100])
-def test_grid(bridge, steps):
-    ts = time_grid(bridge, steps)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_grid(bridge, steps, grid):
+    ts = time_grid(bridge, steps, grid=grid)
     assert ts.shape == (steps + 1,) and ts.dtype == torch.float64
     assert ts[0].item() == pytest.approx(bridge.T - 1e-4) and ts[-1] == 0
     assert (ts.diff() < 0).all()
@@ -138,10 +129,43 @@ def test_grid(bridge, steps):
         assert ts[-2].item() == pytest.approx(bridge.t_min)
 
 
-@pytest.mark.parametrize(("argument", "value"), [("method", "rk4"), ("churn", 1.0), ("churn", -0.1)])
-def test_wrong_arguments(bridge, argument, value):
-    with pytest.raises(ValueError, match=f"{argument}: expected .* got"):
-        sample(lambda x, t: x, bridge, torch.ones(1, 1), time_grid(bridge, 2), **{argument: value})
+@pytest.mark.parametrize(
+    ("grid", "scale"),
+    [
+        ("karras", lambda bridge, ts: ts ** (1 / 7)),
+        ("uniform", lambda bridge, ts: ts),
+        ("logsnr", lambda bridge, ts: (bridge.abc(ts)[1] / bridge.abc(ts)[2]).log()),
+    ],
+)
+def test_grid_is_even_in_its_own_scale(bridge, grid, scale):
+    steps = scale(bridge, time_grid(bridge, 12, grid=grid)[:-1]).diff()
+    assert torch.allclose(steps, steps[:1].expand(11), rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"method": "rk4"},
+        {"churn": 1.0},
+        {"churn": -0.1},
+        {"method": "dbim", "eta": 1.1},
+        {"method": "dbim", "eta": -0.1},
+        {"method": "dbim", "churn_step_ratio": 0.33},
+        {"method": "dbm2", "guidance": 2.0},
+        {"method": "dbim2", "eta": 0.5},
+        {"method": "heun", "boot": True},
+        {"method": "one-step", "boot": True},
+    ],
+)
+def test_wrong_arguments(bridge, arguments):
+    with pytest.raises(ValueError, match=f"{list(arguments)[-1]}: expected .* got"):
+        renamed = {name.removesuffix("_step_ratio"): value for name, value in arguments.items()}
+        sample(lambda x, t: x, bridge, torch.ones(1, 1), time_grid(bridge, 2), **renamed)
+
+
+def test_unknown_grid(bridge):
+    with pytest.raises(ValueError, match="grid: expected one of karras, uniform, logsnr, got 'cosine'"):
+        time_grid(bridge, 2, grid="cosine")
 
 
 def toy_denoise(x, t, x_T, y):

@@ -15,7 +15,8 @@ ALLOWED = {
     "dbae/encoder.py": {"dbae.config", "dbae.layers"},
     "dbae/decoder.py": {"dbae.config"},
     "dbae/bridge.py": set(),
-    "dbae/sampler.py": {"dbae.bridge"},
+    "dbae/solvers.py": {"dbae.bridge"},
+    "dbae/sampler.py": {"dbae.bridge", "dbae.config", "dbae.solvers"},
     "dbae/ema.py": set(),
     "dbae/randomness.py": set(),
 }
