@@ -30,13 +30,35 @@ fail() {
 
 # A path that was typed relative to the caller's folder, as seen from the repository's root.
 from_here() {
-    if [[ $1 == folder:* ]]; then
-        echo "folder:$(from_here "${1#folder:}")"
-    elif [[ $1 != /* && $1 != *://* && -e $HERE/$1 ]]; then
+    if [[ $1 != /* && $1 != *://* && -e $HERE/$1 ]]; then
         echo "$HERE/$1"
     else
         echo "$1"
     fi
+}
+
+# The same for a data set, of which only folder:PATH is a path.
+data_from_here() {
+    if [[ $1 == folder:* ]]; then
+        echo "folder:$(from_here "${1#folder:}")"
+    else
+        echo "$1"
+    fi
+}
+
+# options_from_here WORD...: fills OPTIONS with the words, those that name a file (with a dot or a slash) as seen from the root.
+options_from_here() {
+    OPTIONS=()
+    local word
+    for word in "$@"; do
+        if [[ $word == --*=*[./]* ]]; then
+            OPTIONS+=("${word%%=*}=$(from_here "${word#*=}")")
+        elif [[ $word != --* && $word == *[./]* ]]; then
+            OPTIONS+=("$(from_here "$word")")
+        else
+            OPTIONS+=("$word")
+        fi
+    done
 }
 
 # launch MODULE OPTION...: plain Python for one process, torchrun for several (after one process has checked the input).
@@ -70,9 +92,10 @@ launch_sampling() {
     for ((i = 0; i < 10; i++)); do
         [[ ${positions[i]} != --* ]] || fail "argument $((i + 1)): expected a value for one of $names, got ${positions[i]}"
     done
-    launch "$module" --dataset="$(from_here "$1")" --schedule="$2" --model_path="$(from_here "$3")" \
+    options_from_here "${@:11}"
+    launch "$module" --dataset="$(data_from_here "$1")" --schedule="$2" --model_path="$(from_here "$3")" \
         --churn_step_ratio="$4" --guidance="$5" --split="$6" --rho="$7" --sampler="$8" --steps="$9" \
-        --stochastic="${10}" --data_root="$DATA_ROOT" "${@:11}"
+        --stochastic="${10}" --data_root="$DATA_ROOT" ${OPTIONS[@]+"${OPTIONS[@]}"}
 }
 
 # launch_probe MODULE DATASET SCHEDULE MODEL_PATH STO [OPTION...]
@@ -81,6 +104,7 @@ launch_probe() {
     shift
     [[ ${1:-} == --help || ${1:-} == -h ]] && exec "$PYTHON" -m "scripts.$module" --help
     (($# >= 4)) || fail "expected four arguments: DATASET SCHEDULE MODEL_PATH STO; got $#"
-    launch "$module" --dataset="$(from_here "$1")" --schedule="$2" --model_path="$(from_here "$3")" \
-        --stochastic="$4" --data_root="$DATA_ROOT" "${@:5}"
+    options_from_here "${@:5}"
+    launch "$module" --dataset="$(data_from_here "$1")" --schedule="$2" --model_path="$(from_here "$3")" \
+        --stochastic="$4" --data_root="$DATA_ROOT" ${OPTIONS[@]+"${OPTIONS[@]}"}
 }

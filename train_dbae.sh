@@ -11,5 +11,6 @@ if (($# >= 4)) && [[ $4 != --* ]]; then
     resume=(--resume_checkpoint="$(from_here "$4")")
     rest=("${@:5}")
 fi
-launch dbae_train --dataset="$(from_here "$1")" --schedule="$2" --stochastic="$3" \
-    --data_root="$DATA_ROOT" --workdir="$CKPT_ROOT" ${resume[@]+"${resume[@]}"} ${rest[@]+"${rest[@]}"}
+options_from_here ${rest[@]+"${rest[@]}"}
+launch dbae_train --dataset="$(data_from_here "$1")" --schedule="$2" --stochastic="$3" \
+    --data_root="$DATA_ROOT" --workdir="$CKPT_ROOT" ${resume[@]+"${resume[@]}"} ${OPTIONS[@]+"${OPTIONS[@]}"}

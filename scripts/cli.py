@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
@@ -28,8 +29,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message.removeprefix('argument ')}\n")
 
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
-        """Parse with dashes in option names read as underscores."""
-        return super().parse_args([_underscored(word) for word in (sys.argv[1:] if args is None else args)], namespace)
+        """Parse with dashes in option names read as underscores, and values like -0.3,0.3 read as values."""
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            if words and re.match(r"-\.?\d", word) and words[-1].startswith("--") and "=" not in words[-1]:
+                words[-1] += f"={word}"
+            else:
+                words.append(_underscored(word))
+        return super().parse_args(words, namespace)
 
     def add_config(self, title: str, cls: type, only: tuple[str, ...] = ()) -> None:
         """One option per field of a configuration class (or of ``only`` these), in a titled group."""
@@ -46,6 +53,8 @@ class Parser(argparse.ArgumentParser):
                 kind = {"choices": about["choices"]}
             if hint is bool:
                 kind |= {"nargs": "?", "const": True}
+            if hint == tuple[str, ...]:
+                kind |= {"nargs": "+"}
             group.add_argument(*names, dest=name, help=(about["help"] + shown).replace("%", "%%"), **kind)
 
 
@@ -55,10 +64,10 @@ def given(namespace: argparse.Namespace, cls: type) -> dict[str, Any]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's ``main``; a UserError, or a path that cannot be used, becomes one line and exit status 2."""
+    """Run a script's ``main``; a UserError, or a path or disk that fails, becomes one line and exit status 2."""
     try:
         main()
-    except (UserError, PermissionError, NotADirectoryError, FileExistsError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -87,26 +96,45 @@ def _number(kind: type, wanted: str) -> Callable[[str], Any]:
     return read
 
 
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers like 1,2,4, got {text!r}") from None
+def _numbers(kind: type, wanted: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+
+    return read
 
 
 def _plain(hint: Any) -> Any:
     """``int | None`` -> ``int``."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-    return kinds[0] if len(kinds) == 1 else hint
+    return kinds[0] if len(kinds) == 1 and type(None) in get_args(hint) else hint
 
 
 def _reader(hint: Any) -> Callable[[str], Any]:
-    readers = {int: _number(int, "a whole number"), float: _number(float, "a number"), bool: _switch, str: str}
-    return readers.get(_plain(hint), _whole_numbers)
+    readers = {
+        int: _number(int, "a whole number"),
+        float: _number(float, "a number"),
+        bool: _switch,
+        str: str,
+        tuple[int, ...]: _numbers(int, "whole numbers like 1,2,4"),
+        tuple[float, ...]: _numbers(float, "numbers like -0.3,0,0.3"),
+        tuple[str, ...]: str,
+    }
+    return readers[_plain(hint)]
 
 
 def _metavar(hint: Any) -> str:
-    return {int: "N", float: "X", bool: "true|false", str: "TEXT"}.get(_plain(hint), "N,N,...")
+    names = {
+        int: "N",
+        float: "X",
+        bool: "true|false",
+        str: "TEXT",
+        tuple[str, ...]: "TEXT",
+        tuple[float, ...]: "X,X,...",
+    }
+    return names.get(_plain(hint), "N,N,...")
 
 
 def _shown(default: Any) -> str:

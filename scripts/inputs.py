@@ -25,7 +25,7 @@ class ModelInputs:
     """A checkpoint, and how images pass through it. Raises UserError for values out of range."""
 
     dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, toyfaces or folder:PATH")
-    model_path: str = option("", "weight file: ema_RATE_STEP.pt or model_STEP.pt")
+    model_path: str = option("", "weight file: ema_RATE_STEP.pt or model_STEP.pt", alias="model")
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
     batch_size: int = option(64, "images that pass through the model together, on each process")

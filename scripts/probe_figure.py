@@ -19,7 +19,7 @@ def per_attribute(report: dict[str, Any]) -> dict[str, float | None]:
 
 def title(report: dict[str, Any]) -> str:
     """What was probed and how well, in a line."""
-    features = {"model": "code", "pixels": "16x16 pixels", "pca": "PCA"}[report["features"]]
+    features = {"model": "code", "pixels": "16x16 pixels", "thumbnail": "pixels", "pca": "PCA"}[report["features"]]
     mean = report.get("test", report.get("last"))[score_of(report)]
     return f"{features}, {report['solver']}: mean {mean:.3f}"
 

@@ -25,13 +25,17 @@ TASKS = {
 }
 
 
+# The code; 16x16 pixels; and as long as the code: pixels of a thumbnail (rounded up to a square), principal components
+FEATURES = ("model", "pixels", "thumbnail", "pca")
+
+
 @dataclass(frozen=True)
 class ProbeOptions(ModelInputs):
     """What to probe, and how."""
 
     probe_data: str = option("", "labelled data set: celeba, celebahq, toyfaces, lfw or folder:PATH (default: by task)")
     labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv)")
-    features: str = option("model", "what is probed: the code, or a baseline", ("model", "pixels", "pca"))
+    features: str = option("model", "what is probed: the code, or a baseline", FEATURES)
     solver: str = option("adam", "the official protocol, the exact solution, or neighbours", ("adam", "exact", "knn"))
     epochs: int = option(15, "epochs of the official protocol")
     probe_batch_size: int | None = option(None, "its batch size (default: 128 to classify, 64 to regress)")

@@ -50,17 +50,22 @@ def model_codes(
 def baseline_codes(
     splits: dict[str, "Labelled"], features: str, latent_dim: int, flips: bool, options: ProbeOptions
 ) -> dict[str, "Codes"]:
-    """Pixels at 16x16, or as many principal components of the pixels as the model's code has numbers."""
+    """Pixels at 16x16, or as many pixels or principal components of pixels as the model's code has numbers."""
+    from math import ceil, sqrt
+
     from eval.baselines import pca, reduced
     from eval.latents import Codes, encode_dataset
 
-    encode = {"pixels": lambda x, index: {"z": reduced(x, 16)}}
     if features == "pca":
         pixels = encode_dataset(
             lambda x, index: {"z": reduced(x, 32)}, splits["train"].dataset, options.batch_size, desc="read pixels"
         )
         project = pca(pixels["z"], latent_dim, seed=options.seed)
-        encode["pca"] = lambda x, index: {"z": project(reduced(x, 32))}
+    encode = {
+        "pixels": lambda x, index: {"z": reduced(x, 16)},
+        "thumbnail": lambda x, index: {"z": reduced(x, ceil(sqrt(latent_dim / 3)))},
+        "pca": lambda x, index: {"z": project(reduced(x, 32))},
+    }
 
     def codes(split: str) -> Codes:
         orientations = (False, True) if flips and split == "train" else (False,)
@@ -144,17 +149,29 @@ def read_baseline(options: ProbeOptions, task: Task) -> dict[str, Any] | None:
     return report
 
 
+def about_codes(result: "Result", train: "Part") -> dict[str, Any]:
+    """What editing wants to know of a classifier's training codes: their spread, and the logits of real positives."""
+    import torch
+
+    from eval.probe import predict
+    from eval.scores import json_safe
+
+    logits = torch.as_tensor(predict(result.best, "train", train, 0))
+    medians = [column[has > 0].nanmedian().item() for column, has in zip(logits.T, train.targets.T, strict=True)]
+    return {"std": train.draw(0).std(dim=0).tolist(), "median_logit_of_positives": [json_safe(m) for m in medians]}
+
+
 def write(
     folder: str,
     result: "Result",
     report: dict[str, Any],
-    names: tuple[str, ...],
+    beside: dict[str, Any],
     options: ProbeOptions,
     baseline: dict[str, Any] | None,
 ) -> str:
-    """Write the report, the picture and, where there is one, the layer; returns the report's path.
+    """Write the report, the picture and, where there is one, the layer and what stands ``beside`` it.
 
-    The official probe of the model's codes takes the official names, others carry theirs.
+    Returns the report's path. The official probe of the model's codes takes the official names, others carry theirs.
     """
     from dbae.checkpoint import write_tensors
     from dbae.files import atomic_write
@@ -166,7 +183,6 @@ def write(
         file.write(json.dumps(report, indent=2) + "\n")
     if result.layer is not None:
         write_tensors(os.path.join(folder, f"best{tag}.pt"), result.best.state_dict())
-        beside = {"attributes": list(names), "normalisation": "none: the layer takes the code as it is"}
         with atomic_write(os.path.join(folder, f"best{tag}.json"), "w") as file:
             file.write(json.dumps(beside, indent=2) + "\n")
     with atomic_write(os.path.join(folder, f"test{tag}.txt"), "w") as file:
@@ -223,7 +239,10 @@ def main(task_name: str, doc: str) -> None:
             "latent_mode": options.latent if model.config.stochastic else "deterministic",
             **with_fractions(result, parts, names, task, options, device),
         }
-        path = write(folder, result, report, names, options, baseline)
+        beside = {"attributes": list(names), "normalisation": "none: the layer takes the code as it is"}
+        if task.name == "classification" and result.layer is not None:
+            beside["codes"] = about_codes(result, parts["train"])
+        path = write(folder, result, report, beside, options, baseline)
         print("  ".join(f"{name} {value:.4f}" for name, value in summary(report).items()), f"({path})")
     distributed.cleanup()
     return None

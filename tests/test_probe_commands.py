@@ -82,6 +82,7 @@ def photos(tmp_path_factory):
         ("--solver=exact", "_model_exact"),
         ("--solver=knn --label_fraction=0.9 --repeats=2", "_model_knn"),
         ("--features=pixels", "_pixels_adam"),
+        ("--features=thumbnail", "_thumbnail_adam"),
         ("--features=pca --solver=exact", "_pca_exact"),
     ],
 )
