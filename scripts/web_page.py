@@ -1,0 +1,178 @@
+"""The web page: its layout in gradio, and what leads from a click to an action of ``scripts.web_actions``."""
+
+import html
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+from gradio.events import Dependency
+
+from dbae.config import SAMPLERS
+from dbae.editing import PATHS
+from dbae.errors import UserError
+from scripts.edit_options import WayOptions
+from scripts.web_actions import HINT, NOTHING, Studio
+
+KEPT = (300, 3600)  # every five minutes, uploads and pictures that are older than an hour are deleted
+REACH = 0.6  # of a slider to both sides; the official figures use up to 0.3
+STEPS, FRAMES = 100, 21  # the most that a visitor can ask for
+SMOOTH = 128  # pixels from which pictures are enlarged smoothly
+SAMPLES = [f"assets/img{i}.png" for i in (1, 2, 3, 4)]
+ABOUT = """# Diffusion Bridge AutoEncoder
+The model sees the central square of an image and writes it down as a code *z* of {latent} numbers. From the code alone
+it paints an endpoint *x_T*, and walks from there along a diffusion bridge to the reconstruction."""
+NO_CLASSIFIER = """This model has no attribute classifier yet. Train one on labelled images, then start the page again:
+
+`bash infer_class_dbae.sh DATASET SCHEDULE MODEL_PATH STO`
+
+or name the one that you have: `--classifier best.pt`."""
+CSS = """
+.gradio-container {max-width: 1120px !important; margin: auto}
+.picture > label, .frames > label {position: static; border: none; width: fit-content; white-space: nowrap}
+.picture > label > span, .frames > label > span {display: none}
+.picture .empty {min-height: 0; aspect-ratio: 1}
+.picture .image-container button, .picture .image-frame {width: 100%}
+.picture .image-frame img {width: 100%; aspect-ratio: 1; object-fit: contain}
+.picture .icon-button-wrapper {display: none}
+.sharp .picture img, .sharp .frames img {image-rendering: pixelated}
+.frames .grid-wrap {overflow: visible; min-height: 0; max-height: none; height: auto}
+.frames .grid-container {
+    grid-template-columns: repeat(auto-fill, minmax(64px, 1fr)) !important; grid-auto-rows: auto; gap: 4px; padding: 0
+}
+.frames .gallery-item {aspect-ratio: 1; height: auto}
+.samples .gallery-item, .samples .gallery-item img {width: 58px; height: 58px}
+@media (max-width: 700px) {
+    .choices {display: contents} .choices > * {flex: 1 1 100%} .results {order: 1} .last {order: 2}
+}
+"""
+# gradio's sliders are released by a pointer alone; this lets keys release them.
+KEYS = """() => document.addEventListener("keyup", event => {
+    if (/^(Arrow|Page|Home|End|Enter)/.test(event.key) && event.target.matches("input[type=range], input[type=number]"))
+        event.target.dispatchEvent(new PointerEvent("pointerup", {bubbles: true}))
+})"""
+# One call of the model at a time, whoever makes it; of what is asked meanwhile in one place, only the last counts.
+CALL = {
+    "concurrency_id": "model",
+    "concurrency_limit": 1,
+    "trigger_mode": "always_last",
+    "show_progress": "minimal",
+    "api_visibility": "private",
+}
+AT_ONCE = {"queue": False, "api_visibility": "private"}
+
+
+def looks() -> dict[str, Any]:
+    """The arguments of ``launch`` for looks and keys. Fonts are the visitor's own, so that none is fetched."""
+    font, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+    return {"css": CSS, "js": KEYS, "theme": gr.themes.Default(primary_hue="indigo", font=font, font_mono=mono)}
+
+
+def build(studio: Studio, sampler: str, steps: int) -> gr.Blocks:
+    """The page of a model; ``sampler`` and ``steps`` are the choices it starts with."""
+    model = studio.editor.model.config
+    with gr.Blocks(title="DBAE", analytics_enabled=False, delete_cache=KEPT) as page:
+        gr.Markdown(ABOUT.format(latent=model.latent_dim))
+        seen = gr.State()
+        with gr.Row(elem_classes="sharp" if model.image_size < SMOOTH else ""):
+            with gr.Column(scale=2, min_width=280, elem_classes="choices"):
+                image, sample = _upload("Image")
+                with gr.Accordion("Sampling", elem_classes="last"):
+                    kind = gr.Dropdown(list(SAMPLERS), value=sampler, label="Sampler")
+                    count = gr.Slider(1, max(STEPS, steps), value=steps, step=1, precision=0, label="Steps")
+            with gr.Column(scale=5, min_width=320, elem_classes="results"):
+                with gr.Row():
+                    pictures = [_picture(label) for label in ("Crop", "Endpoint x_T", "Reconstruction")]
+                facts, cost = gr.Markdown(HINT), gr.Markdown()
+                given = [seen, kind, count]
+                with gr.Tab("Edit"):
+                    edited = _edit_tab(studio, given, cost)
+                with gr.Tab("Interpolate"):
+                    outdated = _interpolate_tab(studio, given, cost)
+        view = [seen, *pictures, facts, cost]
+        look = {"fn": _told(studio.look, NOTHING), "inputs": [image, kind, count], "outputs": view, **CALL}
+        for event in (
+            image.input(**look),
+            sample.then(**look),
+            gr.on([kind.input, count.release], studio.again, given, view, **CALL),
+        ):
+            if edited:
+                event.then(**edited)
+        seen.change(lambda: (None, None), None, outdated, **AT_ONCE)
+    return page
+
+
+def _edit_tab(studio: Studio, given: Sequence[Component], cost: gr.Markdown) -> dict[str, Any] | None:
+    """A slider for every attribute, those hidden that are not chosen; returns the arguments of the editing event."""
+    if studio.classifier is None:
+        gr.Markdown(NO_CLASSIFIER)
+        return None
+    with gr.Row():
+        with gr.Column(scale=4, min_width=280), gr.Row():
+            pictures = [_picture("Reconstruction"), _picture("Edited")]
+        with gr.Column(scale=3, min_width=280):
+            chosen = gr.Dropdown(studio.labels, value=studio.first, multiselect=True, label="Attributes")
+            sliders = [
+                gr.Slider(-REACH, REACH, value=0, step=0.05, label=label, visible=label in studio.first)
+                for label in studio.labels
+            ]
+            fix_xT = gr.Checkbox(True, label="Keep the endpoint x_T")
+            reset = gr.Button("Reset", size="sm")
+    edited = {"fn": studio.edit, "inputs": [*given, fix_xT, chosen, *sliders], "outputs": [*pictures, cost], **CALL}
+    gr.on([slider.release for slider in sliders] + [fix_xT.input], **edited)
+    chosen.input(_shown(studio.labels), chosen, sliders, **AT_ONCE).then(**edited)
+    reset.click(lambda: [0] * len(sliders), None, sliders, **AT_ONCE).then(**edited)
+    return edited
+
+
+def _interpolate_tab(studio: Studio, given: Sequence[Component], cost: gr.Markdown) -> list[Component]:
+    """The second image, the way there, and the pictures of it, which are returned."""
+    with gr.Row():
+        with gr.Column(scale=4, min_width=280):
+            other, _ = _upload("Second image")
+        with gr.Column(scale=3, min_width=280):
+            frames = gr.Slider(2, FRAMES, value=WayOptions.frames, step=1, precision=0, label="Frames")
+            way = gr.Radio(list(PATHS), value=WayOptions.path, label="Way between the codes")
+            start = gr.Button("Interpolate", variant="primary")
+    with gr.Row():
+        with gr.Column(scale=4, min_width=280):
+            strip = gr.Gallery(label="Frames", height="auto", buttons=[], elem_classes="frames")
+        with gr.Column(scale=3, min_width=200):
+            film = _picture("Animation")
+    action = _told(studio.interpolate, (None, None, ""))
+    start.click(action, [given[0], other, *given[1:], frames, way], [strip, film, cost], **CALL)
+    return [strip, film]
+
+
+def _upload(label: str) -> tuple[gr.Image, Dependency]:
+    """An image, and the event that puts a sample there. Its value is the path of a file, whatever that holds.
+
+    gradio has checked by then that the file was uploaded here. It would open the image, too, but reading is up to the
+    studio. (Deriving a class is no way: gradio then writes a stub beside this file.)
+    """
+    image = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=240, buttons=[])
+    image.preprocess = lambda payload: payload and payload.path
+    with gr.Column(elem_classes="samples"):
+        samples = gr.Examples(SAMPLES, image, label="Samples", cache_examples=False)
+    return image, samples.load_input_event
+
+
+def _picture(label: str) -> gr.Image:
+    return gr.Image(label=label, interactive=False, min_width=90, buttons=[], elem_classes="picture")
+
+
+def _shown(labels: list[str]) -> Callable[[list[str]], list[dict[str, Any]]]:
+    return lambda chosen: [gr.update(visible=label in chosen) for label in labels]
+
+
+def _told(action: Callable, otherwise: Any) -> Callable:
+    """The action; where it raises UserError, the visitor gets its line, and the outputs become ``otherwise``."""
+
+    def call(*values: Any) -> Any:
+        try:
+            return action(*values)
+        except UserError as error:
+            gr.Warning(html.escape(str(error)))
+            return otherwise
+
+    return call

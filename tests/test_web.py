@@ -1,0 +1,345 @@
+"""The web page: what its actions return, what a visitor is told, its layout, and a walk through it in a browser."""
+
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from datasets.images import fit
+from dbae.attributes import AttributeClassifier
+from dbae.config import SampleConfig
+from dbae.errors import UserError
+from dbae.images import to_float
+from scripts import dbae_web, familiarity, web_actions
+from scripts.cli import run
+from scripts.edit_actions import Edit, manipulate
+from scripts.web_actions import NOTHING
+
+IMAGES = [str(ROOT / "assets" / f"img{i}.png") for i in (1, 2)]
+EULER = ("euler", 3)
+NAMES = ("Bald", "Male", "Wearing_Hat", "Young")
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+@pytest.fixture(scope="module")
+def bare(checkpoint, tmp_path_factory):
+    """The studio of the small model, which has no classifier and is not calibrated."""
+    options = dbae_web.PageOptions(model_path=str(checkpoint), device="cpu")
+    return dbae_web.studio(options, {}, str(tmp_path_factory.mktemp("pictures")))
+
+
+@pytest.fixture(scope="module")
+def studio(bare):
+    """The same with a classifier of four attributes."""
+    torch.manual_seed(0)
+    classifier = AttributeClassifier("best.pt", NAMES, torch.randn(4, 8), torch.zeros(4))
+    return dataclasses.replace(bare, classifier=classifier)
+
+
+@pytest.fixture(scope="module")
+def seen(studio):
+    return studio.look(IMAGES[0], *EULER)[0]
+
+
+# ---- one image
+
+
+def test_look_shows_what_the_model_makes_of_the_crop(bare):
+    seen, crop, endpoint, made, facts, cost = bare.look(IMAGES[0], *EULER)
+    expected = np.asarray(fit(Image.open(IMAGES[0]).convert("RGB"), 32))
+    np.testing.assert_array_equal(pixels(crop), expected)
+    editor = dataclasses.replace(bare.editor, sampling=SampleConfig(steps=3))
+    ends, images = editor.generate(seen.z)
+    np.testing.assert_array_equal(pixels(endpoint), ends[0].permute(1, 2, 0))
+    np.testing.assert_array_equal(pixels(made), images[0].permute(1, 2, 0))
+    error = ((pixels(crop) - pixels(made)) ** 2).mean() / 255**2
+    assert "8 numbers for 3,072" in facts and f"{error:.4f}" in facts and "Familiarity" not in facts
+    assert re.fullmatch(r"Last call: 3 network calls, \d+\.\d\d s", cost)
+
+
+def test_the_code_of_a_stochastic_encoder_is_its_mean(bare, seen):
+    with torch.no_grad():
+        mean, _ = bare.editor.model.encode_stats(to_float(seen.crop))
+    torch.testing.assert_close(seen.z, mean)
+
+
+def test_again_is_a_look_with_other_settings(bare, seen):
+    again, fresh = bare.again(seen, "one-step", 7), bare.look(IMAGES[0], "one-step", 7)
+    np.testing.assert_array_equal(pixels(again[3]), pixels(fresh[3]))
+    assert (again[0].made != seen.made).any() and again[5].startswith("Last call: 1 network call, ")
+
+
+def test_nothing_is_shown_without_an_image(bare):
+    assert bare.look(None, *EULER) == bare.again(None, *EULER) == NOTHING
+    assert bare.edit(None, *EULER, True, []) == (None, None, "")
+
+
+def test_familiarity(bare, seen):
+    found = familiarity.errors(bare.editor, seen.crop).item()
+    for levels, told in [
+        ([found / 2] * 101, "**Familiarity:** This image is far from what the model has seen"),
+        ([found / 2] * 51 + [found * 2] * 50, "**Familiarity:** 50 % of the training images have a smaller error"),
+        ([found * 2] * 101, "**Familiarity:** 0 % of the training images"),
+    ]:
+        assert told in dataclasses.replace(bare, known=torch.tensor(levels)).again(seen, "one-step", 1)[4]
+
+
+@pytest.mark.parametrize("name, content", [("a.jpg", b"no image"), ("b.png", b""), ("c.svg", b"<svg/>")])
+def test_a_bad_upload_is_named_without_its_folder(bare, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"^{name} is a bad image") as told:
+        bare.look(str(tmp_path / name), *EULER)
+    assert str(tmp_path) not in str(told.value)
+
+
+def test_a_large_upload_is_not_decoded(bare, tmp_path, monkeypatch):
+    (tmp_path / "bomb.png").write_bytes(b"P6 20000 20000 255\n")  # beyond PIL's own bound
+    Image.new("L", (300, 200)).save(tmp_path / "large.png")
+    assert bare.look(str(tmp_path / "large.png"), "one-step", 1)[0]
+    monkeypatch.setattr(web_actions, "PIXELS", 59_999)
+    monkeypatch.setattr(web_actions, "PhotoFiles", None)
+    for name in ("bomb.png", "large.png"):
+        with pytest.raises(UserError, match=f"^{name}: expected an image of at most"):
+            bare.look(str(tmp_path / name), *EULER)
+
+
+def test_pictures_have_names_of_their_own(studio, seen):
+    """Equal pictures in one file would be rewritten while another visitor's browser reads them."""
+    paths = [path for _ in range(2) for path in studio.edit(seen, *EULER, True, [])[:2]]
+    assert len(set(paths)) == 4 and all(os.path.dirname(path) == studio.folder for path in paths)
+
+
+# ---- editing
+
+
+def test_attributes_that_have_sliders_at_first(bare, studio):
+    assert studio.labels == ["Bald", "Male", "Wearing Hat", "Young"] and studio.first == ["Male", "Young"]
+    other = dataclasses.replace(studio.classifier, names=tuple("abcd"))
+    assert dataclasses.replace(studio, classifier=other).first == list("abcd")
+    assert bare.labels == bare.first == []
+
+
+def test_sliders_at_rest_leave_the_reconstruction(studio, seen):
+    made, edited, cost = studio.edit(seen, *EULER, True, studio.labels, 0, 0, 0, 0)
+    np.testing.assert_array_equal(pixels(made), seen.made[0].permute(1, 2, 0))
+    np.testing.assert_array_equal(pixels(edited), pixels(made))
+    assert cost == seen.cost
+
+
+def test_shown_sliders_move_the_code_along_their_attributes(studio, seen):
+    _, edited, cost = studio.edit(seen, *EULER, True, ["Male", "Young"], 0.4, 2, 0.1, -3)
+    step = studio.classifier.step
+    edit = Edit("", ("",), seen.z, (seen.z + 2 * step(1) - 3 * step(3))[:, None])
+    editor = dataclasses.replace(studio.editor, sampling=SampleConfig(steps=3))
+    _, expected = manipulate(editor, edit, True)
+    np.testing.assert_array_equal(pixels(edited), expected[0, 0].permute(1, 2, 0))
+    assert (pixels(edited) != seen.made[0].permute(1, 2, 0).numpy()).any()
+    assert cost.startswith("Last call: 3 network calls")
+
+
+def test_moving_the_endpoint_makes_another_picture(studio, seen):
+    fixed, moved = (studio.edit(seen, *EULER, fix_xT, ["Male"], 0, 3, 0, 0)[1] for fix_xT in (True, False))
+    assert (pixels(fixed) != pixels(moved)).any()
+
+
+# ---- interpolating
+
+
+def test_interpolation_goes_from_one_reconstruction_to_the_other(bare, seen):
+    strip, film, cost = bare.interpolate(seen, IMAGES[1], *EULER, 4, "linear")
+    other, *_ = bare.look(IMAGES[1], *EULER)
+    assert len(strip) == 4 and cost.startswith("Last call: 4 images, 3 network calls each")
+    for path, end in ((strip[0], seen), (strip[-1], other)):
+        assert np.abs(pixels(path) - end.made[0].permute(1, 2, 0).numpy()).max() <= 1  # another batch size rounds
+    assert (pixels(strip[1]) != pixels(strip[0])).any()
+    with Image.open(film) as animated:
+        assert animated.n_frames == 6 and animated.size == (256, 256)  # there and back
+
+
+def test_interpolation_needs_two_images(bare, seen):
+    for first, second in ((None, IMAGES[1]), (seen, None)):
+        with pytest.raises(UserError, match="both images"):
+            bare.interpolate(first, second, *EULER, 4, "linear")
+
+
+# ---- the command line
+
+
+def call(monkeypatch, capsys, *words):
+    """Run the program in this process; returns (status, standard output, standard error)."""
+    monkeypatch.setattr(sys, "argv", ["dbae_web", *map(str, words)])
+    try:
+        run(dbae_web.main)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    return status, *capsys.readouterr()
+
+
+def test_dry_run_and_errors_need_no_gradio(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(dbae_web, "find_spec", lambda name: None)
+    status, shown, _ = call(monkeypatch, capsys, "--model", checkpoint, "--port", 1234, "--dry_run")
+    assert status == 0 and '"port": 1234' in shown and '"latent": "mean"' in shown and '"127.0.0.1"' in shown
+    for words, told in [
+        (["--model", checkpoint], 'gradio is missing: pip install "gradio'),
+        (["--model", checkpoint, "--port", "70000"], "port: expected a number from 1 to 65535, got 70000"),
+        (["--model", checkpoint, "--steps", "0"], "steps: expected a number above 0"),
+        ([], "model_path: expected one, got none"),
+    ]:
+        status, _, error = call(monkeypatch, capsys, *words)
+        assert status == 2 and error.startswith(f"error: {told}") and error.count("\n") == 1
+
+
+def test_the_program_starts_without_torch_and_gradio():
+    code = "import sys, scripts.dbae_web; sys.exit(bool({'torch', 'gradio'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# ---- the page
+
+
+@pytest.fixture
+def web_page(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    pytest.importorskip("gradio")
+    from scripts import web_page
+
+    return web_page
+
+
+def described(page, kind):
+    return [part["props"] for part in page.config["components"] if part["type"] == kind]
+
+
+def test_layout(web_page, studio):
+    page = web_page.build(studio, "dbim2", 150)
+    visible = {part["label"]: part["visible"] for part in described(page, "slider")}
+    assert {name for name in studio.labels if visible[name]} == {"Male", "Young"} and set(studio.labels) <= set(visible)
+    steps = next(part for part in described(page, "slider") if part["label"] == "Steps")
+    assert (steps["value"], steps["maximum"]) == (150, 150)
+    calls = [event for event in page.fns.values() if event.concurrency_id == "model"]
+    assert len(calls) >= 8 and {event.concurrency_limit for event in calls} == {1}
+    assert {event.api_visibility for event in page.fns.values()} <= {"private", "undocumented"}
+
+
+def test_layout_without_classifier(web_page, bare):
+    page = web_page.build(bare, "euler", 20)
+    assert any("infer_class_dbae.sh" in part.get("value", "") for part in described(page, "markdown"))
+    assert [part["label"] for part in described(page, "slider")] == ["Steps", "Frames"]
+
+
+def test_nothing_is_fetched_from_elsewhere(web_page):
+    assert web_page.looks()["theme"]._stylesheets == [] and "url(" not in web_page.CSS
+
+
+def test_a_visitor_is_told(web_page, monkeypatch):
+    told = []
+    monkeypatch.setattr(web_page.gr, "Warning", told.append)
+
+    def refuse(name):
+        raise UserError(f"{name} is a bad image")
+
+    assert web_page._told(refuse, NOTHING)("<b>.jpg") == NOTHING
+    assert told == ["&lt;b&gt;.jpg is a bad image"]
+
+
+# ---- in a browser
+
+
+@pytest.fixture
+def address(checkpoint, tmp_path):
+    """A page of the small model with a classifier, in a process of its own, whose temporary files are in tmp_path."""
+    pytest.importorskip("gradio")
+    torch.save({"weight": torch.randn(4, 8), "bias": torch.zeros(4)}, tmp_path / "best.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "tmp").mkdir()
+    words = ["--model", checkpoint, "--classifier", tmp_path / "best.pt", "--port", port, "--steps", 3, "--device=cpu"]
+    command = [sys.executable, "-m", "scripts.dbae_web", *map(str, words)]
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+    page = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert page.stdout.readline().startswith(f"open http://127.0.0.1:{port}")
+    yield f"http://127.0.0.1:{port}"
+    page.send_signal(signal.SIGTERM)
+    assert page.wait(20) == 128 + signal.SIGTERM
+    assert not os.listdir(tmp_path / "tmp")  # nothing of what was uploaded or shown is left
+
+
+@pytest.fixture
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    programs = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not all(programs):
+        pytest.skip("no chromium with its chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1600"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+def until(found, seconds=30):
+    """What ``found`` returns as soon as it is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.1)
+    raise AssertionError("it never came")
+
+
+def test_a_visit(browser, address, tmp_path):
+    def picture(label):
+        """Address of the picture under that label on the open tab."""
+        script = """return [...document.querySelectorAll('.picture')].filter(each => each.offsetParent
+            && each.innerText.trim() === arguments[0]).map(each => each.querySelector('img')?.src).at(-1)"""
+        return browser.execute_script(script, label)
+
+    def upload(place, path):
+        until(lambda: browser.find_elements("css selector", "input[type=file]"))[place].send_keys(str(path))
+
+    def press(label, role):
+        for button in browser.find_elements("css selector", "button"):
+            if button.text == label and button.get_attribute("role") == role:
+                return button.click()
+        raise AssertionError(f"no button {label}")
+
+    browser.get(address)
+    upload(0, IMAGES[0])
+    unedited = until(lambda: picture("Edited"))
+    slider = browser.find_elements("css selector", "input[type=range][aria-label$=' 3']")[0]
+    slider.send_keys("\ue014" * 6)  # the right arrow key
+    until(lambda: picture("Edited") != unedited)
+
+    press("Interpolate", "tab")
+    upload(-1, IMAGES[1])
+    until(lambda: browser.find_elements("css selector", "img[src*='img2.png']:not(.samples img)"))
+    press("Interpolate", None)
+    until(lambda: picture("Animation"))
+
+    (tmp_path / "text.jpg").write_text("no image")
+    upload(0, tmp_path / "text.jpg")
+    until(lambda: "text.jpg is a bad image" in browser.find_element("css selector", "body").text)
+    until(lambda: not picture("Crop"))
+    requests = re.findall(r'"url":"(\w+://[^/"]+)', " ".join(e["message"] for e in browser.get_log("performance")))
+    assert address in requests and not [each for each in requests if each.startswith("http") and each != address]
