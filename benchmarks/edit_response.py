@@ -42,6 +42,8 @@ class PixelReader:
     """Attributes read from 16x16 pixels, by the official linear protocol."""
 
     def __init__(self, splits: "dict[str, Labelled]") -> None:
+        import torch
+
         from eval.latents import Codes, encode_dataset
         from eval.probe import Part, classify, predict
 
@@ -52,7 +54,7 @@ class PixelReader:
         parts = {split: Part(codes[split].draw, data.values) for split, data in splits.items()}
         self.names = splits["train"].names
         self.layer = classify(**parts, names=self.names).best
-        self.spread = predict(self.layer, "test", parts["test"], 0).std(axis=0)
+        self.spread = torch.from_numpy(predict(self.layer, "test", parts["test"], 0).std(axis=0))
 
     @staticmethod
     def look(x: "Tensor") -> "Tensor":

@@ -21,13 +21,15 @@ class ImageDataset(Dataset):
     has_labels = False
 
     def __init__(self, title: str, size: int, indices: Sequence[int]) -> None:
-        """``title`` names the set in messages; ``indices`` are the split's, into the whole set."""
+        """``title`` names the set in messages; ``indices`` are the split's, into the whole set: at least one."""
         if size < 1:
             raise UserError(f"image size: expected a positive number, got {size}")
+        if not len(indices):
+            raise UserError(f"{title}: expected images, there are none")
         self.title, self.size, self.indices = title, size, indices
 
     def image(self, index: int) -> Image.Image:
-        """RGB image of size x size pixels."""
+        """RGB image of size x size pixels. Raises UnreadableImage naming one that cannot be had."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:

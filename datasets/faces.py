@@ -7,9 +7,10 @@ from torch import Tensor, from_numpy
 
 from datasets import toyfaces
 from datasets.base import ImageDataset
-from datasets.images import decode
+from datasets.images import BadImage, UnreadableImage, decode
 from datasets.lmdb_store import LmdbStore
 from datasets.splits import check_split, cut
+from dbae.errors import UserError
 
 KEY = "toy-%06d"
 SEED = 0  # of the one official set of toy faces
@@ -38,7 +39,7 @@ class ToyFaces(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         data = self.store.get(KEY % index) if self.store else None
-        return decode(data) if data else toyfaces.render(toyfaces.describe(index, SEED), self.size)
+        return self._stored(KEY % index, data) if data else toyfaces.render(toyfaces.describe(index, SEED), self.size)
 
     def read_labels(self) -> tuple[tuple[str, ...], Tensor]:
         return toyfaces.ATTRIBUTES, from_numpy(toyfaces.labels(self.indices, SEED)).float()
@@ -48,10 +49,23 @@ class ToyFaces(ImageDataset):
         """Drawing parameters [n, len(target_names)] float32."""
         return from_numpy(toyfaces.targets(self.indices, SEED))
 
+    def _stored(self, key: str, data: bytes) -> Image.Image:
+        try:
+            image = decode(data)
+        except BadImage as error:
+            raise UnreadableImage(f"{self.store.path} has a bad image {key}: {error}") from error
+        if image.size != (self.size, self.size):
+            found = "{}x{}".format(*image.size)
+            raise UnreadableImage(f"{self.store.path} has a bad image {key}: expected {self.size} pixels, got {found}")
+        return image
+
 
 def _has_size(store: LmdbStore, size: int) -> bool:
     first = store.get(KEY % 0)
-    stored = decode(first).size if first else None
+    try:
+        stored = decode(first).size if first else None
+    except BadImage as error:
+        raise UserError(f"{store.path} has a bad image {KEY % 0}: {error}") from error
     if stored != (size, size):
         logger.warning("%s: expected faces of %d pixels, found %s: they are drawn anew", store.path, size, stored)
     return stored == (size, size)

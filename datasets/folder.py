@@ -7,7 +7,7 @@ from torch import Tensor, from_numpy
 
 from datasets.base import ImageDataset
 from datasets.folder_names import image_names
-from datasets.images import BadImage, decode, fit
+from datasets.images import BadImage, UnreadableImage, decode, fit, read_bytes
 from datasets.labels import read_csv
 from datasets.splits import cut, whole_set
 from dbae.errors import UserError
@@ -35,7 +35,7 @@ class FolderImages(ImageDataset):
         return self.names[index]
 
     def image(self, index: int) -> Image.Image:
-        """Upright image, cut to its central square. Raises UserError naming a broken file."""
+        """Upright image, cut to its central square. Raises UnreadableImage naming a broken file."""
         return fit(read_image(os.path.join(self.title, self.names[index]), upright=True), self.size)
 
     def read_labels(self) -> tuple[tuple[str, ...], Tensor]:
@@ -46,9 +46,8 @@ class FolderImages(ImageDataset):
 
 
 def read_image(path: str, upright: bool = False) -> Image.Image:
-    """RGB image in a file. Raises UserError naming a broken or missing one."""
+    """RGB image in a file. Raises UnreadableImage naming a broken or missing one."""
     try:
-        with open(path, "rb") as file:
-            return decode(file.read(), upright)
+        return decode(read_bytes(path), upright)
     except (BadImage, OSError) as error:
-        raise UserError(f"{path} is a bad image: {error}") from error
+        raise UnreadableImage(f"{path} is a bad image: {getattr(error, 'strerror', None) or error}") from error

@@ -5,20 +5,32 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from dbae.errors import UserError
+
+MAX_BYTES = 1 << 29  # of an image file, as it lies on the disk or comes out of an archive
+MAX_PIXELS = 89_478_485  # of an image: a quarter of a GiB as RGB. PIL's own limit is the same, but can be switched off
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-# What PIL and its codecs raise for broken bytes; a pixel bomb is a warning from 1x and an error from 2x the limit.
+# Formats that are decoded, whatever a file is called. PIL knows more, of which EPS would start another program.
+FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"})
+# What PIL and its codecs raise for broken bytes
 _DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, OverflowError, MemoryError),
+    *(RuntimeError, AssertionError),
     *(zlib.error, struct.error, Image.DecompressionBombWarning, Image.DecompressionBombError),
 )
 
 
 class BadImage(ValueError):
     """Bytes that are no complete image of an acceptable size; the message says why."""
+
+
+class UnreadableImage(UserError):
+    """One image of a data set that cannot be had; the message names its file or key. The others may be fine."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +58,34 @@ class CropBox:
 def decode(data: bytes, upright: bool = False) -> Image.Image:
     """Fully decoded RGB image from the bytes of a file; ``upright`` applies the EXIF orientation.
 
-    16-bit grey is scaled to 8 bits and transparency is laid on white. Raises BadImage, also for an image that PIL
-    takes for a decompression bomb.
+    16-bit grey is scaled to 8 bits and transparency is laid on white. Raises BadImage, also for more than MAX_PIXELS,
+    before they are decoded.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_formats())
+        check_pixels(*image.size)
         image.load()
         return to_rgb(ImageOps.exif_transpose(image) if upright else image)
     except _DECODE_ERRORS as error:
-        reason = "no image format that PIL knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise BadImage(reason or type(error).__name__) from error
+        reason = "no image format that is read here" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise BadImage(" ".join(reason.split()) or type(error).__name__) from error
+
+
+def read_bytes(path: str) -> bytes:
+    """Contents of an image file. Raises OSError, and BadImage for more than MAX_BYTES, of which no more are read."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise BadImage(f"it has more than {MAX_BYTES >> 20} MiB")
+    return data
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raise BadImage for a size of more than MAX_PIXELS."""
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{width}x{height} are more than {MAX_PIXELS} pixels")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -83,9 +111,14 @@ def fit(image: Image.Image, size: int, crop: CropBox | None = None) -> Image.Ima
 
 
 def cover(image: Image.Image, size: int) -> Image.Image:
-    """RGB image whose shorter side is resized to ``size`` (Lanczos), cut to its central square: how LMDBs are made."""
+    """RGB image whose shorter side is resized to ``size`` (Lanczos), cut to its central square: how LMDBs are made.
+
+    Raises BadImage for one so narrow that it would have more than MAX_PIXELS on the way.
+    """
     scale = size / min(image.size)
-    resized = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    check_pixels(width, height)
+    resized = image.resize((width, height), Image.Resampling.LANCZOS)
     return resized.crop(_central_square(*resized.size))
 
 
@@ -93,3 +126,10 @@ def _central_square(width: int, height: int) -> tuple[int, int, int, int]:
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """FORMATS that this PIL can read."""
+    Image.init()
+    return tuple(sorted(FORMATS & Image.OPEN.keys()))

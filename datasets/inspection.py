@@ -85,7 +85,7 @@ def _check_record(store: LmdbStore, report: Report) -> None:
     data = store.get(RECORD_KEY.decode())
     if data is None:
         return
-    record = Record.from_bytes(data)
+    record = Record.from_bytes(data, store.path)
     if not record.finished:
         total = record.settings["images"]
         report.problem(f"unfinished: {record.done} of {total} originals, run the same prepare command again")

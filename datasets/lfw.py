@@ -8,6 +8,7 @@ from torch import Tensor, from_numpy
 
 from datasets.base import ImageDataset
 from datasets.folder import read_image
+from datasets.images import BadImage, UnreadableImage, check_pixels
 from datasets.labels import LabelTable, read_text
 from datasets.splits import check_split, cut, log_once
 from dbae.errors import UserError
@@ -51,7 +52,12 @@ class Lfw(ImageDataset):
         return self.names[index]
 
     def image(self, index: int) -> Image.Image:
-        return centre(read_image(self._path(index)), self.size)
+        """Raises UnreadableImage naming a missing or broken file."""
+        path = self._path(index)
+        try:
+            return centre(read_image(path), self.size)
+        except BadImage as error:
+            raise UnreadableImage(f"{path} is a bad image: {error}") from error
 
     def read_labels(self) -> tuple[tuple[str, ...], Tensor]:
         attributes, values = self._table
@@ -68,9 +74,13 @@ class Lfw(ImageDataset):
 
 
 def centre(image: Image.Image, size: int) -> Image.Image:
-    """torchvision's Resize(int(1.1 * size)) and CenterCrop(size) of a PIL image, to the pixel."""
+    """torchvision's Resize(int(1.1 * size)) and CenterCrop(size) of a PIL image, to the pixel.
+
+    Raises BadImage for one so narrow that the resized one would have too many pixels.
+    """
     short = int(1.1 * size)
     width, height = (int(short * side / min(image.size)) for side in image.size)
+    check_pixels(width, height)
     left, top = round((width - size) / 2), round((height - size) / 2)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     return resized.crop((left, top, left + size, top + size))

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor, from_numpy
 
 from datasets.base import ImageDataset
-from datasets.images import BadImage, decode, fit
+from datasets.images import BadImage, UnreadableImage, decode, fit
 from datasets.labels import LabelTable, read_attributes, read_csv
 from datasets.lmdb_store import is_lmdb, open_store
 from datasets.sources import Source
@@ -16,28 +16,32 @@ from dbae.errors import UserError
 
 
 class LmdbImages(ImageDataset):
-    """One split of an LMDB. The environment is opened on first use in each process."""
+    """One split of an LMDB. The environment is opened on first use in each process.
 
-    def __init__(self, path: str, source: Source, split: str, size: int, split_range: str | None = None) -> None:
+    ``whole`` is as in ``datasets.build``.
+    """
+
+    def __init__(
+        self, path: str, source: Source, split: str, size: int, split_range: str | None = None, whole: bool = False
+    ) -> None:
         self.source, self.store = source, open_store(path)
         self.key_format = self.store.key_format(source.keys)
         self.length = self.store.length(self.key_format)
         indices = source_split(source, split, self.length, self.store.folder)
         super().__init__(path, size, cut(indices, split_range))
+        if whole:
+            self._bytes(self.indices[-1])
 
     def name(self, index: int) -> str:
         return self.key_format % index
 
     def image(self, index: int) -> Image.Image:
-        """Raises UserError naming the key and the LMDB for a missing or broken image."""
-        key = self.name(index)
-        data = self.store.get(key)
-        if data is None:
-            raise self.store.missing(key, self.key_format, self.length)
+        """Raises UnreadableImage naming the key and the LMDB for a missing or broken image."""
+        data = self._bytes(index)
         try:
             return fit(decode(data), self.size, self.source.crop)
         except BadImage as error:
-            raise UserError(f"{self.title} has a bad image {key}: {error}") from error
+            raise UnreadableImage(f"{self.title} has a bad image {self.name(index)}: {error}") from error
 
     @property
     def labels_path(self) -> str:
@@ -54,6 +58,12 @@ class LmdbImages(ImageDataset):
         if self.source.labels is None:
             return _select(read_csv(self.labels_path), map(self.name, self.indices))
         return _select(read_attributes(self.labels_path), map(self.source.labels.row_name, self.indices))
+
+    def _bytes(self, index: int) -> bytes:
+        data = self.store.get(self.name(index))
+        if data is None:
+            raise UnreadableImage(self.store.missing(self.name(index), self.key_format, self.length))
+        return data
 
 
 def find_lmdb(source: Source, data_root: str, data_dir: str | None) -> str:

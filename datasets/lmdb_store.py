@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
 from dbae.errors import UserError
@@ -53,6 +54,7 @@ class LmdbStore:
         return self.path if os.path.isdir(self.path) else os.path.dirname(self.path) or "."
 
     def get(self, key: str) -> bytes | None:
+        """The value under a key, or None. This, like every look into it, raises UserError for a damaged LMDB."""
         with self._begin() as transaction:
             return transaction.get(key.encode())
 
@@ -81,16 +83,14 @@ class LmdbStore:
         stated = self.get("length")
         if stated is None:
             return self._indices_end(key_format)
-        if not stated.isdigit():
+        if not re.fullmatch(rb"\d{1,18}", stated):
             raise UserError(f"{self.path}: expected a number under the key length, got {stated[:20]!r}")
         return int(stated)
 
-    def missing(self, key: str, key_format: str, length: int) -> UserError:
-        """The error to raise for a key that is not there."""
+    def missing(self, key: str, key_format: str, length: int) -> str:
+        """What to say of a key that is not there."""
         expected = f"{key_format % 0} to {key_format % (length - 1)}"
-        return UserError(
-            f"{self.path} has no image {key}: expected {expected} without gaps, see `{INSPECT_COMMAND} {self.path}`"
-        )
+        return f"{self.path} has no image {key}: expected {expected} without gaps, see `{INSPECT_COMMAND} {self.path}`"
 
     def _indices_end(self, key_format: str) -> int:
         """One more than the last index of a format, 0 if there is none: keys of one width sort like their numbers."""
@@ -100,12 +100,18 @@ class LmdbStore:
             last = cursor.key().decode(errors="replace") if found else ""
         return int(last[len(prefix) :]) + 1 if format_of(last) == key_format else 0
 
+    @contextmanager
     def _begin(self):
+        """A transaction on an environment that belongs to this process."""
         if self._environment is None or self._owner != os.getpid():
             if self._environment is not None:  # inherited by a fork
                 self._environment.close()
             self._environment, self._owner = _open_environment(self.path), os.getpid()
-        return self._environment.begin()
+        try:
+            with self._environment.begin() as transaction:
+                yield transaction
+        except import_lmdb().Error as error:
+            raise UserError(f"{self.path} is damaged: {error}: copy or prepare it again") from None
 
 
 _STORES: WeakValueDictionary[str, LmdbStore] = WeakValueDictionary()

@@ -85,8 +85,17 @@ class Record:
         return self.done - len(self.skipped)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Record":
-        return cls(**json.loads(data))
+    def from_bytes(cls, data: bytes, path: str) -> "Record":
+        """The inverse of ``to_bytes``. Raises UserError, naming the LMDB, for anything else."""
+        try:
+            record = cls(**json.loads(data))
+            right = len(record.skipped) <= record.done <= record.settings["images"]
+            right = right and all(list(map(type, entry)) == [str, str] for entry in record.skipped)
+        except (ValueError, TypeError, KeyError):
+            right = False
+        if not right:
+            raise UserError(f"{path}: expected a preparation's record under {RECORD_KEY.decode()}, got {data[:40]!r}")
+        return record
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -153,7 +162,7 @@ def _resume(environment, path: str, settings: dict) -> Record:
         data = transaction.get(RECORD_KEY)
     if data is None:
         raise UserError(f"{path}: there is an LMDB that this command did not make, choose another --out")
-    record = Record.from_bytes(data)
+    record = Record.from_bytes(data, path)
     for name, value in settings.items():
         if record.settings.get(name) != value:
             before = record.settings.get(name)

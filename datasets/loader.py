@@ -1,14 +1,25 @@
 """The order in which images are read: for training a pure function of (seed, position), for evaluation by index."""
 
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datasets.bad_images import BadImages, Fault, Reader, collate
 from dbae.errors import UserError
+
+# What a signal that ended a worker process tells
+KILLED = {
+    "SIGKILL": "out of memory? Give fewer --num_workers",
+    "SIGBUS": "the data set's file was cut or its disk is gone, or the shared memory /dev/shm is full",
+    "SIGSEGV": "a damaged LMDB or a broken installation",
+}
 
 
 def training_batches(
@@ -21,18 +32,24 @@ def training_batches(
     world: int = 1,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
+    bad: BadImages | None = None,
 ) -> Iterator[Tensor]:
     """Endless uint8 micro-batches [m, 3, s, s] of this rank on ``device``, from global image position ``start`` on.
 
     Step k covers the positions start + [k B, (k+1) B) of the endless order, B = ``batch_size`` over all ranks. Each
     rank takes its contiguous share, in pieces of ``microbatch`` (0 or less: the whole share), the last of which may
-    be shorter. So the images of a step do not depend on the number of processes. Raises UserError for an uneven share.
+    be shorter. So the images of a step do not depend on the number of processes.
+
+    With ``bad``, another image stands in for each bad one, which is noted there: batches stay full, and a function of
+    seed and position. Raises UserError for an uneven share, without ``bad`` for a bad image, and where no image can be
+    had at all or a worker process is killed.
     """
     if batch_size < 1 or batch_size % world:
         raise UserError(f"batch size: expected a positive multiple of the {world} processes, got {batch_size}")
     steps = MicroBatches(Order(len(dataset), seed), batch_size, microbatch, start, rank, world)
     device = torch.device(device)
-    batches = _load(dataset, steps, num_workers, pin_memory=device.type == "cuda")
+    reader = Reader(dataset, replace=bad is not None)
+    batches = _load(reader, steps, num_workers, device.type == "cuda", bad)
     return (images.to(device, non_blocking=True) for images, _ in batches)
 
 
@@ -44,14 +61,27 @@ def ordered_batches(
     limit: int | None = None,
     num_workers: int = 0,
     skip: int = 0,
+    bad: BadImages | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images [n, 3, s, s] uint8 and positions [n] int64 of this rank, each once: rank, rank + world, ... below limit.
 
-    The last batch may be shorter; nothing is padded or repeated. ``skip`` leaves out the first batches.
+    The last batch may be shorter; nothing is padded or repeated. ``skip`` leaves out the first batches. With ``bad``,
+    bad images are left out of their batches, even to the last one, and noted there. Raises UserError like
+    ``training_batches``.
     """
     mine = range(rank, len(dataset) if limit is None else min(len(dataset), limit), world)
     batches = [list(mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)]
-    return _load(dataset, batches[skip:], num_workers, pin_memory=torch.cuda.is_available())
+    return _load(Reader(dataset), batches[skip:], num_workers, torch.cuda.is_available(), bad)
+
+
+def first_images(dataset: Dataset, count: int, bad: BadImages | None = None) -> Tensor:
+    """The first ``count`` images of a data set as uint8 [n, 3, s, s]; ``bad`` is as in ``training_batches``."""
+    reader = Reader(dataset, replace=bad is not None)
+    images, _, faults = collate([reader[i] for i in range(min(count, len(reader)))])
+    problem = _settle(faults, bad)
+    if problem:
+        raise UserError(problem)
+    return images
 
 
 class Order:
@@ -95,20 +125,61 @@ class MicroBatches:
 
 
 def _load(
-    dataset: Dataset, batches: Iterable[list[int]], num_workers: int, pin_memory: bool
+    reader: Reader, batches: Iterable[list[int]], num_workers: int, pin_memory: bool, bad: BadImages | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     loader = DataLoader(
-        dataset,
+        reader,
         batch_sampler=batches,
         num_workers=num_workers,
+        collate_fn=collate,
         prefetch_factor=4 if num_workers else None,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # or the loader would draw a seed from the global one, and change what follows
     )
+    items, problem = _start(loader), None
     try:
-        yield from loader
-        return
-    except UserError as error:  # a worker's arrives with its whole traceback as the message
-        message = str(error).strip().rpartition("UserError: ")[2]
-        error.__traceback__ = None  # it is in a cycle with itself, and would hold the worker processes
-    raise UserError(message)
+        while problem is None and (batch := next(items, None)) is not None:
+            images, positions, faults = batch
+            problem = _settle(faults, bad)
+            if problem is None:
+                yield images, positions
+    except RuntimeError:
+        problem = _death(items)
+        if problem is None:
+            raise
+    finally:
+        del items  # now: as part of an exception it would outlive its queues, and wait for the workers in vain
+    if problem:
+        raise UserError(problem)
+
+
+def _settle(faults: list[Fault], bad: BadImages | None) -> str | None:
+    """Note the faults of single images in ``bad``, if any. Returns the problem where one cannot be passed over."""
+    for fault in faults:
+        if bad is None or not fault.one_image:
+            return fault.problem
+        bad.note(fault)
+    return None
+
+
+def _start(loader: DataLoader) -> Iterator[Any]:
+    """The loader's iterator, without torch's handler that raises wherever the program is when a worker dies.
+
+    The iterator itself notices within seconds, when it waits for the worker.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _death(items: Iterator[Any]) -> str | None:
+    """How a worker process of a loader's iterator died, and why perhaps; None where none did."""
+    code = next((worker.exitcode for worker in getattr(items, "_workers", ()) if worker.exitcode), None)
+    if code is None:
+        return None
+    name = signal.Signals(-code).name if code < 0 else f"status {code}"
+    return f"a worker process that reads images ended with {name}: {KILLED.get(name, 'see above')}"

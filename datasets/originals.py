@@ -1,6 +1,8 @@
 """Where prepared images come from: a folder, a zip (never extracted), LSUN's own LMDB, or the drawing of faces."""
 
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -9,11 +11,21 @@ from functools import lru_cache
 from PIL import Image
 
 from datasets.folder_names import image_names, is_image_name, natural_order
-from datasets.images import BadImage, decode
+from datasets.images import MAX_BYTES, BadImage, decode, read_bytes
 from datasets.lmdb_store import is_lmdb, open_store
 from dbae.errors import UserError
 
-MAX_BYTES = 1 << 29  # of one zip member, before it is unpacked
+# What zipfile and its decompressors raise for broken or encrypted archives
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    OSError,
+)
 LABEL_FOLDERS = ("", "Anno", "Eval")  # in which the publisher of CelebA lays its text files
 
 
@@ -46,8 +58,7 @@ class FolderOriginals(Originals):
         return image_names(self.path)
 
     def read(self, name: str) -> bytes:
-        with open(os.path.join(self.path, name), "rb") as file:
-            return file.read()
+        return read_bytes(os.path.join(self.path, name))
 
     def companion(self, name: str) -> bytes | None:
         return _first_file(self.path, name) or super().companion(name)
@@ -67,13 +78,18 @@ class ZipOriginals(Originals):
             raise BadImage(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
         try:
             return archive.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+        except _ZIP_ERRORS as error:
             raise BadImage(str(error)) from error
 
     def companion(self, name: str) -> bytes | None:
         members = _open_zip(self.path, os.getpid()).namelist()
         member = next((member for member in members if os.path.basename(member) == name), None)
-        return self.read(member) if member else super().companion(name)
+        if member is None:
+            return super().companion(name)
+        try:
+            return self.read(member)
+        except BadImage as error:
+            raise UserError(f"{self.path}: {member} cannot be unpacked: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,7 @@ def _open_zip(path: str, process: int) -> zipfile.ZipFile:
     """One open archive per process: a file position shared through a fork would mix up what is read."""
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except _ZIP_ERRORS as error:
         raise UserError(f"{path}: expected a readable zip: {error}") from None
 
 

@@ -10,8 +10,9 @@ import hashlib
 import io
 import json
 import re
+import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import blobfile as bf
 import torch
@@ -49,25 +50,36 @@ def complete_sets(run_dir: str, ema_rate: float) -> list[tuple[int, str]]:
     )
 
 
-def write_tensors(path: str, content: Mapping[str, Any]) -> None:
-    """Write a dictionary of tensors and plain values; the file appears under its name only when it is complete."""
+def write_tensors(path: str, content: Mapping[str, Any]) -> str:
+    """Write a dictionary of tensors and plain values, and return the file's ``fingerprint``.
+
+    The file appears under its name only when it is complete. Raises OSError where it cannot be written.
+    """
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]
 
 
 def read_tensors(path: str) -> dict[str, Any]:
-    """Read a dictionary written by ``torch.save`` without executing anything in it. Raises UserError otherwise."""
+    """Read a dictionary written by ``torch.save`` without executing anything in it.
+
+    Raises UserError for a file that is missing, damaged (a single wrong bit suffices) or holds something else.
+    """
     try:
         with bf.BlobFile(path, "rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            wrong = _damaged_part(file)
+            file.seek(0)
+            content = None if wrong else torch.load(file, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, bf.Error):
         raise UserError(f"model_path: no such file: {path}") from None
     except Exception as error:  # torch raises a dozen kinds for damaged or hostile files
         code = "GLOBAL" in str(error)
         reason = "it holds more than tensors, and nothing in a file is executed" if code else "damaged or no torch file"
         raise UserError(f"{path}: refused: {reason}; expected tensors written by torch.save") from None
+    if wrong:
+        raise UserError(f"{path}: refused: damaged: the checksum of its part {wrong} is wrong")
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
     return content
@@ -141,11 +153,22 @@ def read_config(run_dir: str) -> dict[str, Any] | None:
     try:
         with bf.BlobFile(path, "r") as file:
             content = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(content, dict) or "model" not in content:
         raise UserError(f'{path}: expected an object with "dataset", "model" and "train"')
     return content
+
+
+def _damaged_part(file: IO[bytes]) -> str | None:
+    """The first part of a torch file whose CRC-32 does not agree; torch writes these checksums and never reads them.
+
+    The old format has none, and in files whose writer left them out all are 0.
+    """
+    if not zipfile.is_zipfile(file):
+        return None
+    with zipfile.ZipFile(file) as archive:
+        return archive.testzip() if any(part.CRC for part in archive.infolist()) else None
 
 
 def _config_beside(path: str) -> ModelConfig | None:

@@ -1,18 +1,23 @@
 """Process groups that also work without one. ``torchrun`` sets the environment; a plain ``python`` is one process."""
 
 import os
+import sys
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
 
 from dbae.errors import UserError
 
 
-def setup(device: str = "auto") -> torch.device:
+def setup(device: str = "auto", timeout: float | None = None) -> torch.device:
     """Choose this process's device and join the group that ``torchrun`` describes, if any.
 
-    ``device`` is auto (a GPU where there is one), cpu, cuda or cuda:N. Raises UserError for one that is not there.
+    ``device`` is auto (a GPU where there is one), cpu, cuda or cuda:N. ``timeout`` is how many minutes a process waits
+    for the others before it fails (default: torch's own). Raises UserError for a device that is not there.
     """
     local = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
@@ -27,8 +32,22 @@ def setup(device: str = "auto") -> torch.device:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        _join("nccl" if chosen.type == "cuda" else "gloo", timedelta(minutes=timeout) if timeout else None)
     return chosen
+
+
+def _join(backend: str, timeout: timedelta | None) -> None:
+    """Join torchrun's group.
+
+    When torchrun restarts a job, its store still holds the addresses of the processes that ended, so each attempt gets
+    keys of its own. On several nodes the attempts are not counted alike, and the store is left as it is.
+    """
+    store, number, size = next(dist.rendezvous("env://"))
+    if timeout:
+        store.set_timeout(timeout)
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"attempt{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
 
 
 def rank() -> int:
@@ -45,6 +64,14 @@ def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def mean(values: Tensor) -> Tensor:
+    """The average of a tensor over all processes, each of which must call this. It replaces the values."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+        values /= world()
+    return values
 
 
 def all_gather(value: Any) -> list[Any]:
@@ -66,3 +93,9 @@ def print0(*values: Any) -> None:
     """Print on the first process only."""
     if rank() == 0:
         print(*values, flush=True)
+
+
+def warn0(message: str) -> None:
+    """Print a warning on the first process only, above a progress bar where there is one."""
+    if rank() == 0:
+        tqdm.write(f"warning: {message}", file=sys.stderr)

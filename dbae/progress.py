@@ -1,19 +1,23 @@
 """What a training run shows and writes while it goes: a progress bar, ``progress.csv`` and TensorBoard."""
 
 import csv
+import io
 import sys
 import time
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from math import isfinite, nan
+from statistics import fmean
 from typing import Any
 
 import blobfile as bf
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
+from dbae.distributed import warn0
+from dbae.errors import UserError
 from dbae.files import atomic_write
 
-COLUMNS = ("step", "images", "loss", "images_per_second", "seconds")
+COLUMNS = ("step", "images", "loss", "images_per_second", "seconds", "skipped")
 
 
 def progress_bar(total: int, unit: str, desc: str, initial: int = 0, enabled: bool = True) -> tqdm:
@@ -22,23 +26,38 @@ def progress_bar(total: int, unit: str, desc: str, initial: int = 0, enabled: bo
     return tqdm(total=total, unit=unit, desc=desc, initial=initial, disable=not enabled, **pace)
 
 
+def attempt(what: str, write: Callable[[], None]) -> str | None:
+    """Call ``write``, and return why it could not write ``what``: None, or a full disk, a lost path... in a few words.
+
+    The reason is also a warning, and no more than that: a run outlives what it cannot write.
+    """
+    try:
+        write()
+    except (OSError, bf.Error, UserError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        warn0(f"{what} could not be written: {reason}")
+        return reason
+    return None
+
+
 class Progress:
     """Collects the losses of a run and reports their mean every ``interval`` steps.
 
-    Losses stay on their device between reports, so that a step never waits for one.
+    ``quiet`` prints these reports as lines in place of a bar.
     """
 
-    def __init__(self, run_dir: str, step: int, total_steps: int, interval: int) -> None:
-        self.interval = interval
+    def __init__(self, run_dir: str, step: int, total_steps: int, interval: int, quiet: bool = False) -> None:
+        self.interval, self.quiet = interval, quiet
         self.path = bf.join(run_dir, "progress.csv")
         self.seconds = _continue_table(self.path, step)
-        self.bar = progress_bar(total_steps, "step", "train", initial=step)
+        self.torn = False
+        self.bar = progress_bar(total_steps, "step", "train", initial=step, enabled=not quiet)
         self.board = _tensorboard(run_dir)
         self._begin()
 
-    def update(self, step: int, images: int, batch: int, loss: Tensor) -> None:
-        """Note the mean loss (a scalar tensor) of a step over ``batch`` images, ``images`` in all."""
-        self.losses.append(loss)
+    def update(self, step: int, images: int, batch: int, loss: float, skipped: bool) -> None:
+        """Note the mean loss of a step over ``batch`` images, ``images`` in all, and whether it was skipped."""
+        self.losses.append(nan if skipped else loss)
         self.images_since += batch
         self.bar.update()
         if step % self.interval == 0 or step == self.bar.total:
@@ -50,37 +69,63 @@ class Progress:
     def __exit__(self, *_: Any) -> None:
         self.bar.close()
         if self.board:
-            self.board.close()
+            attempt("the last TensorBoard events", self.board.close)
 
     def _begin(self) -> None:
-        self.losses: list[Tensor] = []
+        self.losses: list[float] = []
         self.images_since, self.start = 0, time.monotonic()
 
     def _report(self, step: int, images: int) -> None:
-        loss = torch.stack(self.losses).mean().item()
+        finite = [loss for loss in self.losses if isfinite(loss)]
+        loss, skipped = fmean(finite) if finite else nan, len(self.losses) - len(finite)
         elapsed = time.monotonic() - self.start
         rate = self.images_since / elapsed
         self.seconds += elapsed
-        with bf.BlobFile(self.path, "a", streaming=False) as file:
-            csv.writer(file).writerow((step, images, f"{loss:.6g}", f"{rate:.1f}", f"{self.seconds:.1f}"))
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s", refresh=False)
+        row = (step, images, f"{loss:.6g}", f"{rate:.1f}", f"{self.seconds:.1f}", skipped)
+        self.torn = bool(attempt("a row of progress.csv", lambda: self._append(row)))
+        shown = f"loss {loss:.4f}, {rate:.1f} images/s" + f", {skipped} steps skipped" * bool(skipped)
+        self.bar.set_postfix_str(shown, refresh=False)
+        if self.quiet:
+            print(f"step {step}, {images} images: {shown}", flush=True)
         if self.board:
-            self.board.add_scalar("loss", loss, images)
-            self.board.add_scalar("images_per_second", rate, images)
+            values = {"loss": loss, "images_per_second": rate, "skipped": skipped}
+            if attempt("TensorBoard events", lambda: [self.board.add_scalar(n, v, images) for n, v in values.items()]):
+                self.board = None  # its thread has ended
         self._begin()
+
+    def _append(self, row: Sequence[Any]) -> None:
+        with bf.BlobFile(self.path, "ab", streaming=False) as file:
+            file.write(b"\n" * self.torn + _lines([row]))  # a torn row must not take the next one with it
+
+
+def _lines(rows: Sequence[Sequence[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
 
 
 def _continue_table(path: str, step: int) -> float:
-    """Keep the table's rows up to ``step``, begin one where there is none, and return its last row's seconds."""
+    """Keep the table's whole rows up to ``step``, or begin one, and return its last row's seconds."""
     rows = []
     if bf.exists(path):
-        with bf.BlobFile(path, "r") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-    with atomic_write(path, "w") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    return float(rows[-1]["seconds"]) if rows else 0.0
+        with bf.BlobFile(path, "rb") as file:
+            lines = file.read().decode(errors="replace").splitlines(keepends=True)
+        rows = [row for row in map(_whole_row, lines) if row and float(row[0]) <= step]
+    with atomic_write(path) as file:
+        file.write(_lines([COLUMNS, *rows]))
+    return float(rows[-1][4]) if rows else 0.0
+
+
+def _whole_row(line: str) -> list[str] | None:
+    """The cells of a row; None for the header and for what a power failure or a full disk left of a row."""
+    cells = line.strip().split(",")
+    if len(cells) == len(COLUMNS) - 1:
+        cells.append("0")  # written before skipped steps were counted
+    try:
+        numbers = [float(cell) for cell in cells]
+    except ValueError:
+        return None
+    return cells if len(numbers) == len(COLUMNS) and line.endswith("\n") and numbers[0].is_integer() else None
 
 
 def _tensorboard(run_dir: str) -> Any:

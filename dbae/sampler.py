@@ -86,13 +86,16 @@ def sample(
 
     ``euler`` and ``heun`` integrate the drift; ``churn`` in [0, 1) is the part of every step that is taken by the
     reverse SDE, the rest by the ODE (DDBM, algorithm 1), and ``guidance`` 1 is the model. ``dbim``, ``dbim2``,
-    ``dbim3`` and ``dbm2`` are the solvers of ``dbae.solvers`` for few steps; ``eta`` in [0, 1] (``dbim``) is the share
-    of noise that is drawn anew, and ``boot`` draws the state at the first time from the bridge, where all others set
-    it to ``x_T``. ``one-step`` is the estimate at the first time, whatever the grid has beyond.
+    ``dbim3`` and ``dbm2`` are the solvers of ``dbae.solvers``, for few steps. ``one-step`` returns the estimate at the
+    first time and reads no other.
+
+    The state at the first time is ``x_T``, or with ``boot`` (all ``dbim``, ``dbm2``) a draw from the bridge, as its
+    marginals want it. ``eta`` in [0, 1] (``dbim``) is the share of noise drawn anew in each step. The defaults draw
+    none, as suits the squared error; some ``eta`` may suit perception better.
 
     ``noise(x)`` returns standard normal values like ``x``. It is called once per churn step, once per step but the last
-    for ``eta`` above 0, and once for ``boot``. Raises ValueError for an unknown method, a value out of its range, or
-    one that the method does not read.
+    for ``eta`` above 0, and else once for ``boot``. Raises ValueError for an unknown method, a value out of its range,
+    or one that the method does not read.
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")

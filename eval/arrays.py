@@ -83,6 +83,8 @@ def _write_safetensors(path: str, columns: Mapping[str, Column], about: Mapping[
 def _read_npz(file: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     with np.load(file, allow_pickle=False) as content:
         arrays = {name: content[name] for name in content.files}
+    if not all(isinstance(value, np.ndarray) for value in arrays.values()):
+        raise ValueError("a part that is no array")
     text = {name for name, value in arrays.items() if value.ndim == 0 and value.dtype.kind == "U"}
     return {n: v for n, v in arrays.items() if n not in text}, {name: str(arrays[name]) for name in text}
 

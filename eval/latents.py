@@ -51,10 +51,13 @@ def encode_dataset(
 def encode_batches(
     encode: Encode, batches: Batches, device: torch.device | str = "cpu", flip: bool = False
 ) -> Iterator[Arrays]:
-    """Codes of each batch of uint8 images [n, 3, H, W] and numbers [n]; the numbers stand under ``index``."""
+    """Codes of each batch of uint8 images [n, 3, H, W] and numbers [n]; the numbers stand under ``index``.
+
+    Of a batch without images they are all there is.
+    """
     for images, index in batches:
         x = to_float(images.to(device))
-        codes = encode(x.flip(3) if flip else x, index)
+        codes = encode(x.flip(3) if flip else x, index) if len(index) else {}
         yield {name: value.float().cpu().numpy() for name, value in codes.items()} | {"index": index.numpy()}
 
 
@@ -62,13 +65,14 @@ def encode_batches(
 class Store:
     """A file of codes in the making: its settings, and the batches that processes have finished.
 
-    Process r of W encodes the images r, r + W, ...; batches lie in a folder beside the file, named by the settings, so
-    that an interrupted run goes on and another one never mixes in.
+    Process r of W encodes the images r, r + W, ..., of which some may be left out; batches lie in a folder beside the
+    file, named by the settings, so that an interrupted run goes on and another one never mixes in.
     """
 
     path: str
     settings: dict[str, Any]
     processes: int
+    batch_size: int = 64
 
     @property
     def key(self) -> str:
@@ -78,7 +82,7 @@ class Store:
     @property
     def parts(self) -> str:
         """Folder of the finished batches."""
-        return f"{self.path}.{self.key}-{self.processes}.parts"
+        return f"{self.path}.{self.key}-{self.processes}x{self.batch_size}.parts"
 
     @property
     def finished(self) -> bool:
@@ -98,17 +102,26 @@ class Store:
         with atomic_write(self._part(rank, i)) as file:
             np.savez(file, **arrays)
 
+    def kept(self) -> np.ndarray:
+        """Numbers [n] int64, ascending, of the images whose codes are in the batches on disk."""
+        return np.concatenate([np.empty(0, np.int64), *self._pieces("index")])
+
     def combine(self, extra: dict[str, np.ndarray], about: dict[str, str]) -> None:
         """Write the file from all processes' batches, in the order of the images, and remove the batches.
 
-        ``extra`` are arrays that are at hand, such as labels; ``about`` is text beside the settings.
+        ``extra`` are arrays that are at hand, such as labels; ``about`` is text beside the settings. Both are of the
+        ``kept`` images, of which there must be one.
         """
-        images, first = self.settings["images"], self._read(0, 0)
+        images, first = len(self.kept()), next(self._blocks())
         columns = {
             name: Column((images, *value.shape[1:]), value.dtype.name, self._pieces(name))
             for name, value in first.items()
         } | {name: Column(value.shape, value.dtype.name, [value]) for name, value in extra.items()}
         write_arrays(self.path, columns, {"settings": json.dumps(self.settings), **about})
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the batches."""
         bf.rmtree(self.parts)
 
     def _part(self, rank: int, i: int) -> str:
@@ -118,12 +131,16 @@ class Store:
         return read_arrays(self._part(rank, i))[0]
 
     def _pieces(self, name: str) -> Iterator[np.ndarray]:
+        return (block[name] for block in self._blocks())
+
+    def _blocks(self) -> Iterator[Arrays]:
+        """All processes' i-th batches as one, in the order of the images; without those that hold none."""
         for i in range(self.done(0)):
-            parts = [self._read(rank, i)[name] for rank in range(self.processes) if bf.exists(self._part(rank, i))]
-            merged = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
-            for rank, part in enumerate(parts):
-                merged[rank :: len(parts)] = part
-            yield merged
+            parts = [self._read(rank, i) for rank in range(self.processes) if bf.exists(self._part(rank, i))]
+            parts = [part for part in parts if len(part["index"])]
+            if parts:
+                order = np.concatenate([part["index"] for part in parts]).argsort()
+                yield {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
 
 def check_settings(path: str, about: dict[str, str], expected: dict[str, Any]) -> None:

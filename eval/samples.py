@@ -1,12 +1,14 @@
 """The sample files of a reconstruction run, as the official code names them.
 
 ``{rank}_real_sample_{i}.npz`` and ``{rank}_fake_sample_{i}.npz`` hold one batch each under ``samples``, uint8 NHWC;
-ours also hold the images' numbers in the data set under ``index``. ``metrics.json`` holds settings and results.
+ours also hold the images' numbers in the data set under ``index``, where those that were left out do not occur.
+``metrics.json`` holds settings and results.
 """
 
 import json
 import re
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import blobfile as bf
@@ -17,7 +19,9 @@ from dbae.files import atomic_write, listdir
 from eval.arrays import Column, read_arrays, write_arrays
 
 PART = re.compile(r"(\d+)_(real|fake)_sample_(\d+)\.npz")
-OURS = re.compile(r"\d+_((real|fake)_)?sample_\d+\.(npz|png)|samples_\d+x\d+x\d+x\d+_nfe\d+\.npz|metrics\.json")
+OURS = re.compile(
+    r"\d+_((real|fake)_)?sample_\d+\.(npz|png)|samples_\d+x\d+x\d+x\d+_nfe\d+\.npz|(metrics|bad_images)\.json"
+)
 
 
 def part_path(folder: str, rank: int, kind: str, i: int) -> str:
@@ -33,7 +37,20 @@ def write_part(path: str, samples: np.ndarray, index: np.ndarray) -> None:
 
 def read_part(path: str) -> np.ndarray:
     """Samples of one batch, uint8 [n, H, W, 3]. Raises UserError for anything else."""
-    samples = read_arrays(path)[0].get("samples")
+    return _samples(path, read_arrays(path)[0])
+
+
+def read_numbered(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of one of our batches, and the images' numbers int64 [n]. Raises UserError for anything else."""
+    arrays = read_arrays(path)[0]
+    samples, index = _samples(path, arrays), arrays.get("index")
+    if index is None or index.dtype != np.int64 or index.shape != samples.shape[:1]:
+        raise UserError(f"{path}: expected an array 'index' with the number of each of the {len(samples)} samples")
+    return samples, index
+
+
+def _samples(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    samples = arrays.get("samples")
     if samples is None:
         raise UserError(f"{path}: expected an array 'samples'")
     if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[3] != 3:
@@ -59,15 +76,12 @@ def pairs(folder: str) -> list[tuple[str, str]]:
     return found
 
 
-def fake_images(folder: str, processes: int) -> Iterator[np.ndarray]:
-    """All reconstructions in data-set order, uint8 [n, H, W, 3] at a time: process r holds images r, r + W, ..."""
+def fake_images(folder: str) -> Iterator[np.ndarray]:
+    """All reconstructions in data-set order, uint8 [n, H, W, 3] at a time: all processes' i-th batches, sorted."""
     files = [fake for _, fake in pairs(folder)]
-    for start in range(0, len(files), processes):
-        parts = [read_part(path) for path in files[start : start + processes]]
-        merged = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), np.uint8)
-        for r, part in enumerate(parts):
-            merged[r :: len(parts)] = part
-        yield merged
+    for _, group in groupby(files, key=lambda path: PART.fullmatch(bf.basename(path))[3]):
+        samples, index = map(np.concatenate, zip(*map(read_numbered, group), strict=True))
+        yield samples[index.argsort()]
 
 
 def write_combined(path: str, batches: Iterator[np.ndarray], shape: tuple[int, int, int, int]) -> None:

@@ -6,20 +6,30 @@ example:
 
 The file holds z [n, d], for stochastic encoders also mu and log_sigma, index [n], labels [n, k] where the data set has
 some, and as JSON text the settings, the images' names and the labels' names. An interrupted run goes on when it is
-started again; torchrun spreads it over processes.
+started again; torchrun spreads it over processes. With --on_bad_image skip, images that cannot be read are left out of
+all arrays and listed in OUT_bad_images.json.
 """
 
 import json
+import os
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 from dbae.config import option
 from dbae.errors import UserError
+from scripts.bad_images import FILE, left_out, noted, report
 from scripts.cli import Parser, run
-from scripts.inputs import Inputs, build_data, load, parse, print_dry_run
+from scripts.inputs import SweepInputs, build_data, load, parse, print_dry_run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from datasets.base import ImageDataset
 
 
 @dataclass(frozen=True)
-class EncodeOptions(Inputs):
+class EncodeOptions(SweepInputs):
     """What to encode, and where to write it."""
 
     out: str = option("codes.npz", "file to write, .npz or .safetensors")
@@ -31,6 +41,14 @@ class EncodeOptions(Inputs):
             raise UserError(f"out: expected a name that ends in .npz or .safetensors, got {self.out!r}")
 
 
+def beside(data: "ImageDataset", kept: "np.ndarray") -> tuple[dict[str, "np.ndarray"], dict[str, str]]:
+    """What goes with the codes of the images numbered ``kept`` [n]: labels [n, k] by name, and texts."""
+    text = {"names": json.dumps([data.name_of(i) for i in kept.tolist()])}
+    if not data.has_labels:
+        return {}, text
+    return {"labels": data.labels.numpy()[kept]}, text | {"label_names": json.dumps(data.label_names)}
+
+
 def main() -> None:
     """Parse, load, encode, write."""
     options, about, _ = parse(Parser(__doc__), EncodeOptions, "encoding", None)
@@ -39,25 +57,26 @@ def main() -> None:
 
     from dbae import distributed
     from dbae.checkpoint import fingerprint
+    from eval.arrays import read_arrays
     from scripts.encoding import encode_to_file, identity, with_codes
 
     device = distributed.setup(options.device)
     model = load(options, about, device)
-    data = build_data(options, model.config.image_size)
+    data = build_data(options, model.config.image_size, options.whole)
     if options.check:
         return None
     images = min(len(data), options.limit or len(data))
     settings = identity(fingerprint(options.model_path), data, images, options.flip)
     settings |= {"latent": options.latent, "seed": options.seed} if model.config.stochastic else {}
-    text = {"names": json.dumps([data.name_of(i) for i in range(images)])}
-    labels = {"labels": data.labels[:images].numpy()} if data.has_labels else {}
-    if labels:
-        text["label_names"] = json.dumps(data.label_names)
     encode = with_codes(model, options.latent, options.seed)
     encode_to_file(
-        options.out, encode, data, settings, device, options.batch_size, options.num_workers, extra=labels, about=text
-    )
-    distributed.print0(f"wrote the codes of {images} images to {options.out}")
+        options.out, encode, data, settings, device, options.batch_size, options.num_workers,
+        beside=partial(beside, data), bad=noted(options.on_bad_image),
+    )  # fmt: skip
+    if distributed.rank() == 0:
+        kept = read_arrays(options.out)[0]["index"].tolist()
+        report(f"{os.path.splitext(options.out)[0]}_{FILE}", left_out(data, images, kept), images, "left out")
+        print(f"wrote the codes of {len(kept)} images to {options.out}")
     distributed.cleanup()
     return None
 

@@ -4,10 +4,12 @@ example:
   bash recon_dbae.sh celebahq vp ckpt/ffhq/det/ema_0.9999_1020000.pt 0.0 1 train 7 euler 100 false
 
 The folder is sample_STEP/SAMPLER_RHO_STEPS_w=GUIDANCE_churn=CHURN, followed by _grid=, _eta= and _boot= where they are
-not the default. Running the same command again completes it.
+not the default. Running the same command again completes it. With --on_bad_image skip, images that cannot be read are
+left out and listed in bad_images.json.
 """
 
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -15,8 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dbae.config import PRECISIONS, SampleConfig, option
+from scripts.bad_images import FILE, left_out, noted, report, require_some
 from scripts.cli import Parser, given, run
-from scripts.inputs import Inputs, build_data, load, parse, print_dry_run, result_folder
+from scripts.inputs import SweepInputs, build_data, load, parse, print_dry_run, result_folder
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ReconOptions(Inputs):
+class ReconOptions(SweepInputs):
     """What to reconstruct and how to write it."""
 
     evaluate: bool = option(False, "compute the metrics in the same pass")
@@ -77,8 +80,11 @@ def reconstruct_batch(
 
 def reconstruct_all(
     model: "DBAE", batches: Iterator, options: ReconOptions, sampling: SampleConfig, folder: str
-) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
-    """Write this process's batches that are not there yet; yields (real, fake), uint8 NHWC on the CPU, for each."""
+) -> Iterator[tuple["torch.Tensor", "torch.Tensor", list[int]]]:
+    """Write this process's batches that are not there yet; yields real and fake, uint8 NHWC on the CPU, and numbers.
+
+    A batch without a good image is no batch.
+    """
     import torch
 
     from dbae import distributed
@@ -87,18 +93,20 @@ def reconstruct_all(
 
     rank = distributed.rank()
     for i, (images, index) in enumerate(batches):
-        real = images.permute(0, 2, 3, 1)
         real_path, fake_path = (samples.part_path(folder, rank, kind, i) for kind in ("real", "fake"))
         if os.path.exists(real_path) and os.path.exists(fake_path):
-            yield real, torch.from_numpy(samples.read_part(fake_path))
+            real, (fake, numbers) = samples.read_part(real_path), samples.read_numbered(fake_path)
+            yield torch.from_numpy(real), torch.from_numpy(fake), numbers.tolist()
+            continue
+        if not len(images):
             continue
         endpoint, fake = reconstruct_batch(model, images, index, options, sampling)
         rows = [("input", images), ("endpoint", endpoint), ("reconstruction", fake)]
         save_grid(os.path.join(folder, f"{rank}_sample_{i}.png"), [(label, row[:16]) for label, row in rows])
-        fake = fake.permute(0, 2, 3, 1)
+        real, fake = images.permute(0, 2, 3, 1), fake.permute(0, 2, 3, 1)
         samples.write_part(real_path, real.numpy(), index.numpy())
         samples.write_part(fake_path, fake.numpy(), index.numpy())
-        yield real, fake
+        yield real, fake, index.tolist()
 
 
 def main() -> None:
@@ -125,7 +133,7 @@ def main() -> None:
     device = distributed.setup(options.device)
     model = load(options, about, device)
     model.autocast_dtype = autocast_dtype(options.precision, device)
-    data = build_data(options, model.config.image_size)
+    data = build_data(options, model.config.image_size, options.whole)
     names = options.metrics.split(",") if options.evaluate else []
     metrics = ReconstructionMetrics(names, device, options.lpips_backbone) if names else None
     if options.check:
@@ -138,9 +146,11 @@ def main() -> None:
         samples.open_folder(folder, settings_of(options, sampling, model, images), options.overwrite)
     distributed.barrier()
     start = time.monotonic()
-    batches = ordered_batches(data, options.batch_size, rank, world, options.limit, options.num_workers)
+    bad, kept = noted(options.on_bad_image), []
+    batches = ordered_batches(data, options.batch_size, rank, world, options.limit, options.num_workers, bad=bad)
     with progress_bar(images, "image", "reconstruct", enabled=rank == 0) as bar:
-        for real, fake in reconstruct_all(model, batches, options, sampling, folder):
+        for real, fake, numbers in reconstruct_all(model, batches, options, sampling, folder):
+            kept += numbers
             if metrics:
                 metrics.update(real, fake)
                 bar.set_postfix_str(describe(metrics.means()), refresh=False)
@@ -148,17 +158,22 @@ def main() -> None:
 
     # Combine and report
     distributed.barrier()
+    kept = list(itertools.chain(*distributed.all_gather(kept)))
     if metrics:
         metrics.merge(distributed.all_gather((metrics.images, metrics.sums)))
     if rank == 0:
-        size, seconds = model.config.image_size, round(time.monotonic() - start, 1)
-        combined = os.path.join(folder, f"samples_{images}x{size}x{size}x3_nfe{calls}.npz")
-        samples.write_combined(combined, samples.fake_images(folder, world), (images, size, size, 3))
-        samples.update_report(folder, complete=True, nfe=calls, seconds=seconds, device=str(device))
+        require_some(data, images, kept)
+        n, size, seconds = len(kept), model.config.image_size, round(time.monotonic() - start, 1)
+        combined = os.path.join(folder, f"samples_{n}x{size}x{size}x3_nfe{calls}.npz")
+        samples.write_combined(combined, samples.fake_images(folder), (n, size, size, 3))
+        samples.update_report(
+            folder, complete=True, nfe=calls, seconds=seconds, device=str(device), bad_images=images - n
+        )
         if metrics:
             samples.add_metrics(folder, metrics.means(), metrics.images)
             print(f"{describe(metrics.means())}  ({metrics.images} images)")
-        print(f"wrote {images} reconstructions to {folder}")
+        report(os.path.join(folder, FILE), left_out(data, images, kept), images, "left out")
+        print(f"wrote {n} reconstructions to {folder}")
     distributed.cleanup()
     return None
 

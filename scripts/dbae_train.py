@@ -6,18 +6,29 @@ examples:
   bash train_dbae.sh folder:photos vp true --image_size 128 --batch_size 64
 
 The run's folder is WORKDIR/DATASETsize_channels_latentd_STO_SCHEDULE. Running the same command again resumes from its
-newest complete checkpoint.
+newest undamaged checkpoint.
+
+exit status:
+  0         the last step is done and saved
+  2         the error that is printed: arguments, data, damaged checkpoints, a loss that stays non-finite, a last
+            checkpoint that cannot be written
+  143, 130  stopped by SIGTERM or SIGINT: the step was finished and saved, and the same command goes on; another
+            signal after more than a second ends at once (torchrun kills after 30 s, and its own status is 1)
+  1         anything unexpected, with a traceback
 """
 
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dbae.config import ModelConfig, TrainConfig, option, preset, preset_name
 from dbae.errors import UserError
+from scripts.bad_images import FILE, POLICIES, noted, report
 from scripts.cli import Parser, given, run
 
 if TYPE_CHECKING:
@@ -36,11 +47,16 @@ class RunOptions:
     resume_checkpoint: str | None = option(None, "start from this checkpoint where the run has none of its own")
     device: str = option("auto", "auto, cpu or cuda")
     num_workers: int = option(2, "processes that read images, per training process")
+    on_bad_image: str = option("fail", "end at a bad image, or skip: put another in its place, and list it", POLICIES)
+    timeout: float = option(10.0, "minutes that a process waits for the others before the run fails")
+    quiet: bool = option(False, "print rows of progress.csv and warnings, nothing else")
     dry_run: bool = option(False, "print the resolved configuration and exit")
     check: int = option(0, "check arguments and data for N processes, and exit; 0: train")
 
     def __post_init__(self) -> None:
         preset_name(self.dataset)
+        if not 0 < self.timeout <= 10_000:
+            raise UserError(f"timeout: expected minutes above 0 and up to 10000, got {self.timeout}")
         start = self.resume_checkpoint
         if start and "://" not in start and not os.path.exists(start):
             raise UserError(f"resume_checkpoint: no such file: {start}")
@@ -75,7 +91,8 @@ def check_run_folder(run_dir: str, model: ModelConfig, training: TrainConfig) ->
     if earlier is None:
         return
     theirs = dataclasses.asdict(from_json(ModelConfig, earlier["model"], f"{run_dir}/config.json"))
-    theirs["ema_rate"] = earlier.get("train", {}).get("ema_rate", training.ema_rate)
+    trained = earlier.get("train")
+    theirs["ema_rate"] = (trained if isinstance(trained, dict) else {}).get("ema_rate", training.ema_rate)
     ours = {**dataclasses.asdict(model), "ema_rate": training.ema_rate}
     for name, value in ours.items():
         if theirs[name] != value:
@@ -101,6 +118,29 @@ def preview_with(images: "torch.Tensor", run_dir: str) -> Callable[["torch.nn.Mo
     return preview
 
 
+def summary(model: "torch.nn.Module", config: TrainConfig, world: int, device: "torch.device") -> str:
+    """What is trained and how, in four lines; the memory is that of each of ``world`` processes."""
+    from dbae.training import micro_batches
+
+    def millions(network: "torch.nn.Module") -> float:
+        return sum(p.numel() for p in network.parameters()) / 1e6
+
+    sizes = micro_batches(config, world)
+    passes = " + ".join(f"{count} x {size}" for size, count in Counter(sizes).items())
+    networks = ", ".join(f"{name} {millions(network):.3g}M" for name, network in model.named_children())
+    weights = 4 * millions(model)  # bytes of a float32
+    precision = str(getattr(model, "autocast_dtype", None) or "torch.float32").removeprefix("torch.")
+    return "\n".join(
+        [
+            f"device: {world} x {device.type}, U-Net in {precision}",
+            f"batch: {config.batch_size} images = {world} x {sum(sizes)} = {world} x ({passes} in micro-batches)",
+            f"model: {millions(model):.3g}M parameters: {networks}",
+            f"memory: {5 * weights:.3g} MB = weights {weights:.3g} + gradients {weights:.3g} + average {weights:.3g} + "
+            f"RAdam {2 * weights:.3g}, and activations on top",
+        ]
+    )
+
+
 def main() -> None:
     """Parse, build model and data, resume, train."""
     options, model_config, config = parse()
@@ -114,20 +154,22 @@ def main() -> None:
     import torch
 
     from datasets import build
-    from datasets.loader import training_batches
+    from datasets.loader import first_images, training_batches
     from dbae import distributed
     from dbae.checkpoint import write_config
     from dbae.model import DBAE
+    from dbae.signals import Stop, out_of_reach
     from dbae.state import TrainState
     from dbae.training import autocast_dtype, local_batch, train
 
-    device = distributed.setup(options.device)
+    device = distributed.setup(options.device, options.timeout)
     dtype = autocast_dtype(config.precision, device)
     data = build(
-        options.dataset, "train", model_config.image_size, options.data_root, options.data_dir, options.split_range
-    )
+        options.dataset, "train", model_config.image_size, options.data_root, options.data_dir, options.split_range,
+        whole=options.on_bad_image == "fail",
+    )  # fmt: skip
     check_run_folder(run_dir, model_config, config)
-    per_process = local_batch(config, options.check or distributed.world())
+    local_batch(config, options.check or distributed.world())
     if options.check:
         return
 
@@ -143,21 +185,26 @@ def main() -> None:
     if distributed.rank() == 0:
         write_config(run_dir, options.dataset, model=model_config, train=config)
 
-    parameters = sum(p.numel() for p in model.parameters())
-    distributed.print0(
-        f"{run_dir}: {len(data)} images of {options.dataset}, {parameters / 1e6:.2f}M parameters, "
-        f"{distributed.world()} x {device.type}, U-Net in {str(dtype or torch.float32).removeprefix('torch.')}, "
-        f"batch {config.batch_size} ({per_process} per process, micro-batches of {config.microbatch}), "
-        f"steps {state.step} to {config.total_steps}" + (f", resumed from {resumed}" if resumed else "")
-    )
-    batches = training_batches(
+    say = distributed.print0 if not options.quiet else lambda *_: None
+    start = f", resumed from {resumed} after {state.images} images" if resumed else ""
+    say(f"run: {run_dir}, steps {state.step} to {config.total_steps}{start}")
+    say(f"data: {len(data)} images of {options.dataset}, {model_config.image_size} px")
+    say(summary(model, config, distributed.world(), device))
+    bad = noted(options.on_bad_image, f"{run_dir}/{FILE}")
+    preview = preview_with(first_images(data, 8, bad).to(device), run_dir)
+    micro_batches = training_batches(
         data, config.batch_size, config.microbatch, config.seed, state.images, distributed.rank(),
-        distributed.world(), options.num_workers, device,
+        distributed.world(), options.num_workers, device, bad,
     )  # fmt: skip
-    images = torch.stack([data[i][0] for i in range(min(8, len(data)))]).to(device)
-    train(state, batches, config, run_dir, device, preview_with(images, run_dir))
-    distributed.print0(f"done: {run_dir} holds step {state.step}")
+    with Stop() as stop, closing(out_of_reach(micro_batches)) as batches:
+        signum = train(state, batches, config, run_dir, device, preview, stop, options.quiet)
+    found = distributed.all_gather(bad.found if bad else {})
+    if distributed.rank() == 0:
+        report(f"{run_dir}/{FILE}", {k: v for part in found for k, v in part.items()}.values(), len(data), "replaced")
+    say(f"{'stopped' if signum else 'done'}: {run_dir} holds step {state.step}")
     distributed.cleanup()
+    if signum:
+        raise SystemExit(128 + signum)
 
 
 if __name__ == "__main__":

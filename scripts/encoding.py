@@ -1,5 +1,6 @@
 """Encode a data set with a frozen model into one file of codes, in any number of processes, resumably."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +11,11 @@ from datasets.loader import ordered_batches
 from dbae import distributed
 from dbae.progress import progress_bar
 from dbae.randomness import image_generators
-from eval.latents import Encode, Store, encode_batches
+from eval.latents import Arrays, Encode, Store, encode_batches
+from scripts.bad_images import require_some
 
 if TYPE_CHECKING:
+    from datasets.bad_images import BadImages
     from datasets.base import ImageDataset
     from dbae.model import DBAE
 
@@ -67,19 +70,21 @@ def encode_to_file(
     batch_size: int = 64,
     num_workers: int = 0,
     desc: str = "encode",
-    extra: dict[str, np.ndarray] | None = None,
-    about: dict[str, str] | None = None,
+    beside: Callable[[np.ndarray], tuple[Arrays, dict[str, str]]] = lambda kept: ({}, {}),
+    bad: "BadImages | None" = None,
 ) -> None:
     """Write the codes of the first ``settings["images"]`` images to ``path``, unless they are there already.
 
-    Every process of the group calls it. Raises UserError where ``path`` holds codes of other settings.
+    Every process of the group calls it. With ``bad``, bad images are left out and noted there; of the numbers [n] of
+    those that are kept, ``beside`` makes further arrays and text for the file. Raises UserError where ``path`` holds
+    codes of other settings, and for bad images.
     """
-    store = Store(path, settings, distributed.world())
+    store = Store(path, settings, distributed.world(), batch_size)
     if store.finished:
         return
     rank, world, images = distributed.rank(), distributed.world(), settings["images"]
     skip = store.done(rank)
-    batches = ordered_batches(data, batch_size, rank, world, images, num_workers, skip)
+    batches = ordered_batches(data, batch_size, rank, world, images, num_workers, skip, bad)
     encoded = encode_batches(encode, batches, device, settings["flip"])
     before = min(skip * batch_size * world, images)
     with progress_bar(images, "image", desc, initial=before, enabled=rank == 0) as bar:
@@ -88,5 +93,9 @@ def encode_to_file(
             bar.update(min(len(arrays["index"]) * world, images - bar.n))
     distributed.barrier()
     if rank == 0:
-        store.combine(extra or {}, about or {})
+        kept = store.kept()
+        if not len(kept):
+            store.discard()
+        require_some(data, images, kept)
+        store.combine(*beside(kept))
     distributed.barrier()

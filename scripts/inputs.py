@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbae.config import ModelConfig, option, preset, require_positive
 from dbae.errors import UserError
+from scripts.bad_images import POLICIES
 from scripts.cli import Parser, given
 
 if TYPE_CHECKING:
@@ -61,6 +62,18 @@ class Inputs(ModelInputs):
             require_positive("limit", self.limit)
 
 
+@dataclass(frozen=True)
+class SweepInputs(Inputs):
+    """The same for programs that go through all images, one of which may be bad."""
+
+    on_bad_image: str = option("fail", "end at a bad image, or skip it and list it at the end", POLICIES)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the split's last image must be there."""
+        return self.on_bad_image == "fail" and self.limit is None
+
+
 def parse(parser: Parser, cls: type, title: str, args: list[str] | None) -> tuple[Any, dict[str, Any], Any]:
     """Options of class ``cls`` (a ModelInputs), what was typed about the model, and the whole namespace."""
     parser.add_config(title, cls)
@@ -82,11 +95,13 @@ def load(options: ModelInputs, about: dict[str, Any], device: "torch.device | No
     return model
 
 
-def build_data(options: Inputs, size: int) -> "ImageDataset":
-    """The images that the options name, at the model's size."""
+def build_data(options: Inputs, size: int, whole: bool = False) -> "ImageDataset":
+    """The images that the options name, at the model's size; ``whole`` is as in ``datasets.build``."""
     from datasets import build
 
-    return build(options.dataset, options.split, size, options.data_root, options.data_dir, options.split_range)
+    return build(
+        options.dataset, options.split, size, options.data_root, options.data_dir, options.split_range, whole=whole
+    )
 
 
 def result_folder(model_path: str, *names: str) -> str:

@@ -82,6 +82,18 @@ def test_recon_dry_run(checkpoint, tmp_path):
     assert json.loads(shown)["output"] == "ckpt/ffhq/det/sample_1020000/euler_7.0_100_w=1.0_churn=0.0"
 
 
+def test_recon_in_few_steps(checkpoint):
+    words = ["toyfaces", "vp", checkpoint, "0.0", "1", "test", "7", "dbim", "3", "true", "--device=cpu", "--limit=2"]
+    status, _, error = bash("recon_dbae.sh", *words, "--grid=uniform", "--eta=0.5", "--boot")
+    assert status == 0, error
+    folder = checkpoint.parent / "sample_20" / "dbim_7.0_3_w=1.0_churn=0.0_grid=uniform_eta=0.5_boot=true"
+    settings = json.loads((folder / "metrics.json").read_text())["settings"]
+    assert (settings["grid"], settings["eta"], settings["boot"]) == ("uniform", 0.5, True)
+    assert (folder / "samples_2x32x32x3_nfe3.npz").exists()
+    words[3] = "0.33"
+    assert_one_line_error(bash("recon_dbae.sh", *words), "churn_step_ratio: expected 0 for dbim, got 0.33")
+
+
 @pytest.mark.parametrize("launcher", ["train_dbae.sh", "recon_dbae.sh"])
 def test_help(launcher):
     status, text, _ = bash(launcher, "--help")

@@ -1,5 +1,6 @@
 """Data sets: what is read, from where, in which order, and what is said when it cannot be."""
 
+import io
 import logging
 import pickle
 import subprocess
@@ -14,8 +15,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import datasets
-from datasets import DATASETS, build, splits, toyfaces
-from datasets.images import BadImage, decode, to_rgb
+from datasets import DATASETS, build, images, splits, toyfaces
+from datasets.folder_names import image_names
+from datasets.images import BadImage, cover, decode, to_rgb
+from datasets.lfw import centre
 from datasets.loader import Order, ordered_batches, training_batches
 from dbae.errors import UserError
 
@@ -258,6 +261,79 @@ def test_pixel_bombs_are_bad_images(monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(BadImage, match="900 pixels"):
             decode(data)
+
+
+@pytest.mark.parametrize("name", ["ffhq", "celeba", "toyfaces", "folder"])
+def test_every_reader_bounds_pixels_before_decoding(tmp_path, monkeypatch, name):
+    """Also where PIL's own limit was switched off."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    width, height = (178, 218) if name == "celeba" else (30, 30)
+    keys = DATASETS[name].keys[0] if name in DATASETS else "toy-%06d"
+    path = str(tmp_path / name)
+    if name == "folder":
+        image_folder(path, ["a.png", "b.png"], width, height)
+    else:
+        image_lmdb(path, keys, 10, width, height)
+    dataset = build(f"folder:{path}", "train", 30) if name == "folder" else build(name, "train", 30, data_dir=path)
+    assert dataset[1][0].shape == (3, 30, 30)
+    monkeypatch.setattr(images, "MAX_PIXELS", 899)
+    monkeypatch.setattr(images, "to_rgb", None)
+    with raises(f"bad image.*: {width}x{height} are more than 899 pixels"):
+        dataset[1]
+
+
+def test_resizing_of_narrow_images_is_bounded(monkeypatch):
+    """A strip that is small as it lies there becomes a bomb when its short side is stretched."""
+    monkeypatch.setattr(images, "MAX_PIXELS", 100_000)
+    for resize in (cover, centre):
+        assert resize(Image.new("RGB", (20, 100)), 100).size == (100, 100)
+        with pytest.raises(BadImage, match=r"\d+x\d+ are more than 100000 pixels"):
+            resize(Image.new("RGB", (1, 60)), 110)
+
+
+def test_files_are_bounded(tmp_path, monkeypatch):
+    root = image_folder(tmp_path, ["a.png"])
+    monkeypatch.setattr(images, "MAX_BYTES", 100)
+    with raises("a.png is a bad image: it has more than"):
+        build(f"folder:{root}", "train", 8)[0]
+
+
+def test_only_picture_formats_are_opened(tmp_path):
+    """PIL would start Ghostscript for this one, whatever its name."""
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    assert Image.open(io.BytesIO(program)).format == "EPS"
+    (tmp_path / "a.png").write_bytes(program)
+    with raises("a.png is a bad image: no image format that is read here"):
+        build(f"folder:{tmp_path}", "train", 8)[0]
+    for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"):
+        assert decode(encoded(picture(0), kind)).size == (24, 24)
+
+
+def test_broken_bytes_are_bad_images_and_nothing_else():
+    chance = np.random.default_rng(0)
+    for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP"):
+        whole = np.frombuffer(encoded(picture(0), kind), np.uint8)
+        for _ in range(60):
+            data = whole.copy()
+            data[chance.integers(len(data), size=4)] = chance.integers(256, size=4)
+            if chance.random() < 0.2:
+                data = data[: chance.integers(len(data))]
+            try:
+                assert decode(data.tobytes()).mode == "RGB"
+            except BadImage as error:
+                assert str(error) and "\n" not in str(error)
+
+
+def test_links_to_folders_are_not_followed(tmp_path):
+    """So there are no circles; links to files are files."""
+    image_folder(tmp_path / "own", ["a.png", "sub/b.png"])
+    image_folder(tmp_path / "elsewhere", ["c.png"])
+    (tmp_path / "own/sub/circle").symlink_to(tmp_path / "own")
+    (tmp_path / "own/away").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "own/d.png").symlink_to(tmp_path / "elsewhere/c.png")
+    assert image_names(str(tmp_path / "own")) == ["a.png", "d.png", "sub/b.png"]
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    assert len(image_names(str(tmp_path / "link"))) == 3
 
 
 def test_folder_messages(tmp_path):

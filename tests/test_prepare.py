@@ -1,5 +1,6 @@
 """Preparing LMDBs from originals: each sub-command, bad images, interruption, and inspection."""
 
+import io
 import os
 import signal
 import subprocess
@@ -13,9 +14,10 @@ import pytest
 from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
 from PIL import Image
 
-from datasets import build, lmdb_writer, prepare
+from datasets import build, images, lmdb_writer, originals, prepare
 from datasets.folder_names import natural_order
-from datasets.images import cover
+from datasets.images import BadImage, cover
+from dbae.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
 NUMBERED = [f"{i:06d}.jpg" for i in range(1, 11)]
@@ -159,6 +161,8 @@ def test_natural_order_puts_2_before_10():
     assert sorted(["10.jpg", "a2", "2.jpg", "a10", "02.jpg"], key=natural_order) == [
         *("02.jpg", "2.jpg", "10.jpg", "a2", "a10")
     ]
+    long = "9" * 5000  # a name in a zip, too long for `int`
+    assert sorted([long + "0.jpg", long + ".jpg", "7.jpg"], key=natural_order)[0] == "7.jpg"
 
 
 # -- bad images ------------------------------------------------------------------------------------------------------
@@ -196,6 +200,113 @@ def test_nothing_but_bad_images_is_an_error(tmp_path, capsys):
     (tmp_path / "mine/a.png").write_bytes(b"bad")
     assert run("folder", "--source", tmp_path / "mine", "--out", tmp_path / "out") == 2
     assert "expected images, all 1 are bad" in capsys.readouterr().err
+
+
+# -- untrusted originals ---------------------------------------------------------------------------------------------
+
+
+def test_members_of_a_zip_are_not_looked_for_on_the_disk(tmp_path, capsys):
+    """No root and no link leads out of the zip, of which nothing is unpacked anyway; names with ../ are left out."""
+    names = ["../outside.png", str(tmp_path / "absolute.png"), "c/../../up.png"]
+    for name in ("outside.png", "absolute.png", "up.png"):
+        picture(9, 30, 30).save(tmp_path / name)
+    source = tmp_path / "mine" / "evil.zip"
+    source.parent.mkdir()
+    with zipfile.ZipFile(source, "w") as archive:
+        for seed, name in enumerate(names):
+            archive.writestr(name, encoded(picture(seed, 24, 24)))
+        link = zipfile.ZipInfo("link.png")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "../outside.png")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    out = tmp_path / "mine" / "out"
+    assert run("folder", "--source", source, "--size", 24, "--format", "png", "--out", out) == 0
+    assert "skipped link.png: no image format" in capsys.readouterr().err
+    stored = {Image.open(io.BytesIO(entries(out)[key])).tobytes() for key in keys(out)}
+    assert stored == {picture(names.index(str(tmp_path / "absolute.png")), 24, 24).tobytes()}
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and out not in path.parents}
+    assert after == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_originals_are_bounded(tmp_path, capsys, monkeypatch, kind):
+    source = image_folder(tmp_path / "mine", ["a.png", "b.png"])
+    picture(2, 400, 400).save(tmp_path / "mine/b.png")
+    source = zipped(tmp_path / "mine.zip", source) if kind == "zip" else source
+    for module in (images, originals):
+        monkeypatch.setattr(module, "MAX_BYTES", (tmp_path / "mine/b.png").stat().st_size - 1)
+    assert run("folder", "--source", source, "--size", 24, "--out", tmp_path / "out") == 0
+    assert "skipped b.png: it " in capsys.readouterr().err and len(keys(tmp_path / "out")) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(images, "MAX_PIXELS", 10_000)
+    assert run("folder", "--source", source, "--size", 24, "--out", tmp_path / "again") == 0
+    assert "skipped b.png: 400x400 are more than 10000 pixels" in capsys.readouterr().err
+    source = image_folder(tmp_path / "narrow", ["a.png", "b.png"])
+    picture(2, 1, 500).save(tmp_path / "narrow/b.png")
+    assert run("folder", "--source", source, "--size", 24, "--out", tmp_path / "strip") == 0
+    assert "skipped b.png: 24x12000 are more than 10000 pixels" in capsys.readouterr().err
+
+
+def test_a_damaged_zip_is_one_line_or_bad_images(tmp_path, capsys):
+    source = image_folder(tmp_path / "mine", ["a.png", "b.png"])
+    (tmp_path / "mine/labels.csv").write_text("file,x\na.png,1\nb.png,2\n")
+    chance = np.random.default_rng(0)
+    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        with zipfile.ZipFile(tmp_path / "mine.zip", "w", compression) as archive:
+            for name in ("a.png", "b.png", "labels.csv"):
+                archive.write(tmp_path / "mine" / name, name)
+        whole = (tmp_path / "mine.zip").read_bytes()
+        for trial in range(40):
+            data = bytearray(whole)
+            for place in chance.integers(len(data), size=3):
+                data[place] ^= 1 << chance.integers(8)
+            source = tmp_path / f"{compression}_{trial}.zip"
+            source.write_bytes(data)
+            assert_survives(source, capsys)
+
+
+def assert_survives(source, capsys):
+    """A source is read as far as it can be, and what cannot is a bad image or one line."""
+    try:
+        found = originals.open_originals(str(source))
+        for name in found.names():
+            try:
+                found.image(name)
+            except (BadImage, OSError):
+                continue
+        found.companion("labels.csv")
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+def test_a_zip_that_cannot_be_opened_is_one_line(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    picture(0).save(tmp_path / "mine/ä.png")
+    source = zipped(tmp_path / "mine.zip", tmp_path / "mine")
+    source.write_bytes(source.read_bytes().replace("ä".encode(), b"\xff\xff"))
+    assert run("folder", "--source", source, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "mine.zip: expected a readable zip: " in error and error.count("\n") == 1
+
+
+def test_a_label_file_that_cannot_be_unpacked_is_one_line(tmp_path, capsys):
+    image_folder(tmp_path / "mine", ["a.png"])
+    (tmp_path / "mine/labels.csv").write_text("file,x\na.png,12345\n")
+    source = zipped(tmp_path / "mine.zip", tmp_path / "mine")
+    source.write_bytes(source.read_bytes().replace(b"12345", b"12346"))
+    assert run("folder", "--source", source, "--size", 24, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "mine.zip: labels.csv cannot be unpacked: Bad CRC-32" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "record", [b"", b"[]", b"{}", b'{"settings": {}}', b'{"settings": {"images": 2}, "done": 1, "skipped": [["a"]]}']
+)
+def test_a_foreign_record_is_one_line(tmp_path, capsys, record):
+    image = {"24-00000": encoded(picture(0))}
+    path = write_lmdb(tmp_path / "lmdb", {**image, lmdb_writer.RECORD_KEY.decode(): record})
+    assert prepare.main(["inspect", path]) == 2
+    assert "lmdb: expected a preparation's record under dbae-prepare" in capsys.readouterr().err
 
 
 # -- interruption ----------------------------------------------------------------------------------------------------

@@ -57,9 +57,10 @@ def test_run_writes_what_it_promises(tmp_path):
     previews = []
     state = run(tmp_path, previews)
     assert (state.step, state.images) == (4, 16) and previews == [2, 4]
-    assert complete_sets(str(tmp_path), 0.9) == [(4, "")]
+    assert complete_sets(str(tmp_path), 0.9) == [(3, "freq_"), (4, "")]
     names = {path.name for path in tmp_path.iterdir() if path.suffix == ".pt"}
-    assert names == {"model_000004.pt", "ema_0.9_000004.pt", "opt_000004.pt"}
+    kept = {"model_000004.pt", "ema_0.9_000004.pt", "opt_000004.pt"}
+    assert names == kept | {"freq_model_000003.pt", "freq_ema_0.9_000003.pt", "freq_opt_000003.pt"}
     rows = list(csv.DictReader((tmp_path / "progress.csv").open()))
     assert [(row["step"], row["images"]) for row in rows] == [("2", "8"), ("4", "16")]
     assert all(float(row["loss"]) > 0 and float(row["images_per_second"]) > 0 for row in rows)
@@ -78,10 +79,12 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_preemption_sets_rotate_by_number(tmp_path):
-    run(tmp_path, total_steps=3, save_interval=100)
-    assert complete_sets(str(tmp_path), 0.9) == [(3, "")]
-    for name in ("freq_model_000002.pt", "freq_opt_000002.pt"):
-        assert not (tmp_path / name).exists()
+    (tmp_path / "freq_opt_000001.pt.0123abcd.tmp").touch()  # of a process that was killed in a save
+    run(tmp_path, total_steps=4, save_interval=2)
+    assert complete_sets(str(tmp_path), 0.9) == [(2, ""), (3, "freq_"), (4, "")]
+    run(tmp_path, total_steps=5, save_interval=2)
+    assert complete_sets(str(tmp_path), 0.9) == [(2, ""), (4, ""), (5, "")]
+    assert not [path for path in tmp_path.iterdir() if "00001" in path.name or "freq" in path.name]
 
 
 def test_weights_alone_start_a_run(tmp_path):

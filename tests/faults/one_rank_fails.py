@@ -1,0 +1,27 @@
+"""For torchrun: a small run in the folder given, whose second process fails in step 4 of its first attempt."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.small_runs import MICRO_BATCHES, Batches, run_here
+from dbae import distributed
+from dbae.checkpoint import complete_sets
+
+
+def failing(batches: Batches) -> Batches:
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    for i, images in enumerate(batches):
+        if first and distributed.rank() == 1 and i == 3 * MICRO_BATCHES // distributed.world():
+            raise RuntimeError("rank 1 lost its disk")
+        yield images
+
+
+if __name__ == "__main__":
+    distributed.setup("cpu", timeout=1)
+    sets = complete_sets(sys.argv[1], 0.9)
+    distributed.print0(f"going on after step {sets[-1][0] if sets else 0}")
+    run_here(sys.argv[1], distributed.rank(), distributed.world(), failing)
+    distributed.cleanup()

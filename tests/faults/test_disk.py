@@ -1,0 +1,237 @@
+"""Disks that fill up, files that rot, tables torn by a loss of power."""
+
+import csv
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.small_runs import MICRO_BATCHES, results, run_here
+from dbae import progress
+from dbae.checkpoint import complete_sets, fingerprint, load_model, write_config
+from dbae.config import TrainConfig
+from dbae.errors import UserError
+from dbae.state import TrainState
+
+
+@pytest.fixture(scope="module")
+def rested(tmp_path_factory):
+    """A run that rests after step 4 of 6: the kept set of step 4 and the preemption set of step 3."""
+    folder = tmp_path_factory.mktemp("rested")
+    run_here(folder, total_steps=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Results of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_here(folder)
+    return results(folder)
+
+
+def full_between(monkeypatch, first, last):
+    """A sabotage: synchronising a file finds the disk full in the steps first..last-1, counted from 0."""
+    works, now = os.fsync, [0]
+
+    def fsync(descriptor):
+        if first <= now[0] < last:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        works(descriptor)
+
+    def sabotage(batches):
+        for i, images in enumerate(batches):
+            now[0] = i // MICRO_BATCHES
+            yield images
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return sabotage
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_full_disk_keeps_the_earlier_sets_and_training_goes_on(tmp_path, monkeypatch, capsys, whole):
+    sabotage, seen = full_between(monkeypatch, 2, 5), []
+
+    def watching(batches):
+        for images in sabotage(batches):
+            seen.append((complete_sets(str(tmp_path), 0.9), [p.name for p in tmp_path.glob("*.tmp")]))
+            yield images
+
+    run_here(tmp_path, sabotage=watching)
+    while_full = seen[3 * MICRO_BATCHES : 6 * MICRO_BATCHES]
+    assert while_full == [([(1, "freq_"), (2, "freq_")], [])] * len(while_full)
+    assert {path.name for path in tmp_path.glob("*_00000[345].pt")} == set()
+    warnings = capsys.readouterr().err.splitlines()
+    assert warnings == [
+        f"warning: the checkpoint of step {step} could not be written: No space left on device" for step in (3, 4, 5)
+    ]
+    assert same(results(tmp_path), whole)
+
+
+def test_a_failing_last_checkpoint_is_an_error(tmp_path, monkeypatch, whole):
+    with pytest.raises(UserError, match="the checkpoint of step 6, the last one, could not be written: No space left"):
+        run_here(tmp_path, sabotage=full_between(monkeypatch, 5, 6))
+    monkeypatch.undo()
+    assert complete_sets(str(tmp_path), 0.9) == [(4, ""), (5, "freq_")]
+    run_here(tmp_path)
+    assert same(results(tmp_path), whole)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
+def test_a_lost_folder_is_made_anew(tmp_path, whole):
+    folder = tmp_path / "run"
+
+    def lose(batches):
+        for i, images in enumerate(batches):
+            if i == 3 * MICRO_BATCHES:
+                shutil.rmtree(folder)
+            yield images
+
+    run_here(folder, sabotage=lose)
+    assert same(results(folder), whole)
+
+
+def test_pictures_and_rows_can_fail_too(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(progress.Progress, "_append", fail)
+    state, _ = run_here(tmp_path, total_steps=2, log_interval=2, preview=fail)
+    assert state.step == 2
+    warnings = capsys.readouterr().err
+    assert "a row of progress.csv could not be written" in warnings and "the pictures of step 2" in warnings
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        del content[len(content) // 2 :]
+    elif how == "one bit":
+        content[len(content) // 2] ^= 4
+    else:
+        content[:] = b""
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "one bit", "empty"])
+@pytest.mark.parametrize("name", ["model_000004.pt", "ema_0.9_000004.pt", "opt_000004.pt"])
+def test_a_damaged_set_is_named_and_the_one_before_it_used(tmp_path, rested, capsys, name, how):
+    shutil.copytree(rested, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / name, how)
+    state, _ = run_here(tmp_path, total_steps=3)
+    assert state.step == 3
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {tmp_path / name}: ") and "damaged" in warning
+    assert warning.endswith("the set of step 4 is left aside")
+
+
+def test_the_run_that_goes_back_ends_as_if_nothing_had_happened(tmp_path, rested, whole):
+    shutil.copytree(rested, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / "ema_0.9_000004.pt", "one bit")
+    run_here(tmp_path)
+    assert same(results(tmp_path), whole) and (4, "") in complete_sets(str(tmp_path), 0.9)
+
+
+def test_files_of_different_runs_are_not_one_set(tmp_path, rested, capsys):
+    """Each file is whole, so that only the fingerprints can tell."""
+    shutil.copytree(rested, tmp_path / "run")
+    run_here(tmp_path / "other", total_steps=4, lr=1e-3)
+    shutil.copy(tmp_path / "other" / "model_000004.pt", tmp_path / "run")
+    run_here(tmp_path / "run", total_steps=3)
+    assert "model_000004.pt: damaged: it is not the file that was saved with" in capsys.readouterr().err
+
+
+def test_a_run_never_starts_anew_where_all_sets_are_damaged(tmp_path, rested):
+    shutil.copytree(rested, tmp_path, dirs_exist_ok=True)
+    before = {path.name for path in tmp_path.iterdir()}
+    for path in tmp_path.glob("*model*.pt"):
+        damage(path, "truncated")
+    with pytest.raises(UserError, match="expected an undamaged checkpoint, none of its 2 can be used"):
+        run_here(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_sets_without_fingerprints_load_as_before(tmp_path, rested):
+    shutil.copytree(rested, tmp_path, dirs_exist_ok=True)
+    content = torch.load(tmp_path / "opt_000004.pt", weights_only=True)
+    assert content["fingerprints"] == {
+        kind: fingerprint(str(tmp_path / name))
+        for kind, name in (("model", "model_000004.pt"), ("ema", "ema_0.9_000004.pt"))
+    }
+    del content["fingerprints"]
+    torch.save(content, tmp_path / "opt_000004.pt")
+    assert run_here(tmp_path, total_steps=4)[0].step == 4
+
+
+def test_weights_saved_without_checksums_load(tmp_path, rested):
+    """torch can leave the CRC-32 out; other writers do."""
+    run = Path(shutil.copytree(rested, tmp_path / "run"))
+    state, _ = run_here(run, total_steps=4)
+    write_config(str(run), "toyfaces", model=state.model.config, train=TrainConfig())
+    weights = torch.load(run / "ema_0.9_000004.pt", weights_only=True)
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(weights, run / "ema_0.9_000004.pt")
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    torch.save(weights, run / "model_000004.pt", _use_new_zipfile_serialization=False)
+    for name in ("ema_0.9_000004.pt", "model_000004.pt"):
+        load_model(str(run / name))
+
+
+@pytest.mark.parametrize("content", [{}, {"optimizer": 3}, {"optimizer": {}, "fingerprints": 3}, {"step": "x"}])
+def test_a_foreign_optimizer_file_is_a_damaged_one(tmp_path, rested, content):
+    shutil.copytree(rested, tmp_path, dirs_exist_ok=True)
+    torch.save(content, tmp_path / "opt_000004.pt")
+    assert run_here(tmp_path, total_steps=3)[0].step == 3
+
+
+def test_table_is_continued_without_torn_rows(tmp_path):
+    table = tmp_path / "progress.csv"
+    table.write_bytes(
+        b"step,images,loss,images_per_second,seconds\r\n"  # as written before skipped steps were counted
+        b"1,8,1.5,10.0,1.0\r\n"
+        b"2,16,1.4,10\n"
+        b"\x00\x00\xff\r\n"
+        b"\r\n"
+        b"3,24,nan,10.0,2.0,1\r\n"
+        b"4,32,1.3,10.0,3.0,0\r\n"
+        b"5,40,1.2,10.0,4.0"
+    )
+    with progress.Progress(str(tmp_path), 4, 6, 1, quiet=True) as report:
+        report.update(5, 40, 8, 1.25, skipped=False)
+        with table.open("ab") as file:
+            file.write(b"6,48,1.1")  # the disk was full
+        report.torn = True
+        report.update(6, 48, 8, 1.125, skipped=True)
+    progress.Progress(str(tmp_path), 6, 6, 1, quiet=True)
+    with table.open() as file:
+        found = [(row["step"], row["loss"], row["skipped"]) for row in csv.DictReader(file)]
+    assert found == [("1", "1.5", "0"), ("3", "nan", "1"), ("4", "1.3", "0"), ("5", "1.25", "0"), ("6", "nan", "1")]
+    assert float(list(csv.reader(table.open()))[-1][4]) >= 3.0  # seconds go on from the last row
+
+
+def test_failed_write_removes_its_own_part_of_a_set(tmp_path, monkeypatch):
+    """The weights fit on the disk, the optimizer's state does not: no weights of a set that is not complete remain."""
+    state = run_here(tmp_path, total_steps=1)[0]
+    writes = []
+    works = os.replace
+
+    def replace(source, target):
+        writes.append(target)
+        if len(writes) == 3:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        works(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    state.step = 7
+    with pytest.raises(OSError):
+        TrainState.save(state, str(tmp_path))
+    assert not list(tmp_path.glob("*_000007.pt")) and not list(tmp_path.glob("*.tmp"))

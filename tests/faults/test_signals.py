@@ -1,0 +1,108 @@
+"""SIGTERM and SIGINT: the step is finished and saved, the status says why, and a second signal does not wait."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+import torch
+from conftest import ROOT
+
+from benchmarks.small_runs import MICRO_BATCHES, results, run_here, start, statuses
+from dbae.checkpoint import complete_sets
+from dbae.signals import Stop, out_of_reach
+
+
+def signal_at(step, *numbers, pause=0.0):
+    """A sabotage: this process gets signals, with a pause between them, in the middle of a step, counted from 0."""
+
+    def sabotage(batches):
+        for i, images in enumerate(batches):
+            if i == step * MICRO_BATCHES + 1:
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+                    time.sleep(pause)
+            yield images
+
+    return sabotage
+
+
+def twice(batches):
+    return signal_at(2, signal.SIGTERM, signal.SIGINT, pause=1.1)(batches)
+
+
+def once(batches):
+    return signal_at(2, signal.SIGINT)(batches)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_step_is_finished_saved_and_gone_on_with(tmp_path, number):
+    _, zero = run_here(tmp_path / "whole", total_steps=5)
+    folder = tmp_path / "stopped"
+    settings = {"total_steps": 5, "save_interval_for_preemption": 100}
+    state, signum = run_here(folder, sabotage=signal_at(2, number), **settings)
+    assert (state.step, signum, zero) == (3, number, 0)
+    assert complete_sets(str(folder), 0.9) == [(3, "freq_")]
+    run_here(folder, **settings)
+    found, expected = results(folder, 5), results(tmp_path / "whole", 5)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_signals_in_the_same_moment_are_one(tmp_path):
+    """A scheduler signals every process, and torchrun passes on what it got itself."""
+    state, signum = run_here(tmp_path, sabotage=signal_at(1, signal.SIGTERM, signal.SIGINT, signal.SIGTERM))
+    assert (state.step, signum) == (2, signal.SIGTERM)
+
+
+def test_a_signal_in_the_last_step_is_the_end_of_a_whole_run(tmp_path):
+    assert run_here(tmp_path, sabotage=signal_at(1, signal.SIGTERM), total_steps=2)[1] == 0
+
+
+def test_statuses(tmp_path):
+    """130 for SIGINT; the second signal's own effect, without a checkpoint of the step."""
+    assert statuses(start(tmp_path / "once", sabotage=once)) == [130]
+    assert statuses(start(tmp_path / "twice", sabotage=twice)) == [-signal.SIGINT]
+    assert complete_sets(str(tmp_path / "once"), 0.9)[-1][0] == 3
+    assert complete_sets(str(tmp_path / "twice"), 0.9)[-1][0] == 2
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_processes_started_for_the_first_item_are_out_of_reach():
+    def items():
+        for _ in range(2):
+            code = "import signal; print(len(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+            yield int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+    assert list(out_of_reach(items())) == [2, 0]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+
+
+def test_a_signal_to_the_whole_job_of_the_training_script(tmp_path):
+    """Data workers get it too, and must live until the step is finished; nothing stays behind."""
+    words = [
+        "--dataset=toyfaces", *tiny.FLAGS, f"--workdir={tmp_path}", "--batch_size=4", "--num_workers=2",
+        "--device=cpu", "--quiet", "--log_interval=1", "--save_interval_for_preemption=1000",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "scripts.dbae_train", *words]
+    job = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    line = job.stdout.readline()
+    os.killpg(job.pid, signal.SIGTERM)
+    rest, error = job.communicate(timeout=60)
+    assert job.returncode == 143 and line.startswith("step 1, 4 images: loss ")
+    assert "Traceback" not in error and "train:" not in error, error
+    (folder,) = tmp_path.iterdir()
+    ((step, prefix),) = complete_sets(str(folder), 0.9999)
+    assert prefix == "freq_" and rest.count("step ") == step - 1
+    with pytest.raises(ProcessLookupError):
+        os.killpg(job.pid, 0)
