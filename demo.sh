@@ -1,30 +1,46 @@
 #!/usr/bin/env bash
-# The whole job on a CPU in minutes: bash demo.sh
-# Environment, toy faces, a short training, reconstruction, evaluation, and workdir/demo/demo.png.
+# The whole job on a CPU in minutes: bash demo.sh [--pretrained]
+# Environment, toy faces, a short training, reconstruction, evaluation, and workdir/demo/*.png.
+# With --pretrained the shipped model takes the place of the training: about a minute, and edited attributes, too.
 # Running it again starts from what is there.
 set -euo pipefail
-(($# == 0)) || { echo "error: expected no arguments, got $*" >&2; exit 2; }
+[[ $# == 0 || ($# == 1 && $1 == --pretrained) ]] || { echo "error: expected nothing or --pretrained, got $*" >&2; exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source scripts/environment.sh
 environment requirements.txt
 export NPROC=1
 
 step() { printf '\n== %s\n' "$*"; }
+newest() { find "$1" -name 'ema_*.pt' | sort -V | tail -n 1; }
 
-step "draw 12,000 toy faces"
-"$PYTHON" -m datasets.prepare toyfaces --size 32 --out data/toyfaces
+if (($#)); then
+    out=workdir/pretrained
+    checkpoint=$(newest ckpt/toyfaces/det)
+else
+    out=workdir/demo
+    step "draw 12,000 toy faces"
+    "$PYTHON" -m datasets.prepare toyfaces --size 32 --out data/toyfaces
+    step "train the toyfaces preset"
+    bash train_dbae.sh toyfaces vp false --workdir "$out"
+    checkpoint=$(newest "$out")
+fi
 
-step "train the toyfaces preset"
-bash train_dbae.sh toyfaces vp false --workdir workdir/demo
-
-checkpoint=$(find workdir/demo -name 'ema_*.pt' | sort -V | tail -n 1)
 step "reconstruct 256 test images from their codes"
 bash recon_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 euler 20 false --limit 256
 
-samples=$(find "$(dirname "$checkpoint")" -type d -name 'euler_7.0_20_w=1.0_churn=0.0' | sort -V | tail -n 1)
+samples=$(dirname "$checkpoint")/sample_$((10#$(basename "$checkpoint" .pt | sed 's/.*_//')))/euler_7.0_20_w=1.0_churn=0.0
 step "evaluate${LPIPS_BACKBONE:+ with LPIPS} (LPIPS needs AlexNet's weights: set LPIPS_BACKBONE to their file)"
 "$PYTHON" eval_reconstruction.py --sample_path="$samples" --metrics "MSE,SSIM,SSIM_official${LPIPS_BACKBONE:+,LPIPS}" \
     ${LPIPS_BACKBONE:+--lpips_backbone="$LPIPS_BACKBONE"}
 
-step "draw workdir/demo/demo.png"
-"$PYTHON" -m scripts.demo_figure --model_path="$checkpoint" --sample_path="$samples" --out=workdir/demo/demo.png
+step "draw $out/demo.png"
+"$PYTHON" -m scripts.demo_figure --model_path="$checkpoint" --sample_path="$samples" --out="$out/demo.png"
+
+step "interpolate"
+bash interpol_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 euler 20 false --out "$out"
+
+if (($#)); then
+    step "move attributes"
+    bash manipul_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 euler 20 false --out "$out" \
+        --attributes Male,Smiling,Eyeglasses,Gray_Hair --scales -0.6,-0.3,0,0.3,0.6
+fi
