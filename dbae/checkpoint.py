@@ -22,6 +22,7 @@ from dbae.config import ModelConfig, from_json, preset
 from dbae.errors import UserError
 from dbae.files import atomic_write, listdir
 from dbae.model import DBAE
+from dbae.safetensors_file import read_safetensors
 
 NAME = re.compile(r"(?P<prefix>freq_)?(?P<kind>model|opt|ema_(?P<rate>[0-9.eE+-]+))_(?P<step>\d+)\.pt")
 
@@ -119,15 +120,14 @@ def load_model(
 ) -> DBAE:
     """Load a model from a weight file, in evaluation mode; on the CPU unless ``device`` says otherwise.
 
-    The architecture comes from ``config.json`` beside the file. A released file has none: then ``schedule`` is needed,
-    and the rest is read from tensor shapes. Whatever else is given is checked against that, and a contradiction raises
-    UserError, as does a file that is missing, damaged, foreign or not made of tensors alone. ``end_data`` overrides the
-    endpoint's standard deviation in the preconditioning (0.5; the official sampling scripts used 0).
+    The architecture comes from ``config.json`` beside the file, or from within a ``.safetensors`` file. A released file
+    has none: then ``schedule`` is needed, and the rest is read from tensor shapes. Whatever else is given is checked
+    against that, and a contradiction raises UserError, as does a file that is missing, damaged, foreign or not made of
+    tensors alone. ``end_data`` overrides the endpoint's standard deviation in the preconditioning (0.5; the official
+    sampling scripts used 0).
     """
-    state = _weights(path)
-    config = _config_beside(path)
-    if config is None:
-        config = _released_config(state, path, dataset, schedule)
+    state, config = read_safetensors(path) if path.endswith(".safetensors") else (_weights(path), None)
+    config = config or _config_beside(path) or _released_config(state, path, dataset, schedule)
     for name, given in (("schedule", schedule), ("stochastic", stochastic)):
         if given is not None and given != getattr(config, name):
             raise UserError(f"{name}: {path} was trained with {getattr(config, name)}, got {given}")
