@@ -309,6 +309,7 @@ def test_only_picture_formats_are_opened(tmp_path):
         assert decode(encoded(picture(0), kind)).size == (24, 24)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_broken_bytes_are_bad_images_and_nothing_else():
     chance = np.random.default_rng(0)
     for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP"):
