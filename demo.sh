@@ -41,6 +41,6 @@ bash interpol_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 euler 20 false --ou
 
 if (($#)); then
     step "move attributes"
-    bash manipul_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 euler 20 false --out "$out" \
-        --attributes Male,Smiling,Eyeglasses,Gray_Hair --scales -0.6,-0.3,0,0.3,0.6
+    bash manipul_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 euler 20 false --out "$out" --images assets/img3.png \
+        --attributes Male,Smiling,Blond_Hair,Eyeglasses --scales -0.2,-0.1,0,0.1,0.2 --fix_xT false
 fi

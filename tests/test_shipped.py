@@ -1,0 +1,47 @@
+"""What comes with the repository works: the notebook, the README's example, and the shipped models behind them."""
+
+import re
+import subprocess
+import sys
+
+import nbclient
+import nbformat
+import pytest
+from conftest import ROOT
+
+from dbae import load_model
+from dbae.attributes import read_classifier
+
+MODELS = sorted((ROOT / "ckpt" / "toyfaces").glob("*/ema_*.pt"))
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
+def test_models_are_small_and_whole(path):
+    assert path.stat().st_size < 15_000_000
+    model = load_model(str(path))
+    assert model.config.stochastic == (path.parent.name == "sto")
+    assert len(read_classifier(str(path.parent / "best.pt"), model.config.latent_dim).names) == 40
+    assert "train_dbae.sh toyfaces" in (path.parent / "README.md").read_text()
+
+
+def test_both_models_are_there():
+    assert [path.parent.name for path in MODELS] == ["det", "sto"]
+
+
+def test_readme_example():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+
+
+def test_notebook_runs():
+    path = ROOT / "notebooks" / "tour.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}})
+    client.execute()
+    printed = "".join(
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []) if output.get("text")
+    )
+    assert "codes [8, 64]" in printed and "code: average precision" in printed
