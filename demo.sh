@@ -15,9 +15,13 @@ newest() { find "$1" -name 'ema_*.pt' | sort -V | tail -n 1; }
 
 if (($#)); then
     out=workdir/pretrained
+    sampler=(dbim 10 false --grid logsnr)
+    settings=dbim_7.0_10_w=1.0_churn=0.0_grid=logsnr
     checkpoint=$(newest ckpt/toyfaces/det)
 else
     out=workdir/demo
+    sampler=(euler 20 false)
+    settings=euler_7.0_20_w=1.0_churn=0.0
     step "draw 12,000 toy faces"
     "$PYTHON" -m datasets.prepare toyfaces --size 32 --out data/toyfaces
     step "train the toyfaces preset"
@@ -26,9 +30,9 @@ else
 fi
 
 step "reconstruct 256 test images from their codes"
-bash recon_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 euler 20 false --limit 256
+bash recon_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 "${sampler[@]}" --limit 256
 
-samples=$(dirname "$checkpoint")/sample_$((10#$(basename "$checkpoint" .pt | sed 's/.*_//')))/euler_7.0_20_w=1.0_churn=0.0
+samples=$(dirname "$checkpoint")/sample_$((10#$(basename "$checkpoint" .pt | sed 's/.*_//')))/$settings
 step "evaluate${LPIPS_BACKBONE:+ with LPIPS} (LPIPS needs AlexNet's weights: set LPIPS_BACKBONE to their file)"
 "$PYTHON" eval_reconstruction.py --sample_path="$samples" --metrics "MSE,SSIM,SSIM_official${LPIPS_BACKBONE:+,LPIPS}" \
     ${LPIPS_BACKBONE:+--lpips_backbone="$LPIPS_BACKBONE"}
@@ -37,10 +41,10 @@ step "draw $out/demo.png"
 "$PYTHON" -m scripts.demo_figure --model_path="$checkpoint" --sample_path="$samples" --out="$out/demo.png"
 
 step "interpolate"
-bash interpol_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 euler 20 false --out "$out"
+bash interpol_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 "${sampler[@]}" --out "$out"
 
 if (($#)); then
     step "move attributes"
-    bash manipul_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 euler 20 false --out "$out" --images assets/img3.png \
+    bash manipul_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 "${sampler[@]}" --out "$out" --images assets/img3.png \
         --attributes Male,Smiling,Blond_Hair,Eyeglasses --scales -0.2,-0.1,0,0.1,0.2 --fix_xT false
 fi
