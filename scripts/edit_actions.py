@@ -12,7 +12,7 @@ from datasets.toyfaces import ATTRIBUTES
 from dbae.attributes import AttributeClassifier, read_classifier
 from dbae.editing import PATHS, along
 from dbae.errors import UserError
-from scripts.edit_figure import Row, animation, sheet, strip, tile
+from scripts.edit_figure import Row, animation, check_rows, sheet, strip, tile
 from scripts.edit_options import OFFICIAL_SCALES, find_classifier, stem
 from scripts.editing import Editor
 
@@ -78,6 +78,7 @@ def draw_interpolation(
     """Strip and animation from image to image, uint8 [n, 3, H, W]; returns their paths. UserError for one image."""
     if len(images) < 2:
         raise UserError(f"images: expected at least two to go between, got {len(images)}")
+    check_rows(2 * (len(images) - 1))
     endpoints, frames = interpolate(editor, editor.encode(images), options.frames, options.path)
     fractions = [f"{i / (options.frames - 1):.2g}" for i in range(options.frames)]
     rows = []
@@ -100,6 +101,7 @@ def draw_manipulation(
     folder: str,
 ) -> tuple[list[str], list[Tensor]]:
     """Strip and animation of edits of images, uint8 [n, 3, H, W]; returns paths, and edited images per attribute."""
+    check_rows(len(images) * len(edits) * (1 if options.fix_xT else 2))
     made = [manipulate(editor, edit, options.fix_xT) for edit in edits]
     rows = []
     for i, name in enumerate(names):

@@ -7,8 +7,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from dbae.errors import UserError
 from dbae.files import atomic_write
 
+MAX_ROWS = 100  # of a strip
 Tile = tuple[str, np.ndarray | None]  # what is written above it, and uint8 [H, W, 3]; None leaves its place empty
 
 
@@ -23,6 +25,12 @@ class Row:
 def tile(caption: str, image: Tensor) -> Tile:
     """A tile of a uint8 image [3, H, W]."""
     return caption, image.permute(1, 2, 0).numpy()
+
+
+def check_rows(rows: int) -> None:
+    """Raise UserError for more rows than a strip takes."""
+    if rows > MAX_ROWS:
+        raise UserError(f"images: expected few enough for a picture of {MAX_ROWS} rows, these take {rows}")
 
 
 def strip(path: str, rows: Sequence[Row], title: str) -> None:

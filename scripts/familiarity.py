@@ -14,6 +14,7 @@ from dbae.errors import UserError
 from dbae.files import atomic_write
 from scripts.editing import Editor
 
+LISTED = 5  # images that are named
 UNUSUAL = 99  # per cent of the training images that an unusual image is worse than
 
 
@@ -58,8 +59,10 @@ def percentiles(model_path: str) -> Tensor | None:
 
 
 def warnings(names: Sequence[str], found: Tensor, known: Tensor) -> Iterator[str]:
-    """A line for every image that the model reconstructs worse than nearly all training images."""
-    for name, error in zip(names, found.tolist(), strict=True):
-        if error > known[UNUSUAL]:
-            usual = f"{UNUSUAL} % of the training images are under {known[UNUSUAL]:.4f}"
-            yield f"{name} is far from what the model has seen: reconstruction error {error:.4f}, {usual}"
+    """A line for the images that the model reconstructs worse than nearly all training images; few lines for many."""
+    unusual = [(name, error) for name, error in zip(names, found.tolist(), strict=True) if error > known[UNUSUAL]]
+    usual = f"{UNUSUAL} % of the training images are under {known[UNUSUAL]:.4f}"
+    for name, error in unusual[:LISTED]:
+        yield f"{name} is far from what the model has seen: reconstruction error {error:.4f}, {usual}"
+    if len(unusual) > LISTED:
+        yield f"so are {len(unusual) - LISTED} more of the {len(names)} images"

@@ -146,6 +146,9 @@ def test_editor_tells_what_the_model_has_not_seen(checkpoint, call, tmp_path):
     assert status == 0 and "note: noise is far from what the model has seen" in error
     path.write_text(json.dumps({"percentiles": [9.0] * 101}))
     assert "far from" not in call(dbae_edit, *edit)[2]
+    path.write_text(json.dumps({"percentiles": [0.0] * 101}))
+    status, _, error = call(dbae_edit, *edit[:-1], *[tmp_path / "noise.png"] * 8)
+    assert status == 0 and error.count("note: ") == 6 and "so are 3 more of the 8 images" in error
     path.write_text("[]")
     assert_one_line_error(call(dbae_edit, *edit), "expected 101 percentiles")
     path.unlink()
@@ -167,6 +170,8 @@ def test_editor_tells_what_the_model_has_not_seen(checkpoint, call, tmp_path):
         (["manipulate", "--images", IMAGES[0], "--scales=1", "--strength=median"], ["scales: expected none"]),
         (["manipulate", "--images", IMAGES[0], "--classifier=absent.pt"], ["absent.pt"]),
         (["calibrate"], ["dataset: expected the one the model was trained on"]),
+        (["interpolate", "--images", *IMAGES * 15], ["images: expected few enough", "100 rows", "118"]),
+        (["manipulate", "--images", *IMAGES * 15], ["images: expected few enough", "100 rows", "120"]),
         (["draw"], ["'draw'", "reconstruct"]),
     ],
     ids=lambda value: " ".join(value).replace(str(ROOT), "")[:60] if isinstance(value, list) else None,
