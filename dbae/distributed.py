@@ -1,5 +1,6 @@
 """Process groups that also work without one. ``torchrun`` sets the environment; a plain ``python`` is one process."""
 
+import gc
 import os
 import sys
 from datetime import timedelta
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group: its functions' defaults would keep that alive
 from torch import Tensor
 from tqdm import tqdm
 
@@ -84,8 +86,9 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def cleanup() -> None:
-    """Leave the group."""
+    """Leave the group, and end its threads: those that meet the end of the interpreter can crash it."""
     if dist.is_initialized():
+        gc.collect()  # DistributedDataParallel holds the group, and is in a cycle with itself
         dist.destroy_process_group()
 
 
