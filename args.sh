@@ -17,6 +17,7 @@ CKPT_ROOT="${CKPT_ROOT:-workdir}"        # folder under which training runs are 
 NPROC="${NPROC:-$(count_gpus)}"          # processes on this node: one per GPU, 1 on a CPU
 NNODES="${NNODES:-1}"                    # nodes; for more than one also RDZV_ID and RDZV_ENDPOINT=HOST:PORT
 RDZV_ID="${RDZV_ID:-dbae}"               # the job's name, the same on every node
+RESTARTS="${RESTARTS:-0}"                # how often torchrun starts a job again whose process died
 RDZV_ENDPOINT="${RDZV_ENDPOINT:-}"       # where the nodes meet
 PYTHON="${PYTHON:-python3}"              # interpreter
 
@@ -77,7 +78,7 @@ launch() {
         [[ $RDZV_ENDPOINT ]] || fail "RDZV_ENDPOINT: expected HOST:PORT for $NNODES nodes, got nothing"
         meet=(--nnodes="$NNODES" --rdzv-id="$RDZV_ID" --rdzv-backend=c10d --rdzv-endpoint="$RDZV_ENDPOINT")
     fi
-    exec "$PYTHON" -m torch.distributed.run "${meet[@]}" --nproc-per-node="$NPROC" -m "$module" "$@"
+    exec "$PYTHON" -m torch.distributed.run "${meet[@]}" --max-restarts="$RESTARTS" --nproc-per-node="$NPROC" -m "$module" "$@"
 }
 
 # launch_sampling MODULE DATASET SCHEDULE MODEL_PATH CHURN GUIDANCE SPLIT RHO SAMPLER N STO [OPTION...]

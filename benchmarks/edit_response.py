@@ -6,7 +6,7 @@ Its logits are in units of their spread over real test images, relative to the u
 over the images; for the other attributes their absolute values at the two outermost scales are averaged.
 
 example:
-  python -m benchmarks.edit_response --model_path ckpt/toyfaces/det/ema_0.9999_012000.pt --attributes Smiling,Male
+  python -m benchmarks.edit_response --model_path ckpt/toyfaces/det/ema_0.9999_016000.pt --attributes Smiling,Male
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ Images are encoded once; a row of the table is one setting. "saves" is the offic
 row's, where the row is at least as good: Euler 100 by MSE, Euler 333 with churn 0.33 by LPIPS (--official).
 
 example:
-  python -m benchmarks.quality_vs_nfe --model_path ckpt/toyfaces/det/ema_0.9999_012000.pt --limit 200 \\
+  python -m benchmarks.quality_vs_nfe --model_path ckpt/toyfaces/det/ema_0.9999_016000.pt --limit 200 \\
       --lpips_backbone alexnet_features.pth --official --out quality
 """
 

@@ -77,7 +77,7 @@ class ModelConfig:
             require_positive(name, getattr(self, name))
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout: expected a number in [0, 1), got {self.dropout}")
-        if self.end_data < 0:
+        if not 0 <= self.end_data < float("inf"):
             raise UserError(f"end_data: expected a number from 0, got {self.end_data}")
         for name in ("channel_mult", "encoder_mult"):
             factors = getattr(self, name)

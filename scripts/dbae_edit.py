@@ -11,7 +11,7 @@ Images of any size, mode and orientation are cut to their central square, or ali
 --paste puts results back into the photos.
 
 example:
-  python -m scripts.dbae_edit reconstruct --model ckpt/toyfaces/det/ema_0.9999_012000.pt --images photo.jpg
+  python -m scripts.dbae_edit reconstruct --model ckpt/toyfaces/det/ema_0.9999_016000.pt --images photo.jpg
   python -m scripts.dbae_edit manipulate --model ... --images photos/ --attributes Smiling --scales -0.3,0,0.3 --paste
 """
 

@@ -1,7 +1,7 @@
 """Walk from image to image through their codes: a strip of endpoints and images, and an animation.
 
 example:
-  bash interpol_dbae.sh toyfaces vp ckpt/toyfaces/det/ema_0.9999_012000.pt 0.0 1 test 7 euler 20 false
+  bash interpol_dbae.sh toyfaces vp ckpt/toyfaces/det/ema_0.9999_016000.pt 0.0 1 test 7 euler 20 false
   bash interpol_dbae.sh ... --images anna.jpg ben.jpg carla.jpg --frames 21 --path spherical
 
 Pictures go to sample_STEP/interpolation_SETTINGS beside the checkpoint, named by images, path and frames.

@@ -58,6 +58,7 @@ def test_another_size_gets_that_size_multipliers():
         (ModelConfig, {"dropout": 1.0}),
         (ModelConfig, {"image_size": 32, "channel_mult": (1,) * 6}),
         (ModelConfig, {"decoder_channels": 3}),
+        (ModelConfig, {"end_data": float("nan")}),
         (TrainConfig, {"batch_size": 0}),
         (TrainConfig, {"microbatch": 0}),
         (TrainConfig, {"lr": float("nan")}),
