@@ -135,8 +135,9 @@ def plot(table: list[dict[str, Any]], path: str) -> None:
                 row["churn_step_ratio"] > 0
             )
             series.setdefault(name, []).append((row["nfe"], row[metric]))
-        for name, points in series.items():
-            axis.plot(*zip(*sorted(points), strict=True), "o-", ms=3.5, lw=1.2, label=name)
+        for i, (name, points) in enumerate(series.items()):
+            colour, marker = plt.get_cmap("tab10")(i % 10), "os"[i // 10]  # more series than colours
+            axis.plot(*zip(*sorted(points), strict=True), marker + "-", color=colour, ms=3.5, lw=1.2, label=name)
         best = max(row["SSIM"] for row in table) if metric == "SSIM" else min(row[metric] for row in table)
         axis.set_ylim(*((1 - 4 * (1 - best), 1) if metric == "SSIM" else (0, 3 * best)))  # the useful part
         axis.set(xscale="log", xlabel="network calls", title=metric)

@@ -151,6 +151,12 @@ class SampleConfig:
         check_unread(self.sampler, **{name: getattr(self, name) for name in NEUTRAL})
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of ``DBAE.generate_from``."""
+        values = dataclasses.asdict(self)
+        return values | {"churn": values.pop("churn_step_ratio")}
+
+    @property
     def label(self) -> str:
         """Name of a folder of results, as the official code has it; our own options are added where they are set."""
         label = f"{self.sampler}_{self.rho}_{self.steps}_w={self.guidance}_churn={self.churn_step_ratio}"

@@ -67,14 +67,12 @@ def reconstruct_batch(
     from dbae.images import to_float, to_uint8
     from dbae.randomness import image_generators
 
-    s, device = sampling, next(model.parameters()).device
+    device = next(model.parameters()).device
     generators = image_generators(options.seed, index.tolist(), device)
     with torch.no_grad():
         z = model.encode(to_float(images.to(device)), options.latent == "sample", generators)
         x_T = model.decode(z)
-        x_0 = model.generate_from(
-            z, x_T, s.steps, s.sampler, s.churn_step_ratio, s.rho, s.guidance, generators, s.grid, s.eta, s.boot
-        )
+        x_0 = model.generate_from(z, x_T, generator=generators, **sampling.arguments)
     return to_uint8(x_T).cpu(), to_uint8(x_0).cpu()
 
 

@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from scripts.edit_options import PictureOptions
 
 
-def sampling_options(sampling: SampleConfig) -> dict[str, Any]:
-    """The arguments of ``DBAE.generate_from`` that a SampleConfig stands for."""
-    options = dataclasses.asdict(sampling)
-    return options | {"churn": options.pop("churn_step_ratio")}
-
-
 @dataclasses.dataclass
 class Editor:
     """A model with the settings that every picture of a session shares. Codes and images stay on its device."""
@@ -69,8 +63,7 @@ class Editor:
                 rows = slice(start, start + self.batch_size)
                 ends = self.model.decode(z[rows]) if x_T is None else x_T[rows]
                 generators = image_generators(self.seed, noise[rows], self.device)
-                options = sampling_options(self.sampling)
-                x_0 = self.model.generate_from(z[rows], ends, generator=generators, **options)
+                x_0 = self.model.generate_from(z[rows], ends, generator=generators, **self.sampling.arguments)
                 endpoints.append(to_uint8(ends).cpu())
                 images.append(to_uint8(x_0).cpu())
                 bar.update(len(x_0))

@@ -63,7 +63,10 @@ def test_direction_of_imports(path):
         assert names <= ALLOWED[key]
 
 
-@pytest.mark.parametrize("module", ["dbae", "dbae.config", "datasets", "scripts.dbae_train", "scripts.cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["dbae", "dbae.config", "datasets", "scripts.dbae_train", "scripts.cli", "scripts.dbae_edit", "scripts.dbae_web"],
+)
 def test_command_lines_start_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
