@@ -77,7 +77,7 @@ def response(editor: "Editor", edit: "Edit", fix_xT: bool, reader: PixelReader) 
     from scripts.edit_actions import manipulate
 
     before_too = torch.cat([edit.codes, edit.z[:, None]], dim=1)
-    _, made = manipulate(editor, dataclasses.replace(edit, codes=before_too), fix_xT)
+    ((_, made),) = manipulate(editor, [dataclasses.replace(edit, codes=before_too)], fix_xT)
     *after, before = (reader(column) for column in made.unbind(1))
     moved = torch.stack([(logits - before).mean(dim=0) for logits in after])  # [scales, attributes]
     own = [name.replace("_", " ") for name in reader.names].index(edit.name)

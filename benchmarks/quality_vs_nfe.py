@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbae.config import SampleConfig, option, require_positive
 from scripts.cli import Parser, run
-from scripts.inputs import Inputs, build_data, load, parse, print_dry_run
+from scripts.inputs import Inputs, Speed, build_data, load, parse, print_dry_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ SETTINGS = (
 
 
 @dataclass(frozen=True)
-class QualityOptions(Inputs):
+class QualityOptions(Inputs, Speed):
     """What is compared, and where it is written."""
 
     dataset: str = option("toyfaces", "data set")

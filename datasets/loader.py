@@ -22,8 +22,30 @@ KILLED = {
 }
 
 
+class CachedImages:
+    """A data set whose images [n, 3, s, s] uint8 are all in memory, the host's or the device's; see ``cached``."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: list[int], device: torch.device) -> Tensor:
+        """The images at some indices as uint8 [m, 3, s, s] on ``device``; the host does not wait for a GPU.
+
+        Only what moves to a GPU is pinned, indices or batch: to gather from all images, the host needs no pinned ones.
+        """
+        memory = self.images.device
+        index = torch.tensor(indices, pin_memory=memory.type == "cuda").to(memory, non_blocking=True)
+        moves = memory.type == "cpu" and device.type == "cuda"
+        batch = self.images.new_empty((len(indices), *self.images.shape[1:]), pin_memory=moves)
+        torch.index_select(self.images, 0, index, out=batch)
+        return batch.to(device, non_blocking=True)
+
+
 def training_batches(
-    dataset: Dataset,
+    dataset: Dataset | CachedImages,
     batch_size: int,
     microbatch: int,
     seed: int,
@@ -41,13 +63,17 @@ def training_batches(
     be shorter. So the images of a step do not depend on the number of processes.
 
     With ``bad``, another image stands in for each bad one, which is noted there: batches stay full, and a function of
-    seed and position. Raises UserError for an uneven share, without ``bad`` for a bad image, and where no image can be
-    had at all or a worker process is killed.
+    seed and position. CachedImages have been read, and need neither ``num_workers`` nor ``bad``.
+
+    Raises UserError for an uneven share, without ``bad`` for a bad image, and where no image can be had at all or a
+    worker process is killed.
     """
     if batch_size < 1 or batch_size % world:
         raise UserError(f"batch size: expected a positive multiple of the {world} processes, got {batch_size}")
     steps = MicroBatches(Order(len(dataset), seed), batch_size, microbatch, start, rank, world)
     device = torch.device(device)
+    if isinstance(dataset, CachedImages):
+        return (dataset.batch(indices, device) for indices in steps)
     reader = Reader(dataset, replace=bad is not None)
     batches = _load(reader, steps, num_workers, device.type == "cuda", bad)
     return (images.to(device, non_blocking=True) for images, _ in batches)
@@ -62,16 +88,17 @@ def ordered_batches(
     num_workers: int = 0,
     skip: int = 0,
     bad: BadImages | None = None,
+    replace: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images [n, 3, s, s] uint8 and positions [n] int64 of this rank, each once: rank, rank + world, ... below limit.
 
     The last batch may be shorter; nothing is padded or repeated. ``skip`` leaves out the first batches. With ``bad``,
-    bad images are left out of their batches, even to the last one, and noted there. Raises UserError like
-    ``training_batches``.
+    bad images are left out of their batches, even to the last one, and noted there; with ``replace`` others stand in
+    for them, as in ``training_batches``. Raises UserError like that.
     """
     mine = range(rank, len(dataset) if limit is None else min(len(dataset), limit), world)
     batches = [list(mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)]
-    return _load(Reader(dataset), batches[skip:], num_workers, torch.cuda.is_available(), bad)
+    return _load(Reader(dataset, replace), batches[skip:], num_workers, torch.cuda.is_available(), bad)
 
 
 def first_images(dataset: Dataset, count: int, bad: BadImages | None = None) -> Tensor:

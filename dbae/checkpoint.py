@@ -54,13 +54,23 @@ def complete_sets(run_dir: str, ema_rate: float) -> list[tuple[int, str]]:
 def write_tensors(path: str, content: Mapping[str, Any]) -> str:
     """Write a dictionary of tensors and plain values, and return the file's ``fingerprint``.
 
-    The file appears under its name only when it is complete. Raises OSError where it cannot be written.
+    Tensors are written contiguous and each on its own. The file appears under its name only when it is complete. Raises
+    OSError where it cannot be written.
     """
     buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
+    torch.save(_apart(content), buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]
+
+
+def _apart(content: Any) -> Any:
+    """The same with every tensor a contiguous one on the CPU, which shares its memory with no other."""
+    if isinstance(content, Mapping):
+        return {name: _apart(value) for name, value in content.items()}
+    if isinstance(content, Tensor):
+        return content.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return content
 
 
 def read_tensors(path: str) -> dict[str, Any]:

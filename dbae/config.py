@@ -13,6 +13,8 @@ from dbae.errors import UserError
 SCHEDULES = ("vp", "ve", "vp_simple", "ve_simple")
 GRIDS = ("karras", "uniform", "logsnr")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+HALVES = ("all", "unet")
+COMPILE = ("auto", "true", "false", "graphs")
 
 # Each sampler with what it reads beside steps and the time grid. The rest must keep its neutral value.
 SAMPLERS = {
@@ -97,7 +99,12 @@ class TrainConfig:
     ema_rate: float = option(0.9999, "rate of the exponential moving average of the parameters")
     ema_warmup: bool = option(False, "start the average at rate (1 + step) / (10 + step): for short runs")
     flip: bool = option(True, "random horizontal flips")
-    precision: str = option("auto", "U-Net precision; auto: bf16, fp16 or fp32, the best the device has", PRECISIONS)
+    precision: str = option("auto", "auto: bf16, fp16 or fp32, the best the device has; weights stay fp32", PRECISIONS)
+    half: str = option("all", "networks that half precision is for: all, or unet alone as in the official code", HALVES)
+    compile: str = option(
+        "auto", "compile the networks: auto (on a GPU), true, false, or graphs (CUDA graphs)", COMPILE
+    )
+    checkpointing: bool = option(False, "keep fewer activations and compute them twice: less memory")
     seed: int = option(0, "seed of weights, data order, noise and dropout")
     log_interval: int = option(100, "steps between rows of progress.csv")
     sample_interval: int = option(5_000, "steps between grids of reconstructions")
@@ -116,6 +123,9 @@ class TrainConfig:
             raise UserError(f"ema_rate: expected a number in [0, 1), got {self.ema_rate}")
         if self.precision not in PRECISIONS:
             raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        for name, choices in (("half", HALVES), ("compile", COMPILE)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if not 0 <= self.weight_decay < float("inf"):
             raise UserError(f"weight_decay: expected a number from 0, got {self.weight_decay}")
         if not 0 <= self.seed < 2**63:

@@ -1,9 +1,9 @@
 """The endpoint decoder ``x_T = Dec(z)``: a FastGAN-style generator (Liu et al., ICLR 2021)."""
 
 from torch import Tensor, nn
-from torch.nn.utils import spectral_norm  # the classic form: released files hold weight_orig, weight_u, weight_v
 
 from dbae.config import ModelConfig
+from dbae.spectral import SpectralConv2d, SpectralConvTranspose2d, SpectralUpConv2d
 
 WIDTHS = {4: 16, 8: 8, 16: 4, 32: 2, 64: 2, 128: 1, 256: 0.5}  # feature maps at each size, times the base width
 GATES = {64: 4, 128: 8}  # skip-layer excitation: the features of one size are gated by those of another
@@ -14,7 +14,7 @@ class Stem(nn.Module):
 
     def __init__(self, latent_dim: int, width: int) -> None:
         super().__init__()
-        conv = spectral_norm(nn.ConvTranspose2d(latent_dim, 2 * width, 4, bias=False))
+        conv = SpectralConvTranspose2d(latent_dim, 2 * width, 4, bias=False)
         self.init = nn.Sequential(conv, nn.BatchNorm2d(2 * width), nn.GLU(dim=1))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -28,9 +28,9 @@ class Gate(nn.Module):
         super().__init__()
         self.main = nn.Sequential(
             nn.AdaptiveAvgPool2d(4),
-            spectral_norm(nn.Conv2d(in_channels, out_channels, 4, bias=False)),
+            SpectralConv2d(in_channels, out_channels, 4, bias=False),
             nn.SiLU(),
-            spectral_norm(nn.Conv2d(out_channels, out_channels, 1, bias=False)),
+            SpectralConv2d(out_channels, out_channels, 1, bias=False),
             nn.Sigmoid(),
         )
 
@@ -41,21 +41,11 @@ class Gate(nn.Module):
 def up_block(in_channels: int, out_channels: int) -> nn.Sequential:
     """Double the size: nearest upsampling, 3x3 convolution to twice the width, BatchNorm, GLU."""
     return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode="nearest"),
-        spectral_norm(nn.Conv2d(in_channels, 2 * out_channels, 3, padding=1, bias=False)),
+        nn.Identity(),  # released files count the upsampling
+        SpectralUpConv2d(in_channels, 2 * out_channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(2 * out_channels),
         nn.GLU(dim=1),
     )
-
-
-def set_power_iteration(module: nn.Module, on: bool) -> None:
-    """Let the spectral norms below ``module`` refine their estimate in the next training passes, or keep it.
-
-    One refinement per optimizer step makes a step independent of how its batch is cut into micro-batches.
-    """
-    for layer in module.modules():
-        if hasattr(layer, "weight_u"):
-            layer.train(on)  # the classic spectral norm iterates where its layer is in training mode
 
 
 class Decoder(nn.Module):
@@ -72,7 +62,7 @@ class Decoder(nn.Module):
                 self.add_module(f"se_{size}", Gate(width[GATES[size]], width[size]))
         if 256 not in self.sizes:  # in every released file and never used: kept, without gradient
             self.feat_256 = up_block(width[128], width[256]).requires_grad_(False)
-        last = spectral_norm(nn.Conv2d(width[config.image_size], 3, 1, bias=False))
+        last = SpectralConv2d(width[config.image_size], 3, 1, bias=False)
         self.add_module(f"to_{config.image_size}", last)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch.distributed.nn  # before there is a group: its functions' defaults 
 from torch import Tensor
 from tqdm import tqdm
 
+from dbae.allocator import keep_freed_memory
 from dbae.errors import UserError
 
 
@@ -33,6 +34,8 @@ def setup(device: str = "auto", timeout: float | None = None) -> torch.device:
         raise UserError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from None
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    else:
+        keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         _join("nccl" if chosen.type == "cuda" else "gloo", timedelta(minutes=timeout) if timeout else None)
     return chosen

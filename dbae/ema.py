@@ -3,7 +3,9 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from dbae.flat import flatten
 
 
 class EMA:
@@ -15,12 +17,14 @@ class EMA:
     def __init__(self, model: nn.Module, rate: float, warmup: bool = False) -> None:
         self.rate, self.warmup = rate, warmup
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        pairs = zip(self.module.parameters(), model.parameters(), strict=True)
+        self.vector = flatten([averaged for averaged, live in pairs if live.requires_grad])
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards the parameters that the model has after ``step`` optimizer steps."""
+    def update(self, vector: Tensor, step: int, taken: Tensor) -> None:
+        """Move the average towards the trained parameters (``RAdam.vector``) after ``step`` steps, if ``taken``."""
         rate = min(self.rate, (1 + step) / (10 + step)) if self.warmup else self.rate
-        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - rate)
+        self.vector.lerp_(vector, (1 - rate) * taken.to(vector.dtype))
 
     @torch.no_grad()
     def sync_buffers(self, model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from dbae.config import ModelConfig
-from dbae.layers import Attention1d, BlockSequential, ConvBlock
+from dbae.layers import Attention1d, BlockSequential, ConvBlock, StemConv2d
 
 
 class Encoder(nn.Module):
@@ -14,7 +14,7 @@ class Encoder(nn.Module):
         groups = config.norm_groups
         widths = [config.num_channels * factor for factor in config.encoder_mult]
         channels = widths[0]
-        self.input_blocks = nn.ModuleList([BlockSequential(nn.Conv2d(3, channels, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([BlockSequential(StemConv2d(3, channels, 3, padding=1))])
         for level, width in enumerate(widths):
             attended = config.image_size >> level in config.encoder_attention_sizes
             for _ in range(config.num_res_blocks):

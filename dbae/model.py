@@ -4,6 +4,7 @@ Images are [N, 3, H, W] in [-1, 1], float32. Time runs from ``bridge.t_min`` (da
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ class DBAE(nn.Module):
         self.config = config
         self.bridge = BRIDGES[config.schedule]()
         self.encoder, self.decoder, self.unet = Encoder(config), Decoder(config), UNet(config)
-        self.autocast_dtype: torch.dtype | None = None  # U-Net precision; None is float32
+        self.half: dict[str, torch.dtype] = {}  # what a network computes in, by its name; else it is float32
+        for network in (self.encoder, self.unet):  # not the decoder, whose BatchNorm is slow so on a CPU
+            network.to(memory_format=torch.channels_last)
 
     def encode(self, x: Tensor, sample: bool | None = None, generator: Generators = None) -> Tensor:
         """Code z [N, latent] of images x.
@@ -37,7 +40,7 @@ class DBAE(nn.Module):
         ``sample=False``. ``generator`` is one generator, or one per image. Raises ValueError for a wrong shape.
         """
         if not self.config.stochastic:
-            return self.encoder(self._checked(x))
+            return self._compute("encoder", self._checked(x))
         mu, log_sigma = self.encode_stats(x)
         if sample is False:
             return mu
@@ -50,21 +53,20 @@ class DBAE(nn.Module):
         """
         if not self.config.stochastic:
             raise ValueError("encode_stats: expected a model with a stochastic encoder, this one is deterministic")
-        mu, log_sigma = (5 * torch.tanh(self.encoder(self._checked(x)) / 5)).chunk(2, dim=1)
+        mu, log_sigma = (5 * torch.tanh(self._compute("encoder", self._checked(x)) / 5)).chunk(2, dim=1)
         return mu, log_sigma
 
     def decode(self, z: Tensor) -> Tensor:
         """Endpoint image x_T [N, 3, H, W] of codes z [N, latent]; not bounded to [-1, 1]."""
-        return self.decoder(z)
+        return self._compute("decoder", z)
 
     def denoise(self, x_t: Tensor, t: Tensor, x_T: Tensor, z: Tensor) -> Tensor:
         """Estimate of x_0 at times t [N] in (0, T]: the preconditioned network (DDBM eq. 11), not clamped."""
         scalings = self.bridge.scalings(t, self.config.sigma_data, self.config.end_data)
         c_skip, c_out, c_in, c_noise = scalings
         inputs = torch.cat([_per_image(c_in) * x_t, x_T], dim=1)
-        with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            F_x = self.unet(inputs, c_noise, z)
-        return _per_image(c_skip) * x_t + _per_image(c_out) * F_x.to(x_t.dtype)
+        F_x = self._compute("unet", inputs, c_noise, z)
+        return _per_image(c_skip) * x_t + _per_image(c_out) * F_x
 
     def loss(self, x0: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Training loss [N], unreduced: ``w(t) mean((D - x_0)^2)`` at ``t ~ U(t_min, T)``.
@@ -187,6 +189,15 @@ class DBAE(nn.Module):
             generator = [each.clone_state() for each in generator for _ in range(frames)]
         x_0 = self.generate_from(z.flatten(0, 1), x_T, generator=generator, **sampling)
         return x_0.unflatten(0, (-1, frames))
+
+    def _compute(self, name: str, *inputs: Tensor) -> Tensor:
+        """What a network gives, in the inputs' precision, computed in the network's own.
+
+        A copy, because a CUDA graph writes its next result to the same place.
+        """
+        dtype = self.half.get(name)
+        with torch.autocast(inputs[0].device.type, dtype) if dtype else nullcontext():
+            return self.get_submodule(name)(*inputs).to(inputs[0].dtype, copy=True)
 
     def _checked(self, x: Tensor) -> Tensor:
         size = self.config.image_size

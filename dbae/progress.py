@@ -16,6 +16,7 @@ from tqdm import tqdm
 from dbae.distributed import warn0
 from dbae.errors import UserError
 from dbae.files import atomic_write
+from dbae.outcomes import Outcome
 
 COLUMNS = ("step", "images", "loss", "images_per_second", "seconds", "skipped")
 
@@ -55,13 +56,13 @@ class Progress:
         self.board = _tensorboard(run_dir)
         self._begin()
 
-    def update(self, step: int, images: int, batch: int, loss: float, skipped: bool) -> None:
-        """Note the mean loss of a step over ``batch`` images, ``images`` in all, and whether it was skipped."""
-        self.losses.append(nan if skipped else loss)
+    def update(self, outcome: Outcome, batch: int) -> None:
+        """Note a step over ``batch`` images."""
+        self.losses.append(outcome.loss if outcome.taken else nan)
         self.images_since += batch
         self.bar.update()
-        if step % self.interval == 0 or step == self.bar.total:
-            self._report(step, images)
+        if outcome.step % self.interval == 0 or outcome.step == self.bar.total:
+            self._report(outcome.step, outcome.images)
 
     def __enter__(self) -> "Progress":
         return self

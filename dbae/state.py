@@ -22,6 +22,7 @@ from dbae.config import TrainConfig
 from dbae.ema import EMA
 from dbae.errors import UserError
 from dbae.files import listdir, remove_unfinished
+from dbae.optimizer import RAdam
 
 FREQ = "freq_"
 
@@ -37,7 +38,7 @@ class TrainState:
 
     model: nn.Module
     ema: EMA
-    optimizer: torch.optim.Optimizer
+    optimizer: RAdam
     scaler: torch.amp.GradScaler
     step: int = 0
     images: int = 0
@@ -46,9 +47,10 @@ class TrainState:
     def create(cls, model: nn.Module, config: TrainConfig, device: torch.device, half: bool) -> "TrainState":
         """A fresh state. ``half``: fp16, whose gradients need a loss scale (the official initial one is 2^20)."""
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.RAdam(trained, lr=config.lr, weight_decay=config.weight_decay)
+        average = EMA(model, config.ema_rate, config.ema_warmup)
+        optimizer = RAdam(trained, config.lr, config.weight_decay)
         scaler = torch.amp.GradScaler(device.type, init_scale=2.0**20, enabled=half)
-        return cls(model, EMA(model, config.ema_rate, config.ema_warmup), optimizer, scaler)
+        return cls(model, average, optimizer, scaler)
 
     def save(self, run_dir: str, prefix: str = "") -> None:
         """Write the set of this step; the optimizer file, written last, completes it and vouches for the other two.

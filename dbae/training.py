@@ -6,7 +6,6 @@ A model is anything whose ``forward(x0)`` returns a loss per image.
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dbae import distributed
 from dbae.config import TrainConfig
-from dbae.decoder import set_power_iteration
 from dbae.errors import UserError
+from dbae.flat import Kept
 from dbae.images import to_float
+from dbae.outcomes import Outcomes
 from dbae.progress import Progress, attempt
 from dbae.randomness import seed_for
 from dbae.signals import Stop
+from dbae.spectral import set_power_iteration
 from dbae.state import FREQ, TrainState
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Precision of the U-Net: None is float32. ``auto`` is bf16 on GPUs that have it, fp16 on older ones, else fp32.
-
-    Raises UserError for a half precision that the device cannot train in.
-    """
-    if precision == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if precision == "fp16" and device.type != "cuda":
-        raise UserError(f"precision: fp16 needs a GPU, the device is {device.type}; expected fp32, bf16 or auto")
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def local_batch(config: TrainConfig, world: int) -> int:
@@ -68,60 +55,48 @@ def train(
     Returns 0 after the last step, or the signal that any process's ``stop`` noted, after the step it came in is saved.
 
     A step whose loss or gradient is not finite on any process leaves parameters, buffers, average and optimizer as they
-    were; counters and data go on. To decide, the host waits for the device once per step, before the update. Files that
-    cannot be written are warned about, and tried again when they are due again.
+    were; counters and data go on. The device decides that; on a GPU the host learns of it, and of the loss and of other
+    processes' signals, when the next step is under way. Files that cannot be written are warned about, and tried again
+    when they are due again.
 
     Raises UserError after ``config.max_bad_steps`` such steps in a row and where the last checkpoint cannot be written;
     SystemExit on the other processes, so that the error is printed once.
     """
     stop = stop or Stop()
-    sizes = micro_batches(config, distributed.world())
     main = distributed.rank() == 0
-    model = _parallel(state.model, device)
-    model.train()
-    buffers = list(state.model.buffers())
-    buffers_before = [buffer.clone() for buffer in buffers]
+    model = parallel(state.model, device).train()
+    buffers, outcomes = Kept(list(state.model.buffers())), Outcomes(device)
     total, every = config.total_steps, config.log_interval
     report = Progress(run_dir, state.step, total, every, quiet) if main else nullcontext()
     bad_steps, stopping, problem = 0, False, None
 
     with report as progress:
         while state.step < total and not stopping and not problem:
-            # Gradients, and what every process must know of the others
-            _copy(buffers_before, buffers)
-            loss = _accumulate(model, state, batches, sizes, config, device)
-            state.scaler.unscale_(state.optimizer)
-            asked = torch.full_like(loss, float(stop.signum > 0))
-            shared = distributed.mean(torch.stack([loss, asked]))
-            loss, stopping, square = torch.cat([shared, _gradient_square(state.model)]).tolist()
-
             # Step
-            finite = isfinite(loss) and isfinite(square)
-            if finite:
-                state.scaler.step(state.optimizer)
-            else:
-                _copy(buffers, buffers_before)
-            state.scaler.update()
-            state.optimizer.zero_grad(set_to_none=True)
-            state.step += 1
-            state.images += config.batch_size
-            if finite:
-                state.ema.update(state.model, state.step)
-            if progress:
-                progress.update(state.step, state.images, config.batch_size, loss, skipped=not finite)
-            bad_steps = 0 if finite else bad_steps + 1
-            if bad_steps == config.max_bad_steps:
-                problem = (
-                    f"loss: not finite, or its gradient, in {bad_steps} steps in a row up to step {state.step}; the "
-                    f"checkpoints in {run_dir} are from before: go on with a lower --lr, or --precision bf16 or fp32"
-                )
+            loss, taken, asked = take_step(model, state, batches, config, device, buffers, stop)
+
+            # What the host learns of it
+            done = state.step == total
+            drawn = done or state.step % config.sample_interval == 0
+            prefix = _checkpoint_due(state.step, config)
+            outcomes.add(state.step, state.images, torch.stack([loss, taken, asked]))
+            for outcome in outcomes.arrived(wait=drawn or prefix is not None or state.step % every == 0):
+                if progress:
+                    progress.update(outcome, config.batch_size)
+                stopping = stopping or outcome.stopping
+                bad_steps = 0 if outcome.taken else bad_steps + 1
+                if bad_steps == config.max_bad_steps:
+                    problem = (
+                        f"loss: not finite, or its gradient, in {bad_steps} steps in a row up to step {outcome.step}; "
+                        f"the checkpoints in {run_dir} are from before: go on with a lower --lr, or --precision bf16 "
+                        "or fp32"
+                    )
 
             # Pictures and checkpoints
-            done = state.step == total
-            if main and (done or state.step % config.sample_interval == 0):
+            prefix = FREQ if stopping and prefix is None else prefix
+            if main and drawn:
                 state.ema.sync_buffers(state.model)
                 attempt(f"the pictures of step {state.step}", lambda: preview(state.ema.module, state.step))
-            prefix = _checkpoint_due(state.step, config, bool(stopping))
             if main and prefix is not None:
                 name = f"the checkpoint of step {state.step}"
                 unsaved = attempt(name, lambda prefix=prefix: state.save(run_dir, prefix))
@@ -134,7 +109,7 @@ def train(
     return 0 if state.step == total else max(signums)
 
 
-def _parallel(model: nn.Module, device: torch.device) -> nn.Module:
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model, or with several processes one that averages its gradients over them."""
     if distributed.world() == 1:
         return model
@@ -144,15 +119,48 @@ def _parallel(model: nn.Module, device: torch.device) -> nn.Module:
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 
+def take_step(
+    model: nn.Module,
+    state: TrainState,
+    batches: Iterator[Tensor],
+    config: TrainConfig,
+    device: torch.device,
+    buffers: Kept,
+    stop: Stop,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of ``state``, whose model is (wrapped by) ``model`` and holds ``buffers``; nothing waits for the device.
+
+    Returns the mean loss over all processes, whether it and the gradient were finite, so that the step was taken, and
+    the part of the processes whose ``stop`` holds a signal: one value each, on the device.
+    """
+    # Gradients, and what every process must know of the others
+    buffers.keep()
+    loss = _accumulate(model, state, batches, config, device)
+    state.scaler.unscale_(state.optimizer)
+    loss, asking = distributed.mean(torch.stack([loss, torch.full_like(loss, float(stop.signum > 0))]))
+    square = torch.linalg.vector_norm(state.optimizer.vector.grad).square()  # overflows where second moments would
+    finite = torch.isfinite(loss) & torch.isfinite(square)
+
+    # Update
+    state.optimizer.step(finite)
+    buffers.restore_unless(finite)
+    state.scaler.update()
+    state.optimizer.zero_grad()
+    state.step += 1
+    state.images += config.batch_size
+    state.ema.update(state.optimizer.vector, state.step, finite)
+    return loss, finite, asking
+
+
 def _accumulate(
     model: nn.Module,
     state: TrainState,
     batches: Iterator[Tensor],
-    sizes: list[int],
     config: TrainConfig,
     device: torch.device,
 ) -> Tensor:
     """Gradients of one step, averaged over the images of all micro-batches and processes; the mean loss of this one."""
+    sizes = micro_batches(config, distributed.world())
     share = sum(sizes)
     position = state.images + distributed.rank() * share
     total = torch.zeros((), device=device)
@@ -171,19 +179,8 @@ def _accumulate(
     return total
 
 
-def _gradient_square(model: nn.Module) -> Tensor:
-    """Squared norm [1] of all gradients. It overflows where RAdam's second moments would, so it must be finite too."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return torch.stack(torch._foreach_norm(gradients)).square().sum()[None]
-
-
-def _copy(target: list[Tensor], source: list[Tensor]) -> None:
-    if source:
-        torch._foreach_copy_(target, source)
-
-
-def _checkpoint_due(step: int, config: TrainConfig, stopping: bool) -> str | None:
+def _checkpoint_due(step: int, config: TrainConfig) -> str | None:
     """Prefix of the set to be written after a step, None for no set."""
     if step == config.total_steps or step % config.save_interval == 0:
         return ""
-    return FREQ if stopping or step % config.save_interval_for_preemption == 0 else None
+    return FREQ if step % config.save_interval_for_preemption == 0 else None

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dbae.config import ModelConfig
-from dbae.layers import Attention2d, BlockSequential, ResBlock, timestep_embedding, zero_init
+from dbae.layers import Attention2d, BlockSequential, ResBlock, StemConv2d, timestep_embedding, zero_init
 
 
 class UNet(nn.Module):
@@ -29,7 +29,7 @@ class UNet(nn.Module):
         self.label_emb = nn.Linear(config.latent_dim, emb_channels)
 
         channels = widths[0]
-        self.input_blocks = nn.ModuleList([BlockSequential(nn.Conv2d(6, channels, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([BlockSequential(StemConv2d(6, channels, 3, padding=1))])
         skips = [channels]
         for level, width in enumerate(widths):
             for _ in range(config.num_res_blocks):

@@ -51,8 +51,8 @@ class Parser(argparse.ArgumentParser):
             kind: dict[str, Any] = {"type": _reader(hint), "metavar": _metavar(hint)}
             if about["choices"]:
                 kind = {"choices": about["choices"]}
-            if hint is bool:
-                kind |= {"nargs": "?", "const": True}
+            if hint is bool or "true" in about["choices"]:
+                kind |= {"nargs": "?", "const": True if hint is bool else "true"}
             if hint == tuple[str, ...]:
                 kind |= {"nargs": "+"}
             group.add_argument(*names, dest=name, help=(about["help"] + shown).replace("%", "%%"), **kind)

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dbae.config import PRECISIONS, SampleConfig, option
+from dbae.config import SampleConfig, option
 from scripts.bad_images import FILE, left_out, noted, report, require_some
 from scripts.cli import Parser, given, run
-from scripts.inputs import SweepInputs, build_data, load, parse, print_dry_run, result_folder
+from scripts.inputs import Speed, SweepInputs, build_data, load, parse, print_dry_run, result_folder
 
 if TYPE_CHECKING:
     import torch
@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ReconOptions(SweepInputs):
+class ReconOptions(SweepInputs, Speed):
     """What to reconstruct and how to write it."""
 
     evaluate: bool = option(False, "compute the metrics in the same pass")
     metrics: str = option("MSE,SSIM,SSIM_official,LPIPS", "metrics to compute with --evaluate")
     lpips_backbone: str | None = option(None, "file with AlexNet's features for LPIPS")
-    precision: str = option("fp32", "U-Net precision", PRECISIONS)
     overwrite: bool = option(False, "replace reconstructions of other settings in the same folder")
 
 
@@ -46,14 +45,16 @@ def output_folder(model_path: str, sampling: SampleConfig) -> str:
 def settings_of(options: ReconOptions, sampling: SampleConfig, model: "DBAE", images: int) -> dict[str, Any]:
     """What the written numbers depend on: identifies a reconstruction and stands in metrics.json."""
     from dbae import distributed
+    from dbae.performance import precision_of
 
-    names = ("dataset", "split", "split_range", "data_dir", "limit", "batch_size", "latent", "seed", "precision")
+    names = ("dataset", "split", "split_range", "data_dir", "limit", "batch_size", "latent", "seed")
     return {
         "checkpoint": os.path.basename(options.model_path),
         **{name: getattr(options, name) for name in names},
         "processes": distributed.world(),
         "images": images,
         "end_data": model.config.end_data,
+        "precision": precision_of(model),
         **dataclasses.asdict(sampling),
     }
 
@@ -124,13 +125,11 @@ def main() -> None:
     from datasets.loader import ordered_batches
     from dbae import distributed
     from dbae.progress import progress_bar
-    from dbae.training import autocast_dtype
     from eval import samples
     from eval.metrics import ReconstructionMetrics, describe
 
     device = distributed.setup(options.device)
     model = load(options, about, device)
-    model.autocast_dtype = autocast_dtype(options.precision, device)
     data = build_data(options, model.config.image_size, options.whole)
     names = options.metrics.split(",") if options.evaluate else []
     metrics = ReconstructionMetrics(names, device, options.lpips_backbone) if names else None

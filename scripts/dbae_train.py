@@ -34,6 +34,8 @@ from scripts.cli import Parser, given, run
 if TYPE_CHECKING:
     import torch
 
+CACHES = ("none", "host", "device")
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -47,6 +49,7 @@ class RunOptions:
     resume_checkpoint: str | None = option(None, "start from this checkpoint where the run has none of its own")
     device: str = option("auto", "auto, cpu or cuda")
     num_workers: int = option(2, "processes that read images, per training process")
+    cache: str = option("none", "read all images at the start, into this memory; none: read them step by step", CACHES)
     on_bad_image: str = option("fail", "end at a bad image, or skip: put another in its place, and list it", POLICIES)
     timeout: float = option(10.0, "minutes that a process waits for the others before the run fails")
     quiet: bool = option(False, "print rows of progress.csv and warnings, nothing else")
@@ -118,8 +121,11 @@ def preview_with(images: "torch.Tensor", run_dir: str) -> Callable[["torch.nn.Mo
     return preview
 
 
-def summary(model: "torch.nn.Module", config: TrainConfig, world: int, device: "torch.device") -> str:
+def summary(
+    model: "torch.nn.Module", config: TrainConfig, world: int, device: "torch.device", compiled: bool = False
+) -> str:
     """What is trained and how, in four lines; the memory is that of each of ``world`` processes."""
+    from dbae.performance import precision_of
     from dbae.training import micro_batches
 
     def millions(network: "torch.nn.Module") -> float:
@@ -129,10 +135,9 @@ def summary(model: "torch.nn.Module", config: TrainConfig, world: int, device: "
     passes = " + ".join(f"{count} x {size}" for size, count in Counter(sizes).items())
     networks = ", ".join(f"{name} {millions(network):.3g}M" for name, network in model.named_children())
     weights = 4 * millions(model)  # bytes of a float32
-    precision = str(getattr(model, "autocast_dtype", None) or "torch.float32").removeprefix("torch.")
     return "\n".join(
         [
-            f"device: {world} x {device.type}, U-Net in {precision}",
+            f"device: {world} x {device.type}, {precision_of(model)}{', compiled' * compiled}",
             f"batch: {config.batch_size} images = {world} x {sum(sizes)} = {world} x ({passes} in micro-batches)",
             f"model: {millions(model):.3g}M parameters: {networks}",
             f"memory: {5 * weights:.3g} MB = weights {weights:.3g} + gradients {weights:.3g} + average {weights:.3g} + "
@@ -154,20 +159,23 @@ def main() -> None:
     import torch
 
     from datasets import build
+    from datasets.cache import cached, check_room
     from datasets.loader import first_images, training_batches
     from dbae import distributed
     from dbae.checkpoint import write_config
     from dbae.model import DBAE
+    from dbae.performance import half_dtype, use_checkpointing, use_compile, use_half
     from dbae.signals import Stop, out_of_reach
     from dbae.state import TrainState
-    from dbae.training import autocast_dtype, local_batch, train
+    from dbae.training import local_batch, train
 
     device = distributed.setup(options.device, options.timeout)
-    dtype = autocast_dtype(config.precision, device)
+    dtype = half_dtype(config.precision, device)
     data = build(
         options.dataset, "train", model_config.image_size, options.data_root, options.data_dir, options.split_range,
         whole=options.on_bad_image == "fail",
     )  # fmt: skip
+    check_room(data, options.cache, device)
     check_run_folder(run_dir, model_config, config)
     local_batch(config, options.check or distributed.world())
     if options.check:
@@ -176,7 +184,9 @@ def main() -> None:
     # Model and state, new or resumed
     torch.manual_seed(config.seed)
     model = DBAE(model_config).to(device)
-    model.autocast_dtype = dtype
+    use_half(model, dtype, config.half)
+    if config.checkpointing:
+        use_checkpointing(model)
     state = TrainState.create(model, config, device, half=dtype == torch.float16)
     resumed = state.restore_newest(run_dir)
     if resumed is None and options.resume_checkpoint:
@@ -189,11 +199,15 @@ def main() -> None:
     start = f", resumed from {resumed} after {state.images} images" if resumed else ""
     say(f"run: {run_dir}, steps {state.step} to {config.total_steps}{start}")
     say(f"data: {len(data)} images of {options.dataset}, {model_config.image_size} px")
-    say(summary(model, config, distributed.world(), device))
+    compiled = use_compile(model, config.compile, device)
+    if compiled:
+        state.optimizer.compile()
+    say(summary(model, config, distributed.world(), device, compiled))
     bad = noted(options.on_bad_image, f"{run_dir}/{FILE}")
     preview = preview_with(first_images(data, 8, bad).to(device), run_dir)
+    images = cached(data, options.cache, device, options.num_workers, bad, options.quiet or distributed.rank() > 0)
     micro_batches = training_batches(
-        data, config.batch_size, config.microbatch, config.seed, state.images, distributed.rank(),
+        images, config.batch_size, config.microbatch, config.seed, state.images, distributed.rank(),
         distributed.world(), options.num_workers, device, bad,
     )  # fmt: skip
     with Stop() as stop, closing(out_of_reach(micro_batches)) as batches:

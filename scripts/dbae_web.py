@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dbae.config import SAMPLERS, ModelConfig, SampleConfig, option
 from dbae.errors import UserError
 from scripts.cli import Parser, given, run
-from scripts.inputs import MODEL_OPTIONS, ModelInputs, load, print_dry_run
+from scripts.inputs import MODEL_OPTIONS, ModelInputs, Precision, load, print_dry_run
 
 if TYPE_CHECKING:
     from scripts.web_actions import Studio
@@ -32,7 +32,7 @@ PAGE_OPTIONS = (
 
 
 @dataclass(frozen=True)
-class PageOptions(ModelInputs):
+class PageOptions(ModelInputs, Precision):
     """A model, and where its page is. Raises UserError for values out of range."""
 
     dataset: str = option("folder:.", "data set of a released file, which has no config.json")

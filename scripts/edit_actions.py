@@ -38,11 +38,16 @@ def interpolate(editor: Editor, z: Tensor, frames: int, path: str) -> tuple[Tens
     return editor.frames(between, desc="interpolate")
 
 
-def manipulate(editor: Editor, edit: Edit, fix_xT: bool) -> tuple[Tensor, Tensor]:
-    """Endpoints and images, uint8 [n, columns, 3, H, W], of edited codes; ``fix_xT``: from unedited endpoints."""
+def manipulate(editor: Editor, edits: Sequence[Edit], fix_xT: bool) -> list[tuple[Tensor, Tensor]]:
+    """Endpoints and images, uint8 [n, columns, 3, H, W], of each of some edits of the same codes.
+
+    All are sampled together, whatever their numbers of columns. ``fix_xT``: from the unedited endpoints, decoded once.
+    """
     with torch.no_grad():
-        x_T = editor.model.decode(edit.z) if fix_xT else None
-    return editor.frames(edit.codes, x_T, desc=edit.name)
+        x_T = editor.model.decode(edits[0].z) if fix_xT else None
+    made = editor.frames(torch.cat([edit.codes for edit in edits], dim=1), x_T, desc="manipulate")
+    columns = [edit.codes.shape[1] for edit in edits]
+    return list(zip(*(part.split(columns, dim=1) for part in made), strict=True))
 
 
 def attributes_of(
@@ -102,7 +107,7 @@ def draw_manipulation(
 ) -> tuple[list[str], list[Tensor]]:
     """Strip and animation of edits of images, uint8 [n, 3, H, W]; returns paths, and edited images per attribute."""
     check_rows(len(images) * len(edits) * (1 if options.fix_xT else 2))
-    made = [manipulate(editor, edit, options.fix_xT) for edit in edits]
+    made = manipulate(editor, edits, options.fix_xT)
     rows = []
     for i, name in enumerate(names):
         for edit, (endpoints, edited) in zip(edits, made, strict=True):

@@ -6,13 +6,13 @@ from math import isfinite
 
 from dbae.config import SampleConfig, option
 from dbae.errors import UserError
-from scripts.inputs import Inputs, result_folder
+from scripts.inputs import Inputs, Precision, result_folder
 
 OFFICIAL_SCALES = {"Male": (-0.3, -0.15, 0.0, 0.15, 0.3), "Young": (-0.2, -0.1, 0.0, 0.1, 0.2)}
 
 
 @dataclass(frozen=True)
-class PictureOptions(Inputs):
+class PictureOptions(Inputs, Precision):
     """Which images, and where the pictures go."""
 
     images: tuple[str, ...] = option((), "image files or folders (default: two of assets/, as the official code)")
@@ -59,7 +59,7 @@ class AttributeOptions:
 
 
 @dataclass(frozen=True)
-class EditOptions(Inputs):
+class EditOptions(Inputs, Precision):
     """Own photos, and where the results go."""
 
     dataset: str = option("folder:.", "data set of calibrate")

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dbae.config import ModelConfig, option, preset, require_positive
+from dbae.config import COMPILE, HALVES, PRECISIONS, ModelConfig, option, preset, require_positive
 from dbae.errors import UserError
 from scripts.bad_images import POLICIES
 from scripts.cli import Parser, given
@@ -74,6 +74,21 @@ class SweepInputs(Inputs):
         return self.on_bad_image == "fail" and self.limit is None
 
 
+@dataclass(frozen=True)
+class Precision:
+    """What a model computes in: options of the same names as in training."""
+
+    precision: str = option("auto", "auto: bf16, fp16 or fp32, the best the device has", PRECISIONS)
+    half: str = option("all", "networks that half precision is for: all, or unet alone as in the official code", HALVES)
+
+
+@dataclass(frozen=True)
+class Speed(Precision):
+    """The same for programs that sample many batches of one size."""
+
+    compile: str = option("false", "compile the networks, which takes a minute or more: true, or graphs", COMPILE)
+
+
 def parse(parser: Parser, cls: type, title: str, args: list[str] | None) -> tuple[Any, dict[str, Any], Any]:
     """Options of class ``cls`` (a ModelInputs), what was typed about the model, and the whole namespace."""
     parser.add_config(title, cls)
@@ -83,8 +98,9 @@ def parse(parser: Parser, cls: type, title: str, args: list[str] | None) -> tupl
 
 
 def load(options: ModelInputs, about: dict[str, Any], device: "torch.device | None" = None) -> "DBAE":
-    """The model, checked against everything typed about it."""
+    """The model, checked against everything typed about it, and as fast as the options say on ``device``."""
     from dbae.checkpoint import load_model
+    from dbae.performance import half_dtype, use_compile, use_half
 
     size = about.get("image_size")
     dataset = None if size or options.dataset.startswith("folder:") else options.dataset
@@ -92,6 +108,10 @@ def load(options: ModelInputs, about: dict[str, Any], device: "torch.device | No
     model = load_model(options.model_path, dataset, device=device, **typed)
     if size and size != model.config.image_size:
         raise UserError(f"image_size: {options.model_path} is for {model.config.image_size} px, got {size}")
+    if device and isinstance(options, Precision):
+        use_half(model, half_dtype(options.precision, device), options.half)
+    if device and isinstance(options, Speed):
+        use_compile(model, options.compile, device)
     return model
 
 

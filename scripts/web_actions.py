@@ -79,7 +79,7 @@ class Studio:
             return self._save("reconstruction", seen.made), self._save("edited", seen.made), seen.cost
         editor, start = self._editor(sampler, steps), time.monotonic()
         z = seen.z + torch.stack([scale * self.classifier.step(row) for row, scale in moves]).sum(dim=0)
-        _, made = manipulate(editor, Edit("edited", ("",), seen.z, z[:, None]), fix_xT)
+        ((_, made),) = manipulate(editor, [Edit("edited", ("",), seen.z, z[:, None])], fix_xT)
         cost = _cost(editor.sampling, 1, start)
         return self._save("reconstruction", seen.made), self._save("edited", made[:, 0]), cost
 

@@ -64,6 +64,8 @@ def test_another_size_gets_that_size_multipliers():
         (TrainConfig, {"lr": float("nan")}),
         (TrainConfig, {"ema_rate": 1.0}),
         (TrainConfig, {"seed": -1}),
+        (TrainConfig, {"half": "encoder"}),
+        (TrainConfig, {"compile": "yes"}),
         (SampleConfig, {"churn_step_ratio": 1.0}),
         (SampleConfig, {"steps": 0}),
         (SampleConfig, {"rho": 0.0}),
@@ -115,6 +117,8 @@ def test_spellings_of_options():
     assert dbae_train.parse(["--dataset=celeba", "--pred_mode=ve", "--sto=True"])[1].schedule == "ve"
     for words, value in ((["--flip=false"], False), (["--flip"], True), (["--flip", "true"], True)):
         assert dbae_train.parse([*TRAIN, *words])[2].flip is value
+    for words, value in ((["--compile"], "true"), (["--compile=graphs"], "graphs"), (["--compile", "false"], "false")):
+        assert dbae_train.parse([*TRAIN, *words])[2].compile == value
     assert dbae_train.parse([*TRAIN, "--channel_mult=1,2"])[1].channel_mult == (1, 2)
     assert dbae_train.parse([*TRAIN, "--data_dir=--x-y"])[0].data_dir == "--x-y"
 

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import ROOT
 from parity import released_state
@@ -12,8 +13,11 @@ from PIL import Image
 from test_commands import assert_one_line_error, bash
 
 from datasets import toyfaces
+from dbae.config import SampleConfig
 from scripts import dbae_edit, dbae_interpolation, dbae_manipulation
 from scripts.cli import run
+from scripts.edit_actions import Edit, manipulate
+from scripts.editing import Editor
 
 IMAGES = [str(ROOT / "assets" / f"img{i}.png") for i in range(1, 5)]
 
@@ -199,3 +203,23 @@ def test_dry_run(checkpoint, call):
         status, shown, _ = call(program, *words)
         assert status == 0 and json.loads(shown)["model"]["latent_dim"] == 8
     assert json.loads(call(dbae_edit, "encode", *words[1:])[1])["WayOptions"]["frames"] == 11
+
+
+@pytest.mark.parametrize("fix_xT", [True, False])
+def test_edits_sampled_together_equal_edits_sampled_apart(fix_xT, monkeypatch):
+    """Of different numbers of columns; the endpoint is decoded once, and the network is called once per step."""
+    model, z = tiny.model(), torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    editor = Editor(model, SampleConfig("euler", 2, churn_step_ratio=0.3))
+    edits = [Edit(str(n), ("",) * n, z, z[:, None] + torch.arange(n)[:, None]) for n in (3, 1, 2)]
+    apart = [manipulate(editor, [edit], fix_xT)[0] for edit in edits]
+    calls = {"decode": 0, "denoise": 0}
+    for name in calls:
+        usual = getattr(model, name)
+        monkeypatch.setattr(
+            model, name, lambda *a, name=name, usual=usual: (calls.update({name: calls[name] + 1}), usual(*a))[1]
+        )
+    together = manipulate(editor, edits, fix_xT)
+    assert calls == {"decode": 1, "denoise": 4}
+    for ours, theirs in zip(together, apart, strict=True):
+        for image, expected in zip(ours, theirs, strict=True):
+            assert image.shape == expected.shape and (image.int() - expected.int()).abs().max() <= 1

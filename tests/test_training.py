@@ -13,9 +13,11 @@ from dbae.checkpoint import complete_sets
 from dbae.config import TrainConfig
 from dbae.ema import EMA
 from dbae.errors import UserError
+from dbae.flat import flatten
 from dbae.model import DBAE
+from dbae.performance import half_dtype, use_half
 from dbae.state import TrainState
-from dbae.training import autocast_dtype, train
+from dbae.training import train
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -140,17 +142,17 @@ def test_whole_batch_at_once(tmp_path):
 
 def test_average_follows_its_definition():
     model = torch.nn.Linear(2, 1)
-    ema = EMA(model, 0.9)
+    ema, warm = EMA(model, 0.9), EMA(model, 0.9999, warmup=True)
+    vector = flatten(list(model.parameters()))
     expected = model.weight.detach().clone()
     for step in range(1, 4):
-        model.weight.data += 1
-        ema.update(model, step)
+        vector += 1
+        ema.update(vector, step, torch.tensor(True))
+        ema.update(vector, step, torch.tensor(False))
         expected = 0.9 * expected + 0.1 * model.weight.detach()
     assert torch.allclose(ema.module.weight, expected)
-    warm = EMA(model, 0.9999, warmup=True)
     before = warm.module.weight.clone()
-    model.weight.data += 1
-    warm.update(model, step=8)
+    warm.update(before.new_full(vector.shape, 1) + warm.vector, 8, torch.tensor(True))
     assert torch.allclose(warm.module.weight, before + (1 - 9 / 18))
 
 
@@ -162,17 +164,17 @@ def test_average_keeps_live_buffers(tmp_path):
 
 
 def test_precision():
-    assert autocast_dtype("auto", CPU) is None and autocast_dtype("fp32", CPU) is None
-    assert autocast_dtype("bf16", CPU) == torch.bfloat16
+    assert half_dtype("auto", CPU) is None and half_dtype("fp32", CPU) is None
+    assert half_dtype("bf16", CPU) == torch.bfloat16
     with pytest.raises(UserError, match="precision: fp16 needs a GPU"):
-        autocast_dtype("fp16", CPU)
+        half_dtype("fp16", CPU)
 
 
 def test_half_precision_stays_close():
     model, x, t = tiny.model(), tiny.images(), torch.full((4,), 0.5)
     noise = torch.randn_like(x)
     full = model.loss(x, t, noise)
-    model.autocast_dtype = torch.bfloat16
+    use_half(model, torch.bfloat16)
     half = model.loss(x, t, noise)
     assert half.dtype == torch.float32 and torch.allclose(full, half, rtol=0.05) and not torch.equal(full, half)
 

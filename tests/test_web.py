@@ -145,7 +145,7 @@ def test_shown_sliders_move_the_code_along_their_attributes(studio, seen):
     step = studio.classifier.step
     edit = Edit("", ("",), seen.z, (seen.z + 2 * step(1) - 3 * step(3))[:, None])
     editor = dataclasses.replace(studio.editor, sampling=SampleConfig(steps=3))
-    _, expected = manipulate(editor, edit, True)
+    ((_, expected),) = manipulate(editor, [edit], True)
     np.testing.assert_array_equal(pixels(edited), expected[0, 0].permute(1, 2, 0))
     assert (pixels(edited) != seen.made[0].permute(1, 2, 0).numpy()).any()
     assert cost.startswith("Last call: 3 network calls")

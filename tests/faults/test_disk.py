@@ -14,6 +14,7 @@ from dbae import progress
 from dbae.checkpoint import complete_sets, fingerprint, load_model, write_config
 from dbae.config import TrainConfig
 from dbae.errors import UserError
+from dbae.outcomes import Outcome
 from dbae.state import TrainState
 
 
@@ -206,11 +207,11 @@ def test_table_is_continued_without_torn_rows(tmp_path):
         b"5,40,1.2,10.0,4.0"
     )
     with progress.Progress(str(tmp_path), 4, 6, 1, quiet=True) as report:
-        report.update(5, 40, 8, 1.25, skipped=False)
+        report.update(Outcome(5, 40, 1.25, taken=True, stopping=False), 8)
         with table.open("ab") as file:
             file.write(b"6,48,1.1")  # the disk was full
         report.torn = True
-        report.update(6, 48, 8, 1.125, skipped=True)
+        report.update(Outcome(6, 48, 1.125, taken=False, stopping=False), 8)
     progress.Progress(str(tmp_path), 6, 6, 1, quiet=True)
     with table.open() as file:
         found = [(row["step"], row["loss"], row["skipped"]) for row in csv.DictReader(file)]

@@ -1,0 +1,83 @@
+"""A data set held as bytes in memory, so that training neither reads nor decodes after its start."""
+
+import os
+import sys
+
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from datasets.bad_images import BadImages
+from datasets.base import ImageDataset
+from datasets.loader import CachedImages, ordered_batches
+from dbae.errors import UserError
+
+PLACES = ("none", "host", "device")
+BATCH = 64  # images that are read together
+GB = 1e9  # bytes
+
+
+def cached(
+    dataset: ImageDataset,
+    where: str,
+    device: torch.device | str,
+    num_workers: int = 0,
+    bad: BadImages | None = None,
+    quiet: bool = False,
+) -> Dataset | CachedImages:
+    """What ``training_batches`` reads: the data set itself, or all its images, read once by ``num_workers`` processes.
+
+    ``where`` is ``host`` or ``device`` for the memory that holds them, n 3 s^2 bytes, or ``none``. With ``bad``, the
+    images that stand in for bad ones are those of ``training_batches``, and all bad ones are noted while reading.
+    ``quiet`` shows no progress. Raises UserError where the images do not fit, like ``check_room``, before reading, and
+    like ``training_batches``.
+    """
+    check_room(dataset, where, device)
+    if where == "none":
+        return dataset
+    shape = (len(dataset), 3, dataset.size, dataset.size)
+    images = torch.empty(shape, dtype=torch.uint8, device=_memory(where, device))
+    batches = ordered_batches(dataset, BATCH, num_workers=num_workers, bad=bad, replace=bad is not None)
+    pace = {"delay": 1, "mininterval": 0.1 if sys.stderr.isatty() else 10}  # seconds
+    with tqdm(total=len(dataset), desc="read", unit=" images", disable=quiet, **pace) as bar:
+        for batch, positions in batches:
+            images[positions[0] : positions[-1] + 1] = batch
+            bar.update(len(batch))
+    return CachedImages(images)
+
+
+def check_room(dataset: ImageDataset, where: str, device: torch.device | str) -> None:
+    """Raise UserError unless the images fit into the free memory of ``where``, or for an unknown ``where``.
+
+    Every process holds its own copy: those of this node that torchrun tells of share the host's memory. Nothing is
+    checked on systems that do not tell what is free.
+    """
+    if where not in PLACES:
+        raise UserError(f"cache: expected {', '.join(PLACES)}, got {where!r}")
+    if where == "none":
+        return
+    memory = _memory(where, device)
+    copies = 1 if memory.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    needed, free = 3 * dataset.size**2 * len(dataset), free_memory(memory)
+    if free is not None and copies * needed > free:
+        instead = "host or none" if memory.type == "cuda" else "none"
+        raise UserError(
+            f"cache: {len(dataset)} images of {dataset.size} px need {copies} x {needed / GB:.3g} GB, and "
+            f"{free / GB:.3g} GB are free ({memory}); give --cache {instead}"
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a GPU, or that Linux can make free for programs; None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            sizes = dict(line.split(":") for line in file)
+        return 1024 * int(sizes["MemAvailable"].split()[0])
+    except (OSError, KeyError):
+        return None
+
+
+def _memory(where: str, device: torch.device | str) -> torch.device:
+    return torch.device(device if where == "device" else "cpu")
