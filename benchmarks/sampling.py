@@ -1,0 +1,130 @@
+"""Sampling throughput: the default path against the plain one (benchmarks/plain.py), images and network calls alike.
+
+ways:
+  plain          float32 on a CPU, on a GPU with the U-Net in fp16; every state is copied to the host
+  default        what recon_dbae.sh does: float32 on a CPU, bf16 on a GPU
+  fp32, bf16     the default path in this precision
+  compiled       the default path, compiled
+  graphs         the default path, compiled to CUDA graphs
+
+Every way encodes the images, decodes endpoints and takes the same Euler steps. With --apart, ``default`` is also timed
+on one image after the other, as interpolation and manipulation would be if they did not batch their frames.
+
+Weights are random, or those of --model_path. Only there the largest difference from the first way is shown, what a
+stochastic encoder draws being equal in all: what a random network gives turns on the last digit.
+
+example:
+  python -m benchmarks.sampling --model_path ckpt/toyfaces/det/ema_0.9999_016000.pt --ways plain,default --apart
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks.measure import SpeedOptions, alternate, read_options
+from benchmarks.report import about, print_table, table, write_json
+from dbae.config import ModelConfig, option, preset, require_positive
+from dbae.errors import UserError
+from scripts.cli import run
+
+if TYPE_CHECKING:
+    import torch
+
+    from dbae.model import DBAE
+
+# Each way as (precision, compile); plain is another code.
+WAYS = {
+    "plain": ("fp32", "false"),
+    "default": ("auto", "false"),
+    "fp32": ("fp32", "false"),
+    "bf16": ("bf16", "false"),
+    "compiled": ("auto", "true"),
+    "graphs": ("auto", "graphs"),
+}
+
+
+@dataclass(frozen=True)
+class SamplingOptions(SpeedOptions):
+    """What is timed."""
+
+    model_path: str = option("", "checkpoint with a config.json (default: DATASET's preset, with random weights)")
+    ways: str = option("plain,default", f"what to compare: {', '.join(WAYS)}")
+    batch_size: int = option(64, "images")
+    steps: int = option(10, "Euler steps, a network call each")
+    apart: bool = option(False, "also one image after the other")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for way in self.ways.split(","):
+            if way not in WAYS:
+                raise UserError(f"ways: expected some of {', '.join(WAYS)}, got {way!r}")
+        for name in ("batch_size", "steps"):
+            require_positive(name, getattr(self, name))
+
+
+def prepared(model: "DBAE", way: str, device: "torch.device") -> "DBAE":
+    """A copy of a model as the way wants it."""
+    import copy
+
+    from benchmarks.plain import plain
+    from dbae.performance import half_dtype, use_compile, use_half
+
+    if way == "plain":
+        return plain(model)
+    model, (precision, compiled) = copy.deepcopy(model), WAYS[way]
+    use_half(model, half_dtype(precision, device))
+    use_compile(model, compiled, device)
+    return model
+
+
+def main() -> None:
+    """Build every way, compare their images, time them in turn, print."""
+    options = read_options(__doc__, SamplingOptions)
+
+    import torch
+
+    from benchmarks.plain import plain_reconstruct
+    from dbae.checkpoint import load_model
+    from dbae.distributed import setup
+    from dbae.model import DBAE
+
+    device = setup(options.device)
+    torch.manual_seed(0)
+    if options.model_path:
+        model = load_model(options.model_path, device=device)
+    else:
+        model = DBAE(preset(ModelConfig, options.dataset, {})).to(device).eval()
+    size = model.config.image_size
+    x0 = 2 * torch.rand(options.batch_size, 3, size, size, device=device) - 1
+
+    def work(way: str) -> Callable[[], "torch.Tensor"]:
+        chosen = prepared(model, way, device)
+        if way == "plain":
+            return lambda: plain_reconstruct(chosen, x0, options.steps)
+        return lambda: chosen.reconstruct(x0, steps=options.steps)
+
+    def images(reconstruct: Callable[[], "torch.Tensor"]) -> "torch.Tensor":
+        torch.manual_seed(0)
+        return reconstruct()
+
+    names = options.ways.split(",")
+    ways = {way: work(way) for way in names}
+    made = {way: images(reconstruct) for way, reconstruct in ways.items()} if options.model_path else {}
+    if options.apart:
+        alone = prepared(model, "default", device)
+        ways["default, one by one"] = lambda: [alone.reconstruct(x, steps=options.steps) for x in x0.split(1)]
+    rows = table(alternate(ways, options.rounds, device), names[0], options.batch_size)
+    for row in rows:
+        if row["way"] in made:
+            row["difference"] = (made[row["way"]] - made[names[0]]).abs().max().item()
+    name = os.path.basename(options.model_path) or options.dataset
+    title = f"{name}, {options.batch_size} images, Euler {options.steps}, {options.rounds} rounds"
+    print(f"{title}; {about(device)}")
+    print_table(rows, (("largest difference", ("difference",), "{:.1e}".format),))
+    if options.json:
+        write_json(options.json, title, device, rows)
+
+
+if __name__ == "__main__":
+    run(main)

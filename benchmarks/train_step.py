@@ -1,0 +1,145 @@
+"""Training throughput: the default path against the plain one (benchmarks/plain.py), on random images in host memory.
+
+ways:
+  plain          float32 on a CPU; on a GPU float32 with the U-Net in fp16 and a loss scale, as the official code
+  default        what train_dbae.sh does: on a CPU float32, on a GPU bf16 and compiled
+  bf16, fp32     the default path in this precision
+  eager          the default path, not compiled
+  compiled       the default path, compiled
+  graphs         the default path, compiled to CUDA graphs
+  checkpointing  the default path, with activations computed twice
+
+Every way takes the same steps of the same size. FLOPs are those of the plain networks: the default path reaches equal
+numbers with fewer. Peak memory counts the weights of all ways, which are there at the same time.
+
+example:
+  python -m benchmarks.train_step --dataset toyfaces --ways plain,default,bf16
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks.measure import SpeedOptions, alternate, matmul_peak, read_options
+from benchmarks.report import about, print_table, table, write_json
+from dbae.config import ModelConfig, TrainConfig, option, preset, require_positive
+from dbae.errors import UserError
+from scripts.cli import run
+
+if TYPE_CHECKING:
+    import torch
+
+    from dbae.model import DBAE
+
+# Each way as settings of TrainConfig; plain is another code.
+WAYS: dict[str, dict] = {
+    "plain": {},
+    "default": {},
+    "fp32": {"precision": "fp32"},
+    "bf16": {"precision": "bf16"},
+    "eager": {"compile": "false"},
+    "compiled": {"compile": "true"},
+    "graphs": {"compile": "graphs"},
+    "checkpointing": {"checkpointing": True},
+}
+
+
+@dataclass(frozen=True)
+class StepOptions(SpeedOptions):
+    """What is timed."""
+
+    ways: str = option("plain,default", f"what to compare: {', '.join(WAYS)}")
+    batch_size: int = option(32, "images of a step")
+    microbatch: int = option(0, "images of a forward pass (default: all of a step)")
+    steps: int = option(5, "steps of a timed run")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for way in self.ways.split(","):
+            if way not in WAYS:
+                raise UserError(f"ways: expected some of {', '.join(WAYS)}, got {way!r}")
+        for name in ("batch_size", "steps"):
+            require_positive(name, getattr(self, name))
+        if self.microbatch < 0 or self.batch_size % (self.microbatch or self.batch_size):
+            raise UserError(f"microbatch: expected a divisor of {self.batch_size}, got {self.microbatch}")
+
+
+def default_step(model: "DBAE", config: TrainConfig, batches: "Iterator[torch.Tensor]") -> Callable[[], object]:
+    """A function that takes one step of dbae.training, prepared as scripts/dbae_train.py does."""
+    import torch
+
+    from dbae.flat import Kept
+    from dbae.performance import half_dtype, use_checkpointing, use_compile, use_half
+    from dbae.signals import Stop
+    from dbae.state import TrainState
+    from dbae.training import take_step
+
+    device = next(model.parameters()).device
+    dtype = half_dtype(config.precision, device)
+    use_half(model, dtype, config.half)
+    if config.checkpointing:
+        use_checkpointing(model)
+    state = TrainState.create(model, config, device, half=dtype == torch.float16)
+    if use_compile(model, config.compile, device):
+        state.optimizer.compile()
+    buffers = Kept(list(model.buffers()))
+    moved = (images.to(device, non_blocking=True) for images in batches)
+    return lambda: take_step(model, state, moved, config, device, buffers, Stop())
+
+
+def flops_of(model: "DBAE", batch: int) -> float:
+    """FLOPs of a plain step over ``batch`` images, forward and backward (a multiplication and an addition are two)."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks.plain import plain
+
+    shadow = plain(model.to("meta"))
+    size = model.config.image_size
+    with FlopCounterMode(display=False) as counter:
+        shadow.loss(torch.empty(1, 3, size, size, device="meta"), torch.ones(1, device="meta")).sum().backward()
+    return float(batch * counter.get_total_flops())
+
+
+def main() -> None:
+    """Build every way, time them in turn, print."""
+    options = read_options(__doc__, StepOptions)
+
+    import torch
+
+    from benchmarks.plain import plain, plain_step
+    from dbae.distributed import setup
+    from dbae.model import DBAE
+    from dbae.performance import half_dtype
+
+    device = setup(options.device)
+    model_config = preset(ModelConfig, options.dataset, {})
+    size, images = model_config.image_size, options.batch_size * options.steps
+    sizes = {"batch_size": options.batch_size, "microbatch": options.microbatch or options.batch_size}
+    torch.manual_seed(0)
+    data = torch.randint(0, 256, (4, sizes["microbatch"], 3, size, size), dtype=torch.uint8)
+    data = data.pin_memory() if device.type == "cuda" else data
+
+    def work(way: str) -> Callable[[], None]:
+        torch.manual_seed(0)
+        config = preset(TrainConfig, options.dataset, sizes | WAYS[way])
+        model = DBAE(model_config).to(device).train()
+        model = plain(model) if way == "plain" else model
+        step = (plain_step if way == "plain" else default_step)(model, config, itertools.cycle(data))
+        return lambda: [step() for _ in range(options.steps)] and None
+
+    names = options.ways.split(",")
+    timings = alternate({way: work(way) for way in names}, options.rounds, device)
+    flops = options.steps * flops_of(DBAE(model_config), options.batch_size)
+    peak = matmul_peak(device, half_dtype("auto", device) or torch.float32)
+    rows = table(timings, names[0], images, peak, dict.fromkeys(names, flops))
+    title = f"{options.dataset}, batch {options.batch_size}, {options.steps} steps a run, {options.rounds} rounds"
+    print(f"{title}; {about(device)}; matmul {peak / 1e12:.3g} TFLOP/s, {flops / images / 1e9:.3g} GFLOP per image")
+    print_table(rows)
+    if options.json:
+        write_json(options.json, title, device, rows, matmul_flops=peak, flops_per_image=flops / images)
+
+
+if __name__ == "__main__":
+    run(main)
