@@ -10,6 +10,8 @@ ways:
 Every way encodes the images, decodes endpoints and takes the same Euler steps. With --apart, ``default`` is also timed
 on one image after the other, as interpolation and manipulation would be if they did not batch their frames.
 
+Every way is a process of its own, so that plain has the allocator as the system sets it.
+
 Weights are random, or those of --model_path. Only there the largest difference from the first way is shown, what a
 stochastic encoder draws being equal in all: what a random network gives turns on the last digit.
 
@@ -22,16 +24,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.measure import SpeedOptions, alternate, read_options
+from benchmarks.apart import alternate_apart, apart
+from benchmarks.measure import SpeedOptions, read_options
 from benchmarks.report import about, print_table, table, write_json
 from dbae.config import ModelConfig, option, preset, require_positive
 from dbae.errors import UserError
 from scripts.cli import run
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
-
-    from dbae.model import DBAE
 
 # Each way as (precision, compile); plain is another code.
 WAYS = {
@@ -42,6 +44,9 @@ WAYS = {
     "compiled": ("auto", "true"),
     "graphs": ("auto", "graphs"),
 }
+
+
+APART = ", one by one"
 
 
 @dataclass(frozen=True)
@@ -63,61 +68,63 @@ class SamplingOptions(SpeedOptions):
             require_positive(name, getattr(self, name))
 
 
-def prepared(model: "DBAE", way: str, device: "torch.device") -> "DBAE":
-    """A copy of a model as the way wants it."""
-    import copy
-
-    from benchmarks.plain import plain
-    from dbae.performance import half_dtype, use_compile, use_half
-
-    if way == "plain":
-        return plain(model)
-    model, (precision, compiled) = copy.deepcopy(model), WAYS[way]
-    use_half(model, half_dtype(precision, device))
-    use_compile(model, compiled, device)
-    return model
-
-
-def main() -> None:
-    """Build every way, compare their images, time them in turn, print."""
-    options = read_options(__doc__, SamplingOptions)
-
+def build(device_name: str, way: str, options: SamplingOptions) -> Callable[[], object]:
+    """A function that reconstructs the images, and returns them."""
     import torch
 
-    from benchmarks.plain import plain_reconstruct
+    from benchmarks.plain import plain, plain_reconstruct
     from dbae.checkpoint import load_model
     from dbae.distributed import setup
     from dbae.model import DBAE
+    from dbae.performance import half_dtype, use_compile, use_half
 
-    device = setup(options.device)
+    device = torch.device(device_name) if way == "plain" else setup(device_name)  # which also tells the allocator
     torch.manual_seed(0)
     if options.model_path:
         model = load_model(options.model_path, device=device)
     else:
         model = DBAE(preset(ModelConfig, options.dataset, {})).to(device).eval()
     size = model.config.image_size
-    x0 = 2 * torch.rand(options.batch_size, 3, size, size, device=device) - 1
+    generator = torch.Generator().manual_seed(0)
+    x0 = 2 * torch.rand(options.batch_size, 3, size, size, generator=generator).to(device) - 1
+    if way == "plain":
+        model = plain(model)
+        return lambda: plain_reconstruct(model, x0, options.steps)
+    precision, compiled = WAYS[way.removesuffix(APART)]
+    use_half(model, half_dtype(precision, device))
+    use_compile(model, compiled, device)
+    if way.endswith(APART):
+        return lambda: torch.cat([model.reconstruct(x, steps=options.steps) for x in x0.split(1)])
+    return lambda: model.reconstruct(x0, steps=options.steps)
 
-    def work(way: str) -> Callable[[], "torch.Tensor"]:
-        chosen = prepared(model, way, device)
-        if way == "plain":
-            return lambda: plain_reconstruct(chosen, x0, options.steps)
-        return lambda: chosen.reconstruct(x0, steps=options.steps)
 
-    def images(reconstruct: Callable[[], "torch.Tensor"]) -> "torch.Tensor":
-        torch.manual_seed(0)
-        return reconstruct()
+def images(work: Callable[[], "torch.Tensor"], device: "torch.device") -> "np.ndarray":
+    """What the work makes; the codes of a stochastic encoder are drawn from the same seed in all ways."""
+    import torch
 
-    names = options.ways.split(",")
-    ways = {way: work(way) for way in names}
-    made = {way: images(reconstruct) for way, reconstruct in ways.items()} if options.model_path else {}
-    if options.apart:
-        alone = prepared(model, "default", device)
-        ways["default, one by one"] = lambda: [alone.reconstruct(x, steps=options.steps) for x in x0.split(1)]
-    rows = table(alternate(ways, options.rounds, device), names[0], options.batch_size)
+    torch.manual_seed(0)
+    return work().cpu().numpy()
+
+
+def main() -> None:
+    """Build every way, time them in turn, compare their images, print."""
+    options = read_options(__doc__, SamplingOptions)
+
+    from dbae.checkpoint import load_model
+    from dbae.distributed import setup
+
+    device = setup(options.device)
+    if options.model_path:
+        load_model(options.model_path)  # a bad one is told here
+    names = options.ways.split(",") + [f"default{APART}"] * options.apart
+    with apart(build, {way: (str(device), way, options) for way in names}) as ways:
+        timings = alternate_apart(ways, options.rounds)
+        compared = [way for way in names if options.model_path and not way.endswith(APART)]
+        made = {way: ways[way](images) for way in compared}
+    rows = table(timings, names[0], options.batch_size)
     for row in rows:
         if row["way"] in made:
-            row["difference"] = (made[row["way"]] - made[names[0]]).abs().max().item()
+            row["difference"] = float(abs(made[row["way"]] - made[names[0]]).max())
     name = os.path.basename(options.model_path) or options.dataset
     title = f"{name}, {options.batch_size} images, Euler {options.steps}, {options.rounds} rounds"
     print(f"{title}; {about(device)}")

@@ -10,7 +10,7 @@ ways:
   checkpointing  the default path, with activations computed twice
 
 Every way takes the same steps of the same size. FLOPs are those of the plain networks: the default path reaches equal
-numbers with fewer. Peak memory counts the weights of all ways, which are there at the same time.
+numbers with fewer. Every way is a process of its own, so that plain has the allocator as the system sets it.
 
 example:
   python -m benchmarks.train_step --dataset toyfaces --ways plain,default,bf16
@@ -19,9 +19,12 @@ example:
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.measure import SpeedOptions, alternate, matmul_peak, read_options
+from benchmarks.apart import alternate_apart, apart
+from benchmarks.measure import SpeedOptions, matmul_peak, read_options
+from benchmarks.operations import operations, print_operations
 from benchmarks.report import about, print_table, table, write_json
 from dbae.config import ModelConfig, TrainConfig, option, preset, require_positive
 from dbae.errors import UserError
@@ -53,6 +56,7 @@ class StepOptions(SpeedOptions):
     batch_size: int = option(32, "images of a step")
     microbatch: int = option(0, "images of a forward pass (default: all of a step)")
     steps: int = option(5, "steps of a timed run")
+    operations: int = option(0, "after the timing, show the N operations that take most of a run")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +65,8 @@ class StepOptions(SpeedOptions):
                 raise UserError(f"ways: expected some of {', '.join(WAYS)}, got {way!r}")
         for name in ("batch_size", "steps"):
             require_positive(name, getattr(self, name))
+        if self.operations < 0:
+            raise UserError(f"operations: expected a whole number from 0, got {self.operations}")
         if self.microbatch < 0 or self.batch_size % (self.microbatch or self.batch_size):
             raise UserError(f"microbatch: expected a divisor of {self.batch_size}, got {self.microbatch}")
 
@@ -88,18 +94,39 @@ def default_step(model: "DBAE", config: TrainConfig, batches: "Iterator[torch.Te
     return lambda: take_step(model, state, moved, config, device, buffers, Stop())
 
 
-def flops_of(model: "DBAE", batch: int) -> float:
+def flops_of(config: ModelConfig, batch: int) -> float:
     """FLOPs of a plain step over ``batch`` images, forward and backward (a multiplication and an addition are two)."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from benchmarks.plain import plain
+    from dbae.model import DBAE
 
-    shadow = plain(model.to("meta"))
-    size = model.config.image_size
-    with FlopCounterMode(display=False) as counter:
-        shadow.loss(torch.empty(1, 3, size, size, device="meta"), torch.ones(1, device="meta")).sum().backward()
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        images = torch.empty(1, 3, config.image_size, config.image_size)
+        plain(DBAE(config)).loss(images, torch.ones(1)).sum().backward()
     return float(batch * counter.get_total_flops())
+
+
+def build(device_name: str, way: str, options: StepOptions) -> Callable[[], object]:
+    """A function that takes the steps of a timed run."""
+    import torch
+
+    from benchmarks.plain import plain, plain_step
+    from dbae.distributed import setup
+    from dbae.model import DBAE
+
+    device = torch.device(device_name) if way == "plain" else setup(device_name)  # which also tells the allocator
+    sizes = {"batch_size": options.batch_size, "microbatch": options.microbatch or options.batch_size}
+    config = preset(TrainConfig, options.dataset, sizes | WAYS[way])
+    torch.manual_seed(0)
+    model = DBAE(preset(ModelConfig, options.dataset, {})).to(device).train()
+    size = model.config.image_size
+    data = torch.randint(0, 256, (4, config.microbatch, 3, size, size), dtype=torch.uint8)
+    data = data.pin_memory() if device.type == "cuda" else data
+    model = plain(model) if way == "plain" else model
+    step = (plain_step if way == "plain" else default_step)(model, config, itertools.cycle(data))
+    return lambda: [step() for _ in range(options.steps)] and None
 
 
 def main() -> None:
@@ -108,37 +135,26 @@ def main() -> None:
 
     import torch
 
-    from benchmarks.plain import plain, plain_step
     from dbae.distributed import setup
-    from dbae.model import DBAE
     from dbae.performance import half_dtype
 
     device = setup(options.device)
-    model_config = preset(ModelConfig, options.dataset, {})
-    size, images = model_config.image_size, options.batch_size * options.steps
-    sizes = {"batch_size": options.batch_size, "microbatch": options.microbatch or options.batch_size}
-    torch.manual_seed(0)
-    data = torch.randint(0, 256, (4, sizes["microbatch"], 3, size, size), dtype=torch.uint8)
-    data = data.pin_memory() if device.type == "cuda" else data
-
-    def work(way: str) -> Callable[[], None]:
-        torch.manual_seed(0)
-        config = preset(TrainConfig, options.dataset, sizes | WAYS[way])
-        model = DBAE(model_config).to(device).train()
-        model = plain(model) if way == "plain" else model
-        step = (plain_step if way == "plain" else default_step)(model, config, itertools.cycle(data))
-        return lambda: [step() for _ in range(options.steps)] and None
-
-    names = options.ways.split(",")
-    timings = alternate({way: work(way) for way in names}, options.rounds, device)
-    flops = options.steps * flops_of(DBAE(model_config), options.batch_size)
+    names, images = options.ways.split(","), options.batch_size * options.steps
+    with apart(build, {way: (str(device), way, options) for way in names}) as ways:
+        timings = alternate_apart(ways, options.rounds)
+        show = partial(operations, count=options.operations)
+        spent = {way: ask(show) for way, ask in ways.items() if options.operations}
+    flops = options.steps * flops_of(preset(ModelConfig, options.dataset, {}), options.batch_size)
     peak = matmul_peak(device, half_dtype("auto", device) or torch.float32)
     rows = table(timings, names[0], images, peak, dict.fromkeys(names, flops))
     title = f"{options.dataset}, batch {options.batch_size}, {options.steps} steps a run, {options.rounds} rounds"
     print(f"{title}; {about(device)}; matmul {peak / 1e12:.3g} TFLOP/s, {flops / images / 1e9:.3g} GFLOP per image")
     print_table(rows)
+    for way, found in spent.items():
+        print_operations(f"operation ({way})", found)
     if options.json:
-        write_json(options.json, title, device, rows, matmul_flops=peak, flops_per_image=flops / images)
+        facts = {"matmul_flops": peak, "flops_per_image": flops / images, "operations": spent}
+        write_json(options.json, title, device, rows, **facts)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ agree; speed is not tested."""
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from test_edit_commands import call  # noqa: F401 - a fixture
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import data_loading, measure, probe, report, sampling, scaling, train_step
+from benchmarks.apart import alternate_apart, apart
 from benchmarks.measure import Timing
 from benchmarks.plain import PLAIN, plain, plain_step
 from dbae.config import ModelConfig, TrainConfig, preset
@@ -292,6 +294,7 @@ def test_a_process_that_fails(call, monkeypatch):  # noqa: F811
         (train_step, ["--batch_size=0"], "batch_size"),
         (train_step, ["--steps=0"], "steps"),
         (train_step, ["--microbatch=-1"], "microbatch"),
+        (train_step, ["--operations=-1"], "operations"),
         (train_step, ["--batch_size=4", "--microbatch=3"], "microbatch"),
         (sampling, ["--ways=plain,eager"], "'eager'"),
         (sampling, ["--batch_size=0"], "batch_size"),
@@ -310,12 +313,17 @@ def test_wrong_options(call, program, words, named):  # noqa: F811
 def test_train_step(report_of, monkeypatch):
     monkeypatch.setattr(measure, "MATMUL_SIZE", {"cpu": 256})
     monkeypatch.setattr(measure, "MATMUL_ROUNDS", 1)
-    ways = ["plain", "default", "fp32", "bf16", "eager", "checkpointing"]
-    words = [f"--ways={','.join(ways)}", "--batch_size=4", "--microbatch=2", "--steps=2"]
+    ways = ["plain", "default", "checkpointing"]
+    words = [f"--ways={','.join(ways)}", "--batch_size=4", "--microbatch=2", "--steps=2", "--operations=3"]
     written = report_of(train_step, *words)
+    for way in ways:
+        found = written["operations"][way]
+        assert [row["operation"] for row in found].index("others") == 3 and found[0]["ms"] >= found[1]["ms"] > 0
+        assert sum(row["share"] for row in found) == pytest.approx(1)
+        assert "convolution" in found[0]["operation"] and found[0]["calls"] > 10
     assert list(written["rows"]) == ways and written["matmul_flops"] > 0
     model = DBAE(preset(ModelConfig, "toyfaces", {}))
-    assert written["flops_per_image"] == train_step.flops_of(model, 1)
+    assert written["flops_per_image"] == train_step.flops_of(model.config, 1)
     seconds = written["rows"]["plain"]["median_s"]
     for row in written["rows"].values():
         assert row["images_per_s"] == pytest.approx(8 / row["median_s"])
@@ -338,21 +346,58 @@ def test_ways_to_train_are_what_they_are_called():
 
 
 def test_sampling_with_random_weights(rows_of, monkeypatch):
-    sizes, usual = [], DBAE.reconstruct
-    monkeypatch.setattr(DBAE, "reconstruct", lambda self, x, **how: sizes.append(len(x)) or usual(self, x, **how))
-    rows = rows_of(sampling, "--ways=plain,default,fp32,bf16", "--batch_size=2", "--steps=2", "--apart")
-    assert list(rows) == ["plain", "default", "fp32", "bf16", "default, one by one"]
+    rows = rows_of(sampling, "--ways=plain,fp32", "--batch_size=2", "--steps=2", "--apart")
+    assert list(rows) == ["plain", "fp32", "default, one by one"]
     for row in rows.values():
         assert row["images_per_s"] == pytest.approx(2 / row["median_s"])
         assert row["ratio"] == pytest.approx(rows["plain"]["median_s"] / row["median_s"])
         assert "difference" not in row
-    assert sizes == 2 * [2, 2, 2, 1, 1]
+
+
+def test_ways_to_sample_are_what_they_are_called(monkeypatch):
+    found, usual = {}, DBAE.reconstruct
+
+    def noted(self, x, **how):
+        found.setdefault(way, []).append((precision_of(self), len(x)))
+        return usual(self, x, **how)
+
+    monkeypatch.setattr(DBAE, "reconstruct", noted)
+    for way in ("plain", "default", "fp32", "bf16", "default, one by one"):
+        made = sampling.build("cpu", way, sampling.SamplingOptions(batch_size=2, steps=1))()
+        assert made.shape == (2, 3, 32, 32)
+    assert found == {
+        "default": [("fp32", 2)], "fp32": [("fp32", 2)], "bf16": [("bf16", 2)], "default, one by one": 2 * [("fp32", 1)]
+    }  # fmt: skip
+
+
+def test_each_way_is_a_process_of_its_own():
+    ways = {"a": ("cpu", "a"), "b": ("cpu", "b")}
+    with apart(process_and_way, ways) as asked:
+        ours, theirs = asked["a"](result_of), asked["b"](result_of)
+        assert (ours[1], theirs[1]) == ("a", "b") and len({os.getpid(), ours[0], theirs[0]}) == 3
+        assert asked["a"](result_of) == ours
+        timings = alternate_apart(asked, 3)
+    assert all(len(timing.seconds) == 3 and timing.low >= 0 for timing in timings.values())
+    with apart(process_and_way, {"a": ("cpu", "a")}) as asked, pytest.raises(RuntimeError, match="way 'a' ended"):
+        asked["a"](end)
+
+
+def process_and_way(device_name, way):
+    return lambda: (os.getpid(), way)
+
+
+def result_of(work, device):
+    return work()
+
+
+def end(work, device):
+    os._exit(3)
 
 
 def test_sampling_of_a_checkpoint_compares_its_images(rows_of, checkpoint):
     words = [f"--model_path={checkpoint}", "--ways=plain,default,bf16", "--batch_size=2", "--steps=2", "--apart"]
     plain, default, bf16, apart = rows_of(sampling, *words).values()
-    assert plain["difference"] == 0 and default["difference"] < 1e-4 < bf16["difference"] < 0.1
+    assert plain["difference"] == 0 and default["difference"] < 1e-3 < bf16["difference"] < 0.1
     assert apart["way"] == "default, one by one" and "difference" not in apart
 
 
@@ -420,4 +465,4 @@ def test_counted_operations():
     }
     for expected, found in forward.items():
         assert found == pytest.approx(expected, rel=0.02)
-    assert train_step.flops_of(model, 3) / 1e9 == pytest.approx(3 * 3 * sum(forward), rel=0.02)
+    assert train_step.flops_of(model.config, 3) / 1e9 == pytest.approx(3 * 3 * sum(forward), rel=0.02)
