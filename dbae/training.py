@@ -52,7 +52,8 @@ def train(
 
     ``batches`` yields this process's micro-batches in order, uint8 [m, 3, H, W] on the device, from image
     ``state.images`` on; ``preview(model, step)`` draws pictures with the averaged weights, on the first process.
-    Returns 0 after the last step, or the signal that any process's ``stop`` noted, after the step it came in is saved.
+    Returns 0 after the last step, or the signal that any process's ``stop`` noted, after the step it came in, or on a
+    GPU the next one, is saved.
 
     A step whose loss or gradient is not finite on any process leaves parameters, buffers, average and optimizer as they
     were; counters and data go on. The device decides that; on a GPU the host learns of it, and of the loss and of other
@@ -64,7 +65,7 @@ def train(
     """
     stop = stop or Stop()
     main = distributed.rank() == 0
-    model = parallel(state.model, device).train()
+    model = _parallel(state.model, device).train()
     buffers, outcomes = Kept(list(state.model.buffers())), Outcomes(device)
     total, every = config.total_steps, config.log_interval
     report = Progress(run_dir, state.step, total, every, quiet) if main else nullcontext()
@@ -109,7 +110,7 @@ def train(
     return 0 if state.step == total else max(signums)
 
 
-def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+def _parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model, or with several processes one that averages its gradients over them."""
     if distributed.world() == 1:
         return model
