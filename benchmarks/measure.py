@@ -8,7 +8,7 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,15 @@ class SpeedOptions(RoundOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         preset_name(self.dataset)
+
+
+def check_work(ways: str, known: Iterable[str], **numbers: int) -> None:
+    """Raise UserError for a way, of some between commas, that is not known, and for a number that is not above 0."""
+    for way in ways.split(","):
+        if way not in known:
+            raise UserError(f"ways: expected some of {', '.join(known)}, got {way!r}")
+    for name, number in numbers.items():
+        require_positive(name, number)
 
 
 def read_options(description: str, cls: type[Options]) -> Options:

@@ -25,10 +25,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.apart import alternate_apart, apart
-from benchmarks.measure import SpeedOptions, read_options
+from benchmarks.measure import SpeedOptions, check_work, read_options
 from benchmarks.report import about, print_table, table, write_json
-from dbae.config import ModelConfig, option, preset, require_positive
-from dbae.errors import UserError
+from dbae.config import ModelConfig, option, preset
 from scripts.cli import run
 
 if TYPE_CHECKING:
@@ -61,11 +60,7 @@ class SamplingOptions(SpeedOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for way in self.ways.split(","):
-            if way not in WAYS:
-                raise UserError(f"ways: expected some of {', '.join(WAYS)}, got {way!r}")
-        for name in ("batch_size", "steps"):
-            require_positive(name, getattr(self, name))
+        check_work(self.ways, WAYS, batch_size=self.batch_size, steps=self.steps)
 
 
 def build(device_name: str, way: str, options: SamplingOptions) -> Callable[[], object]:

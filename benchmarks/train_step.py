@@ -23,10 +23,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.apart import alternate_apart, apart
-from benchmarks.measure import SpeedOptions, matmul_peak, read_options
+from benchmarks.measure import SpeedOptions, check_work, matmul_peak, read_options
 from benchmarks.operations import operations, print_operations
 from benchmarks.report import about, print_table, table, write_json
-from dbae.config import ModelConfig, TrainConfig, option, preset, require_positive
+from dbae.config import ModelConfig, TrainConfig, option, preset
 from dbae.errors import UserError
 from scripts.cli import run
 
@@ -60,11 +60,7 @@ class StepOptions(SpeedOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for way in self.ways.split(","):
-            if way not in WAYS:
-                raise UserError(f"ways: expected some of {', '.join(WAYS)}, got {way!r}")
-        for name in ("batch_size", "steps"):
-            require_positive(name, getattr(self, name))
+        check_work(self.ways, WAYS, batch_size=self.batch_size, steps=self.steps)
         if self.operations < 0:
             raise UserError(f"operations: expected a whole number from 0, got {self.operations}")
         if self.microbatch < 0 or self.batch_size % (self.microbatch or self.batch_size):
