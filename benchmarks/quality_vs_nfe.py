@@ -20,6 +20,7 @@ from scripts.cli import Parser, run
 from scripts.inputs import Inputs, Speed, build_data, load, parse, print_dry_run
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from torch import Tensor
 
     from scripts.editing import Editor
@@ -116,8 +117,35 @@ def print_table(table: list[dict[str, Any]], images: int) -> None:
         print("|", " | ".join(cells), "|")
 
 
-def plot(table: list[dict[str, Any]], path: str) -> None:
-    """Each metric against network calls, a line per sampler and grid."""
+def series_of(row: dict[str, Any]) -> str:
+    """Name of the line that a row is a point of."""
+    name = row["sampler"] + f", {row['grid']}" * (row["sampler"] != "one-step")
+    return (
+        name
+        + f", eta {row['eta']}" * (row["eta"] > 0)
+        + f", churn {row['churn_step_ratio']}" * (row["churn_step_ratio"] > 0)
+    )
+
+
+def draw(axis: "Axes", table: list[dict[str, Any]], metric: str, against: str, label: str) -> None:
+    """Lines of a metric against a column of the table, on a logarithmic axis, cut to the useful part."""
+    from matplotlib import pyplot as plt
+
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in table:
+        series.setdefault(series_of(row), []).append((row[against], row[metric]))
+    for i, (name, points) in enumerate(series.items()):
+        colour, marker = plt.get_cmap("tab10")(i % 10), "os"[i // 10]  # more series than colours
+        axis.plot(*zip(*sorted(points), strict=True), marker + "-", color=colour, ms=3.5, lw=1.2, label=name)
+    best = max(row["SSIM"] for row in table) if metric == "SSIM" else min(row[metric] for row in table)
+    axis.set_ylim(*((max(0, 1 - 4 * (1 - best)), 1) if metric == "SSIM" else (0, 3 * best)))
+    axis.set(xscale="log", xlabel=label, title=metric)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def plot(table: list[dict[str, Any]], images: int, path: str) -> None:
+    """Each metric against network calls, and against milliseconds per image; a line per sampler and grid."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -126,27 +154,16 @@ def plot(table: list[dict[str, Any]], path: str) -> None:
     from dbae.files import atomic_write
 
     metrics = [name for name in ("MSE", "LPIPS", "SSIM") if name in table[0]]
-    figure, axes = plt.subplots(1, len(metrics), figsize=(4.6 * len(metrics), 3.8), layout="constrained", squeeze=False)
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        series: dict[str, list[tuple[int, float]]] = {}
-        for row in table:
-            name = row["sampler"] + f", {row['grid']}" * (row["sampler"] != "one-step")
-            name += f", eta {row['eta']}" * (row["eta"] > 0) + f", churn {row['churn_step_ratio']}" * (
-                row["churn_step_ratio"] > 0
-            )
-            series.setdefault(name, []).append((row["nfe"], row[metric]))
-        for i, (name, points) in enumerate(series.items()):
-            colour, marker = plt.get_cmap("tab10")(i % 10), "os"[i // 10]  # more series than colours
-            axis.plot(*zip(*sorted(points), strict=True), marker + "-", color=colour, ms=3.5, lw=1.2, label=name)
-        best = max(row["SSIM"] for row in table) if metric == "SSIM" else min(row[metric] for row in table)
-        axis.set_ylim(*((1 - 4 * (1 - best), 1) if metric == "SSIM" else (0, 3 * best)))  # the useful part
-        axis.set(xscale="log", xlabel="network calls", title=metric)
-        axis.set_xticks(sorted({row["nfe"] for row in table}))
-        axis.xaxis.set_major_formatter("{x:.0f}")
-        axis.xaxis.set_minor_formatter("")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0][-1].legend(fontsize=7, loc="best")
+    size = {"figsize": (4.6 * len(metrics), 7.2), "layout": "constrained", "squeeze": False}
+    figure, (by_calls, by_time) = plt.subplots(2, len(metrics), **size)
+    timed = [row | {"ms": 1000 * row["seconds"] / images} for row in table]
+    for metric, calls, time_ in zip(metrics, by_calls, by_time, strict=True):
+        draw(calls, timed, metric, "nfe", "network calls")
+        calls.set_xticks(sorted({row["nfe"] for row in table}))
+        calls.xaxis.set_major_formatter("{x:.0f}")
+        calls.xaxis.set_minor_formatter("")
+        draw(time_, timed, metric, "ms", "milliseconds per image")
+    figure.legend(*by_calls[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
@@ -173,7 +190,7 @@ def main() -> None:
     weights = os.path.basename(options.model_path)
     print(f"{weights}: {len(images)} {options.split} images of {options.dataset}, {device}, seed {options.seed}")
     print_table(table, len(images))
-    plot(table, f"{options.out}.png")
+    plot(table, len(images), f"{options.out}.png")
     with atomic_write(f"{options.out}.json", "w") as file:
         json.dump({"checkpoint": weights, "images": len(images), "rows": table}, file, indent=1)
     return None
