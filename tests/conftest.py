@@ -9,6 +9,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def memory_that_goes_back():
+    """Freed memory is the system's again, as one test's peak is no other's business."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dbae.distributed.keep_freed_memory", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The EMA file of a run folder with a small stochastic model of toy faces."""
