@@ -137,7 +137,8 @@ def summary(
     weights = 4 * millions(model)  # bytes of a float32
     return "\n".join(
         [
-            f"device: {world} x {device.type}, {precision_of(model)}{', compiled' * compiled}",
+            f"device: {world} x {device.type}, {precision_of(model)}"
+            + ", compiled in the first step, which takes minutes" * compiled,
             f"batch: {config.batch_size} images = {world} x {sum(sizes)} = {world} x ({passes} in micro-batches)",
             f"model: {millions(model):.3g}M parameters: {networks}",
             f"memory: {5 * weights:.3g} MB = weights {weights:.3g} + gradients {weights:.3g} + average {weights:.3g} + "
