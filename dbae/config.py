@@ -13,7 +13,7 @@ from dbae.errors import UserError
 SCHEDULES = ("vp", "ve", "vp_simple", "ve_simple")
 GRIDS = ("karras", "uniform", "logsnr")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-HALVES = ("all", "unet")
+HALVES = {"all": ("encoder", "decoder", "unet"), "unet": ("unet",)}  # name -> networks in half precision
 COMPILE = ("auto", "true", "false", "graphs")
 
 # Each sampler with what it reads beside steps and the time grid. The rest must keep its neutral value.
@@ -100,7 +100,9 @@ class TrainConfig:
     ema_warmup: bool = option(False, "start the average at rate (1 + step) / (10 + step): for short runs")
     flip: bool = option(True, "random horizontal flips")
     precision: str = option("auto", "auto: bf16, fp16 or fp32, the best the device has; weights stay fp32", PRECISIONS)
-    half: str = option("all", "networks that half precision is for: all, or unet alone as in the official code", HALVES)
+    half: str = option(
+        "all", "networks that half precision is for: all, or unet alone as in the official code", tuple(HALVES)
+    )
     compile: str = option(
         "auto", "compile the networks: auto (on a GPU), true, false, or graphs (CUDA graphs)", COMPILE
     )

@@ -11,21 +11,19 @@ def flatten(tensors: list[Tensor]) -> Tensor:
 
     Shapes, memory formats and identities of the tensors stay.
     """
-    starts, end = layout(tensors)
-    vector = tensors[0].new_zeros(end)
-    for tensor, part in zip(tensors, parts(vector, tensors, starts), strict=True):
+    vector = tensors[0].new_zeros(_layout(tensors)[1])
+    for tensor, part in zip(tensors, parts(vector, tensors), strict=True):
         part.copy_(tensor.detach())
         tensor.data = part
     return vector
 
 
-def parts(vector: Tensor, like: list[Tensor], starts: list[int] | None = None) -> list[Tensor]:
+def parts(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
     """The parts of a vector laid out as ``flatten`` does, each with the shape and strides of its tensor."""
-    starts = layout(like)[0] if starts is None else starts
-    return [vector.as_strided(t.shape, t.stride(), start) for t, start in zip(like, starts, strict=True)]
+    return [vector.as_strided(t.shape, t.stride(), start) for t, start in zip(like, _layout(like)[0], strict=True)]
 
 
-def layout(tensors: list[Tensor]) -> tuple[list[int], int]:
+def _layout(tensors: list[Tensor]) -> tuple[list[int], int]:
     """Where each tensor starts in the vector, and the vector's length."""
     starts, end = [], 0
     for tensor in tensors:

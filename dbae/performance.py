@@ -8,11 +8,11 @@ import warnings
 import torch
 from torch import nn
 
+from dbae.config import HALVES
 from dbae.distributed import warn0
 from dbae.errors import UserError
 from dbae.layers import BlockSequential
 
-NETWORKS = {"all": ("encoder", "decoder", "unet"), "unet": ("unet",)}
 COMPILE_MODES = {"true": "default", "graphs": "reduce-overhead"}  # our name -> that of torch.compile
 
 
@@ -31,15 +31,14 @@ def half_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def use_half(model: nn.Module, dtype: torch.dtype | None, networks: str = "all") -> None:
-    """Compute ``networks`` (a name of NETWORKS) in a half precision, weights staying float32; None: all in float32."""
-    model.half = dict.fromkeys(NETWORKS[networks], dtype) if dtype else {}
+    """Compute ``networks`` (a name of HALVES) in a half precision, weights staying float32; None: all in float32."""
+    model.half = dict.fromkeys(HALVES[networks], dtype) if dtype else {}
 
 
 def precision_of(model: nn.Module) -> str:
-    """What the networks compute in: fp32, or for example bf16, and which of them where not all do."""
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-    kinds = {names[dtype] for dtype in model.half.values()}
-    return "/".join(sorted(kinds)) + " (U-Net alone)" * (len(model.half) == 1) if kinds else "fp32"
+    """What the networks compute in, as ``use_half`` set it: fp32, bf16 or fp16, and whether the U-Net alone does."""
+    names = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return names[model.half.get("unet")] + " (U-Net alone)" * (len(model.half) == 1)
 
 
 def use_compile(model: nn.Module, mode: str, device: torch.device) -> bool:
@@ -56,7 +55,7 @@ def use_compile(model: nn.Module, mode: str, device: torch.device) -> bool:
         warn0(f"compile: not possible here, going on without: {problem}")
         return False
     torch._dynamo.config.optimize_ddp = False  # it cuts graphs by the storage of parameters, and here all share one
-    for name in NETWORKS["all"]:
+    for name in HALVES["all"]:
         model.get_submodule(name).compile(mode=COMPILE_MODES.get(mode, "default"), dynamic=False)
     return True
 

@@ -79,7 +79,9 @@ class Precision:
     """What a model computes in: options of the same names as in training."""
 
     precision: str = option("auto", "auto: bf16, fp16 or fp32, the best the device has", PRECISIONS)
-    half: str = option("all", "networks that half precision is for: all, or unet alone as in the official code", HALVES)
+    half: str = option(
+        "all", "networks that half precision is for: all, or unet alone as in the official code", tuple(HALVES)
+    )
 
 
 @dataclass(frozen=True)

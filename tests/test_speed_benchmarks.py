@@ -347,7 +347,7 @@ def test_ways_to_train_are_what_they_are_called():
     }  # fmt: skip
 
 
-def test_sampling_with_random_weights(rows_of, monkeypatch):
+def test_sampling_with_random_weights(rows_of):
     rows = rows_of(sampling, "--ways=plain,fp32", "--batch_size=2", "--steps=2", "--apart")
     assert list(rows) == ["plain", "fp32", "default, one by one"]
     for row in rows.values():
