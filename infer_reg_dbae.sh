@@ -3,4 +3,4 @@
 # e.g. bash infer_reg_dbae.sh ffhq vp ckpt/ffhq/sto/ema_0.9999_1020000.pt true; all options: --help
 source "$(dirname "${BASH_SOURCE[0]}")/args.sh"
 
-launch_probe dbae_infer_reg "$@"
+launch_probe infer_reg "$@"

@@ -3,4 +3,4 @@
 # e.g. bash interpol_dbae.sh ffhq vp ckpt/ffhq/sto/ema_0.9999_1020000.pt 0.33 1 train 7 heun 167 true --images a.jpg b.jpg --frames 21
 source "$(dirname "${BASH_SOURCE[0]}")/args.sh"
 
-NPROC=1 NNODES=1 launch_sampling dbae_interpolation "$@"
+NPROC=1 NNODES=1 launch_sampling interpolate "$@"

@@ -3,4 +3,4 @@
 # e.g. bash manipul_dbae.sh ffhq vp ckpt/ffhq/sto/ema_0.9999_1020000.pt 0.33 1 train 7 heun 167 true --images me.jpg --attributes Smiling,Eyeglasses
 source "$(dirname "${BASH_SOURCE[0]}")/args.sh"
 
-NPROC=1 NNODES=1 launch_sampling dbae_manipulation "$@"
+NPROC=1 NNODES=1 launch_sampling manipulate "$@"

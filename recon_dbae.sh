@@ -3,4 +3,4 @@
 # e.g. bash recon_dbae.sh celebahq vp ckpt/ffhq/det/ema_0.9999_1020000.pt 0.0 1 train 7 euler 100 false --evaluate
 source "$(dirname "${BASH_SOURCE[0]}")/args.sh"
 
-launch_sampling dbae_reconstruction "$@"
+launch_sampling reconstruct "$@"

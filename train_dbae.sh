@@ -3,7 +3,7 @@
 # e.g. bash train_dbae.sh celeba vp true --batch_size 128; all options: bash train_dbae.sh --help
 source "$(dirname "${BASH_SOURCE[0]}")/args.sh"
 
-[[ ${1:-} == --help || ${1:-} == -h ]] && exec "$PYTHON" -m scripts.dbae_train --help
+[[ ${1:-} == --help || ${1:-} == -h ]] && exec "$PYTHON" -m scripts.train --help
 (($# >= 3)) || fail "expected DATASET SCHEDULE STO [CKPT]; got $# arguments"
 resume=()
 rest=("${@:4}")
@@ -12,5 +12,5 @@ if (($# >= 4)) && [[ $4 != --* ]]; then
     rest=("${@:5}")
 fi
 options_from_here ${rest[@]+"${rest[@]}"}
-launch dbae_train --dataset="$(data_from_here "$1")" --schedule="$2" --stochastic="$3" \
+launch train --dataset="$(data_from_here "$1")" --schedule="$2" --stochastic="$3" \
     --data_root="$DATA_ROOT" --workdir="$CKPT_ROOT" ${resume[@]+"${resume[@]}"} ${OPTIONS[@]+"${OPTIONS[@]}"}

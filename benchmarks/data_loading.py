@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import RoundOptions, clocked, collect, read_options
 from benchmarks.report import about, digits, print_table, table, write_json
-from dbae.config import option, require_positive
-from dbae.errors import UserError
+from dbae.config import UserError, option, require_positive
 from scripts.cli import run
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ class PixelReader:
 
     def __call__(self, images: "Tensor") -> "Tensor":
         """Logits [n, attributes] of uint8 images [n, 3, H, W], in units of their spread over real ones."""
-        from dbae.images import to_float
+        from dbae.io import to_float
 
         return self.layer(self.look(to_float(images))).detach() / self.spread
 
@@ -105,7 +105,7 @@ def main() -> None:
 
     from datasets.labelled import labelled_splits
     from dbae import distributed
-    from dbae.files import atomic_write
+    from dbae.io import atomic_write
     from scripts.edit_actions import attributes_of, plan
     from scripts.editing import Editor
 

@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dbae.config import option, preset_name, require_positive
-from dbae.errors import UserError
+from dbae.config import UserError, option, preset_name, require_positive
 from scripts.cli import Parser, given
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dbae.config import TrainConfig
-from dbae.layers import Attention, UpConv2d
-from dbae.model import DBAE
+from dbae.methods.dbae import DBAE
+from dbae.nn.layers import Attention, UpConv2d
+from dbae.nn.spectral import SpectralConv2d, SpectralUpConv2d
 from dbae.performance import use_half
 from dbae.sampler import sample, time_grid
-from dbae.spectral import SpectralConv2d, SpectralUpConv2d
 
 
 class PlainUpConv2d(UpConv2d):

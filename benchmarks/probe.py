@@ -38,7 +38,7 @@ def main() -> None:
     import torch
 
     from dbae.distributed import setup
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
     from eval.latents import Codes, encode_dataset
     from eval.probe import Part, train_linear
     from scripts.encoding import statistics as encoder

@@ -151,7 +151,7 @@ def plot(table: list[dict[str, Any]], images: int, path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from dbae.files import atomic_write
+    from dbae.io import atomic_write
 
     metrics = [name for name in ("MSE", "LPIPS", "SSIM") if name in table[0]]
     size = {"figsize": (4.6 * len(metrics), 7.2), "layout": "constrained", "squeeze": False}
@@ -177,7 +177,7 @@ def main() -> None:
     import torch
 
     from dbae import distributed
-    from dbae.files import atomic_write
+    from dbae.io import atomic_write
     from scripts.editing import Editor
 
     device = distributed.setup(options.device)

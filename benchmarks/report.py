@@ -102,7 +102,7 @@ def about(device: "torch.device") -> str:
 
 def write_json(path: str, title: str, device: "torch.device", rows: list[dict[str, Any]], **more: Any) -> None:
     """Write a benchmark's rows with what they were measured on: ``about`` and ``commit``, null outside of a clone."""
-    from dbae.files import atomic_write
+    from dbae.io import atomic_write
 
     report = {"title": title, "about": about(device), "commit": _commit(), **more, "rows": rows}
     with atomic_write(path, "w") as file:

@@ -70,7 +70,7 @@ def build(device_name: str, way: str, options: SamplingOptions) -> Callable[[], 
     from benchmarks.plain import plain, plain_reconstruct
     from dbae.checkpoint import load_model
     from dbae.distributed import setup
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
     from dbae.performance import half_dtype, use_compile, use_half
 
     device = torch.device(device_name) if way == "plain" else setup(device_name)  # which also tells the allocator

@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import SpeedOptions, collect, read_options, synchronise
 from benchmarks.report import about, print_table, table, write_json
-from dbae.config import ModelConfig, TrainConfig, option, preset, require_positive
-from dbae.errors import UserError
+from dbae.config import ModelConfig, TrainConfig, UserError, option, preset, require_positive
 from scripts.cli import run
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def work(options: ScalingOptions) -> None:
     import torch
 
     from dbae import distributed
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
     from dbae.performance import half_dtype, use_compile, use_half
     from dbae.state import TrainState
     from dbae.training import train

@@ -34,7 +34,7 @@ TRAINING = {
 }  # fmt: skip
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(  # an optimizer imports torch._dynamo
-    ["torch._dynamo", "torch.utils.tensorboard", "dbae.training", "dbae.model", "datasets.loader"]
+    ["torch._dynamo", "torch.utils.tensorboard", "dbae.training", "dbae.methods.dbae", "datasets.loader"]
 )
 
 Batches = Iterator["Tensor"]
@@ -77,7 +77,7 @@ def run_here(
     import torch
 
     from datasets.loader import training_batches
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
     from dbae.signals import Stop
     from dbae.state import TrainState
     from dbae.training import train

@@ -26,14 +26,13 @@ from benchmarks.apart import alternate_apart, apart
 from benchmarks.measure import SpeedOptions, check_work, matmul_peak, read_options
 from benchmarks.operations import operations, print_operations
 from benchmarks.report import about, print_table, table, write_json
-from dbae.config import ModelConfig, TrainConfig, option, preset
-from dbae.errors import UserError
+from dbae.config import ModelConfig, TrainConfig, UserError, option, preset
 from scripts.cli import run
 
 if TYPE_CHECKING:
     import torch
 
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
 
 # Each way as settings of TrainConfig; plain is another code.
 WAYS: dict[str, dict] = {
@@ -68,7 +67,7 @@ class StepOptions(SpeedOptions):
 
 
 def default_step(model: "DBAE", config: TrainConfig, batches: "Iterator[torch.Tensor]") -> Callable[[], object]:
-    """A function that takes one step of dbae.training, prepared as scripts/dbae_train.py does."""
+    """A function that takes one step of dbae.training, prepared as scripts/train.py does."""
     import torch
 
     from dbae.flat import Kept
@@ -96,7 +95,7 @@ def flops_of(config: ModelConfig, batch: int) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     from benchmarks.plain import plain
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         images = torch.empty(1, 3, config.image_size, config.image_size)
@@ -110,7 +109,7 @@ def build(device_name: str, way: str, options: StepOptions) -> Callable[[], obje
 
     from benchmarks.plain import plain, plain_step
     from dbae.distributed import setup
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
 
     device = torch.device(device_name) if way == "plain" else setup(device_name)  # which also tells the allocator
     sizes = {"batch_size": options.batch_size, "microbatch": options.microbatch or options.batch_size}

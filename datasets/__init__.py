@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from datasets.sources import DATASETS, OWN_LMDB, Source
-from dbae.errors import UserError
+from dbae.config import UserError
 
 if TYPE_CHECKING:
     from datasets.base import ImageDataset

@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any
 
 from datasets.labels import read_csv, read_text
-from dbae.errors import UserError
+from dbae.config import UserError
 
 Point = tuple[float, float]
 Landmarks = tuple[Point, ...]  # of the five LANDMARKS

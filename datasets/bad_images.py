@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 from datasets.images import UnreadableImage
-from dbae.errors import UserError
+from dbae.config import UserError
 
 SHOWN = 10  # bad images that are warned of one by one
 TRIES = 1000  # images that are tried in place of a bad one

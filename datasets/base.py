@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dbae.errors import UserError
+from dbae.config import UserError
 
 
 class ImageDataset(Dataset):

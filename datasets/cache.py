@@ -10,7 +10,7 @@ from tqdm import tqdm
 from datasets.bad_images import BadImages
 from datasets.base import ImageDataset
 from datasets.loader import CachedImages, ordered_batches
-from dbae.errors import UserError
+from dbae.config import UserError
 
 PLACES = ("none", "host", "device")
 BATCH = 64  # images that are read together

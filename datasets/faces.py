@@ -10,7 +10,7 @@ from datasets.base import ImageDataset
 from datasets.images import BadImage, UnreadableImage, decode
 from datasets.lmdb_store import LmdbStore
 from datasets.splits import check_split, cut
-from dbae.errors import UserError
+from dbae.config import UserError
 
 KEY = "toy-%06d"
 SEED = 0  # of the one official set of toy faces

@@ -10,7 +10,7 @@ from datasets.folder_names import image_names
 from datasets.images import BadImage, UnreadableImage, decode, fit, read_bytes
 from datasets.labels import read_csv
 from datasets.splits import cut, whole_set
-from dbae.errors import UserError
+from dbae.config import UserError
 
 
 class FolderImages(ImageDataset):

@@ -4,7 +4,7 @@ import os
 import re
 
 from datasets.images import EXTENSIONS
-from dbae.errors import UserError
+from dbae.config import UserError
 
 
 def image_names(root: str) -> list[str]:

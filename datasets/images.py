@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageOps
 
-from dbae.errors import UserError
+from dbae.config import UserError
 
 MAX_BYTES = 1 << 29  # of an image file, as it lies on the disk or comes out of an archive
 MAX_PIXELS = 89_478_485  # of an image: a quarter of a GiB as RGB. PIL's own limit is the same, but can be switched off

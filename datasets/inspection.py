@@ -13,7 +13,7 @@ from datasets.images import BadImage, decode
 from datasets.lmdb_store import LmdbStore, format_of, is_lmdb, open_store
 from datasets.lmdb_writer import RECORD_KEY, Record
 from datasets.sources import DATASETS
-from dbae.errors import UserError
+from dbae.config import UserError
 
 SAMPLE = 500  # images decoded without `full`
 NAMED = 3  # examples of what is missing or skipped

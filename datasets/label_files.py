@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datasets.labels import LabelTable, parse_csv
 from datasets.lmdb_writer import Record
 from datasets.originals import Originals
-from dbae.errors import UserError
+from dbae.config import UserError
 
 
 def check_numbers(source: str, names: Sequence[str], first: int) -> None:

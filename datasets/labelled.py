@@ -9,7 +9,7 @@ from torch import Tensor
 from datasets import build
 from datasets.base import ImageDataset
 from datasets.splits import TENTHS, log_once, tenths
-from dbae.errors import UserError
+from dbae.config import UserError
 
 OFFICIAL = ("celeba", "toyfaces", "lfw")  # sets that come with splits
 LABELLED = (*OFFICIAL, "celebahq")  # and own folders

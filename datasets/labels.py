@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dbae.errors import UserError
+from dbae.config import UserError
 
 
 @dataclass(frozen=True)

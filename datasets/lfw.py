@@ -11,7 +11,7 @@ from datasets.folder import read_image
 from datasets.images import BadImage, UnreadableImage, check_pixels
 from datasets.labels import LabelTable, read_text
 from datasets.splits import check_split, cut, log_once
-from dbae.errors import UserError
+from dbae.config import UserError
 
 IMAGES = "lfw_funneled"
 ATTRIBUTES = "lfw_attributes.txt"

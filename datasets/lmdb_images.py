@@ -12,7 +12,7 @@ from datasets.labels import LabelTable, read_attributes, read_csv
 from datasets.lmdb_store import is_lmdb, open_store
 from datasets.sources import Source
 from datasets.splits import cut, source_split
-from dbae.errors import UserError
+from dbae.config import UserError
 
 
 class LmdbImages(ImageDataset):

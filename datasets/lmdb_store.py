@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
-from dbae.errors import UserError
+from dbae.config import UserError
 
 # Reading past the end of an LMDB's file kills the process. The last pages may rightly be missing, where they were freed
 # before they were ever written, so only a greater loss is taken for a broken copy.

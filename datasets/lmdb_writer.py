@@ -24,7 +24,7 @@ from tqdm import tqdm
 from datasets.images import BadImage, cover, decode
 from datasets.lmdb_store import import_lmdb
 from datasets.originals import Originals
-from dbae.errors import UserError
+from dbae.config import UserError
 
 RECORD_KEY = b"dbae-prepare"
 CHUNK = 256  # images per transaction

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.bad_images import BadImages, Fault, Reader, collate
-from dbae.errors import UserError
+from dbae.config import UserError
 
 # What a signal that ended a worker process tells
 KILLED = {

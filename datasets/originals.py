@@ -13,7 +13,7 @@ from PIL import Image
 from datasets.folder_names import image_names, is_image_name, natural_order
 from datasets.images import MAX_BYTES, BadImage, decode, read_bytes
 from datasets.lmdb_store import is_lmdb, open_store
-from dbae.errors import UserError
+from dbae.config import UserError
 
 # What zipfile and its decompressors raise for broken or encrypted archives
 _ZIP_ERRORS = (

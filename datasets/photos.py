@@ -11,7 +11,7 @@ from datasets.alignment import MIN_SIDE, Quad, central_square, face_square, read
 from datasets.folder import read_image
 from datasets.folder_names import image_names
 from datasets.images import fit, to_rgb
-from dbae.errors import UserError
+from dbae.config import UserError
 
 __all__ = ["Photo", "photo_paths", "read_landmarks", "read_photo"]
 

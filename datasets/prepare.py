@@ -24,7 +24,7 @@ from datasets.label_files import check_numbers, read_companions, read_own_labels
 from datasets.lmdb_writer import ENCODINGS, Job, Record, write_lmdb
 from datasets.originals import DrawnFaces, Originals, open_originals
 from datasets.sources import DATASETS, SIZES
-from dbae.errors import UserError
+from dbae.config import UserError
 
 RAW = argparse.RawDescriptionHelpFormatter  # keeps the lines of descriptions and examples
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from datasets.labels import read_partition
 from datasets.sources import Source
-from dbae.errors import UserError
+from dbae.config import UserError
 
 SPLITS = ("train", "valid", "test")
 TENTHS = {"train": (0, 8), "valid": (8, 9), "test": (9, 10)}  # of the images, where there is no official split

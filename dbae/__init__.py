@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "DBAE": "dbae.model",
+    "DBAE": "dbae.methods.dbae",
     "load_model": "dbae.checkpoint",
     "ModelConfig": "dbae.config",
     "TrainConfig": "dbae.config",
     "SampleConfig": "dbae.config",
-    "UserError": "dbae.errors",
+    "UserError": "dbae.config",
 }
 __all__ = list(_HOMES)
 

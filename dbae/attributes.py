@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dbae.checkpoint import read_tensors
-from dbae.editing import normalised_step, step
-from dbae.errors import UserError
+from dbae.config import UserError
+from dbae.methods.editing import normalised_step, step
 
 
 @dataclass(frozen=True)

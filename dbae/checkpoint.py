@@ -18,10 +18,9 @@ import blobfile as bf
 import torch
 from torch import Tensor
 
-from dbae.config import ModelConfig, from_json, preset
-from dbae.errors import UserError
-from dbae.files import atomic_write, listdir
-from dbae.model import DBAE
+from dbae.config import ModelConfig, UserError, from_json, preset
+from dbae.io import atomic_write, listdir
+from dbae.methods.dbae import DBAE
 from dbae.safetensors_file import read_safetensors
 
 NAME = re.compile(r"(?P<prefix>freq_)?(?P<kind>model|opt|ema_(?P<rate>[0-9.eE+-]+))_(?P<step>\d+)\.pt")

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, get_type_hints
 
-from dbae.errors import UserError
+
+class UserError(ValueError):
+    """Bad input: the message names what was wrong and what was expected. Scripts print it and exit with status 2."""
+
 
 SCHEDULES = ("vp", "ve", "vp_simple", "ve_simple")
 GRIDS = ("karras", "uniform", "logsnr")

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dbae.allocator import keep_freed_memory
-from dbae.errors import UserError
+from dbae.config import UserError
 
 
 def setup(device: str = "auto", timeout: float | None = None) -> torch.device:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from dbae.checkpoint import load_model, to_released_names, write_config
-from dbae.errors import UserError
-from dbae.files import atomic_write
-from dbae.model import DBAE
+from dbae.config import UserError
+from dbae.io import atomic_write
+from dbae.methods.dbae import DBAE
 from dbae.safetensors_file import write_safetensors
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"

@@ -8,10 +8,9 @@ import warnings
 import torch
 from torch import nn
 
-from dbae.config import HALVES
+from dbae.config import HALVES, UserError
 from dbae.distributed import warn0
-from dbae.errors import UserError
-from dbae.layers import BlockSequential
+from dbae.nn.layers import BlockSequential
 
 COMPILE_MODES = {"true": "default", "graphs": "reduce-overhead"}  # our name -> that of torch.compile
 

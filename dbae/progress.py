@@ -13,9 +13,9 @@ from typing import Any
 import blobfile as bf
 from tqdm import tqdm
 
+from dbae.config import UserError
 from dbae.distributed import warn0
-from dbae.errors import UserError
-from dbae.files import atomic_write
+from dbae.io import atomic_write
 from dbae.outcomes import Outcome
 
 COLUMNS = ("step", "images", "loss", "images_per_second", "seconds", "skipped")

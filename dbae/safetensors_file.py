@@ -13,9 +13,8 @@ from typing import Any
 import blobfile as bf
 from torch import Tensor
 
-from dbae.config import ModelConfig, from_json
-from dbae.errors import UserError
-from dbae.files import atomic_write
+from dbae.config import ModelConfig, UserError, from_json
+from dbae.io import atomic_write
 
 KEY = "dbae"
 MAX_HEADER = 100_000_000  # bytes, as in the format's own library

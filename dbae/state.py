@@ -18,10 +18,9 @@ from dbae.checkpoint import (
     to_released_names,
     write_tensors,
 )
-from dbae.config import TrainConfig
+from dbae.config import TrainConfig, UserError
 from dbae.ema import EMA
-from dbae.errors import UserError
-from dbae.files import listdir, remove_unfinished
+from dbae.io import listdir, remove_unfinished
 from dbae.optimizer import RAdam
 
 FREQ = "freq_"

@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dbae import distributed
-from dbae.config import TrainConfig
-from dbae.errors import UserError
+from dbae.config import TrainConfig, UserError
 from dbae.flat import Kept
-from dbae.images import to_float
+from dbae.io import seed_for, to_float
+from dbae.nn.spectral import set_power_iteration
 from dbae.outcomes import Outcomes
 from dbae.progress import Progress, attempt
-from dbae.randomness import seed_for
 from dbae.signals import Stop
-from dbae.spectral import set_power_iteration
 from dbae.state import FREQ, TrainState
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import blobfile as bf
 import numpy as np
 
-from dbae.errors import UserError
-from dbae.files import atomic_write
+from dbae.config import UserError
+from dbae.io import atomic_write
 
 SAFETENSORS = {"float32": "F32", "int64": "I64", "uint8": "U8", "int32": "I32"}
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dbae.errors import UserError
+from dbae.config import UserError
 
 
 def reduced(x: Tensor, size: int) -> Tensor:

@@ -18,10 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dbae.errors import UserError
-from dbae.files import atomic_write
-from dbae.images import to_float
-from dbae.randomness import seed_for
+from dbae.config import UserError
+from dbae.io import atomic_write, seed_for, to_float
 from eval.arrays import Column, read_arrays, write_arrays
 
 Arrays = dict[str, np.ndarray]

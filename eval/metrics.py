@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dbae.errors import UserError
+from dbae.config import UserError
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 

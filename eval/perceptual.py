@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dbae.errors import UserError
+from dbae.config import UserError
 
 HUB_FILE = "alexnet-owt-7be5be79.pth"
 _DECLARED = torch.library.Library("torchvision", "FRAGMENT")  # must outlive what it declares

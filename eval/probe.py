@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dbae.errors import UserError
+from dbae.config import UserError
 from eval.scores import auroc, average_precision, check_binary, check_rows, json_safe, mean_defined, mse, pearson
 
 Draw: TypeAlias = Callable[[int], Tensor]  # epoch -> codes [n, d] in data-set order

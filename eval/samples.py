@@ -14,8 +14,8 @@ from typing import Any
 import blobfile as bf
 import numpy as np
 
-from dbae.errors import UserError
-from dbae.files import atomic_write, listdir
+from dbae.config import UserError
+from dbae.io import atomic_write, listdir
 from eval.arrays import Column, read_arrays, write_arrays
 
 PART = re.compile(r"(\d+)_(real|fake)_sample_(\d+)\.npz")

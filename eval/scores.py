@@ -11,7 +11,7 @@ from scipy.stats import pearsonr
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from dbae.errors import UserError
+from dbae.config import UserError
 
 Scores: TypeAlias = np.ndarray
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
-from dbae.errors import UserError
+from dbae.config import UserError
 from eval.scores import average_precision, check_binary, check_rows, mse
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: equal scores choose the stronger

@@ -5,7 +5,7 @@ import json
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from dbae.errors import UserError
+from dbae.config import UserError
 
 if TYPE_CHECKING:
     from datasets.bad_images import BadImages, Fault
@@ -56,7 +56,7 @@ def report(path: str, faults: "Collection[Fault]", images: int, what: str) -> No
 
     ``what`` says what became of them. The file is a list of objects with position, name and problem.
     """
-    from dbae.files import atomic_write
+    from dbae.io import atomic_write
 
     if not faults:
         return

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
 
-from dbae.errors import UserError
+from dbae.config import UserError
 
 SWITCHES = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 

@@ -13,12 +13,11 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dbae.config import SCHEDULES, option
-from dbae.errors import UserError
+from dbae.config import SCHEDULES, UserError, option
 from scripts.cli import Parser, given, run
 
 if TYPE_CHECKING:
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
 
 OTHER = {".pt": ".safetensors", ".safetensors": ".pt"}
 
@@ -71,7 +70,7 @@ def main() -> None:
     import blobfile as bf
 
     from dbae.checkpoint import load_model, to_released_names, write_tensors
-    from dbae.files import atomic_write
+    from dbae.io import atomic_write
     from dbae.safetensors_file import write_safetensors
 
     config_path = bf.join(bf.dirname(options.out), "config.json")

@@ -8,8 +8,8 @@ import csv
 import os
 from typing import Any
 
-from dbae.errors import UserError
-from dbae.files import atomic_write
+from dbae.config import UserError
+from dbae.io import atomic_write
 from eval import samples
 from scripts.cli import Parser, run
 
@@ -21,7 +21,7 @@ def pictures(model_path: str, sample_path: str) -> dict[str, Any]:
     import torch
 
     from dbae.checkpoint import load_model
-    from dbae.images import to_float, to_uint8
+    from dbae.io import to_float, to_uint8
 
     real, fake = (samples.read_part(path)[:COLUMNS] for path in samples.pairs(sample_path)[0])
     model = load_model(model_path)

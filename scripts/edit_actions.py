@@ -10,8 +10,8 @@ from torch import Tensor
 
 from datasets.toyfaces import ATTRIBUTES
 from dbae.attributes import AttributeClassifier, read_classifier
-from dbae.editing import PATHS, along
-from dbae.errors import UserError
+from dbae.config import UserError
+from dbae.methods.editing import PATHS, along
 from scripts.edit_figure import Row, animation, check_rows, sheet, strip, tile
 from scripts.edit_options import OFFICIAL_SCALES, find_classifier, stem
 from scripts.editing import Editor

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dbae.errors import UserError
-from dbae.files import atomic_write
+from dbae.config import UserError
+from dbae.io import atomic_write
 
 MAX_ROWS = 100  # of a strip
 Tile = tuple[str, np.ndarray | None]  # what is written above it, and uint8 [H, W, 3]; None leaves its place empty

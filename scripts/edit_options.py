@@ -4,8 +4,7 @@ import os
 from dataclasses import dataclass
 from math import isfinite
 
-from dbae.config import SampleConfig, option
-from dbae.errors import UserError
+from dbae.config import SampleConfig, UserError, option
 from scripts.inputs import Inputs, Precision, result_folder
 
 OFFICIAL_SCALES = {"Male": (-0.3, -0.15, 0.0, 0.15, 0.3), "Young": (-0.2, -0.1, 0.0, 0.1, 0.2)}

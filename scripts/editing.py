@@ -11,15 +11,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets.photos import Photo, photo_paths, read_landmarks, read_photo
-from dbae.config import SampleConfig
-from dbae.errors import UserError
-from dbae.images import to_float, to_uint8
+from dbae.config import SampleConfig, UserError
+from dbae.io import image_generators, to_float, to_uint8
 from dbae.progress import progress_bar
-from dbae.randomness import image_generators
 from scripts.inputs import build_data
 
 if TYPE_CHECKING:
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
     from scripts.edit_options import PictureOptions
 
 

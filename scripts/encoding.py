@@ -9,15 +9,15 @@ from torch import Tensor
 
 from datasets.loader import ordered_batches
 from dbae import distributed
+from dbae.io import image_generators
 from dbae.progress import progress_bar
-from dbae.randomness import image_generators
 from eval.latents import Arrays, Encode, Store, encode_batches
 from scripts.bad_images import require_some
 
 if TYPE_CHECKING:
     from datasets.bad_images import BadImages
     from datasets.base import ImageDataset
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
 
 
 def statistics(model: "DBAE") -> Encode:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dbae.checkpoint import step_of
-from dbae.config import SampleConfig
-from dbae.errors import UserError
-from dbae.files import atomic_write
+from dbae.config import SampleConfig, UserError
+from dbae.io import atomic_write
 from scripts.editing import Editor
 
 LISTED = 5  # images that are named
@@ -54,7 +53,7 @@ def percentiles(model_path: str) -> Tensor | None:
     except (ValueError, TypeError, KeyError):
         found = torch.empty(0)
     if found.shape != (101,):
-        raise UserError(f"{path_of(model_path)}: expected 101 percentiles, as `dbae_edit calibrate` writes them")
+        raise UserError(f"{path_of(model_path)}: expected 101 percentiles, as `edit calibrate` writes them")
     return found
 
 

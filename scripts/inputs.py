@@ -7,8 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dbae.config import COMPILE, HALVES, PRECISIONS, ModelConfig, option, preset, require_positive
-from dbae.errors import UserError
+from dbae.config import COMPILE, HALVES, PRECISIONS, ModelConfig, UserError, option, preset, require_positive
 from scripts.bad_images import POLICIES
 from scripts.cli import Parser, given
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from datasets.base import ImageDataset
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
 
 MODEL_OPTIONS = ("image_size", "schedule", "stochastic", "end_data")
 

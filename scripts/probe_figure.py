@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dbae.files import atomic_write
+from dbae.io import atomic_write
 
 SCORES = {"ap": "average precision", "r": "Pearson r", "accuracy": "accuracy"}
 

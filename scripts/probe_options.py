@@ -3,8 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from dbae.config import option, require_positive
-from dbae.errors import UserError
+from dbae.config import UserError, option, require_positive
 from scripts.inputs import ModelInputs, result_folder
 
 

@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from dbae.errors import UserError
-from dbae.files import atomic_write
+from dbae.config import UserError
+from dbae.io import atomic_write
 from scripts.cli import Parser, run
 
 # Table 1 of the paper: (method, training set) -> AP, r, MSE

@@ -4,7 +4,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from dbae.errors import UserError
+from dbae.config import UserError
 from scripts.cli import Parser
 from scripts.inputs import load, parse, print_dry_run, result_folder
 from scripts.probe_options import TASKS, ProbeOptions, Task, output_folder, probe_data
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from datasets.labelled import Labelled
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
     from eval.latents import Codes
     from eval.probe import Part, Result
 
@@ -174,7 +174,7 @@ def write(
     Returns the report's path. The official probe of the model's codes takes the official names, others carry theirs.
     """
     from dbae.checkpoint import write_tensors
-    from dbae.files import atomic_write
+    from dbae.io import atomic_write
     from scripts.probe_figure import draw
 
     tag = "" if (options.features, options.solver) == ("model", "adam") else f"_{options.features}_{options.solver}"

@@ -20,7 +20,7 @@ def main() -> None:
 
     from datasets.faces import SEED
     from datasets.toyfaces import describe, render
-    from dbae.files import atomic_write
+    from dbae.io import atomic_write
 
     for name, index in FACES.items():
         with atomic_write(os.path.join(folder, f"{name}.png")) as file:

@@ -10,8 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dbae.attributes import AttributeClassifier
-from dbae.config import SampleConfig
-from dbae.errors import UserError
+from dbae.config import SampleConfig, UserError
 from dbae.sampler import nfe
 from scripts import familiarity
 from scripts.edit_actions import Edit, interpolate, manipulate

@@ -8,9 +8,8 @@ import gradio as gr
 from gradio.components import Component
 from gradio.events import Dependency
 
-from dbae.config import SAMPLERS
-from dbae.editing import PATHS
-from dbae.errors import UserError
+from dbae.config import SAMPLERS, UserError
+from dbae.methods.editing import PATHS
 from scripts.edit_options import WayOptions
 from scripts.web_actions import HINT, NOTHING, Studio
 

@@ -10,7 +10,7 @@ import torch
 
 from dbae.checkpoint import from_released_names
 from dbae.config import ModelConfig
-from dbae.model import DBAE
+from dbae.methods.dbae import DBAE
 
 FOLDER = Path(__file__).parent / "golden"
 VECTORS = np.load(FOLDER / "parity.npz")

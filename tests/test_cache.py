@@ -14,8 +14,8 @@ from datasets.bad_images import BadImages
 from datasets.base import ImageDataset
 from datasets.cache import cached, check_room, free_memory
 from datasets.loader import training_batches
-from dbae.errors import UserError
-from scripts import dbae_train
+from dbae.config import UserError
+from scripts import train as dbae_train
 
 CPU = torch.device("cpu")
 HELD = ("host", "device")
@@ -232,7 +232,7 @@ def trained(monkeypatch, workdir, *flags):
         "--dataset=toyfaces", f"--data_root={workdir}", f"--workdir={workdir}", *tiny.FLAGS, "--split_range=:20",
         "--batch_size=8", "--microbatch=4", "--num_workers=0", "--ema_rate=0.9", "--device=cpu", "--quiet", *flags,
     ]  # fmt: skip
-    monkeypatch.setattr("sys.argv", ["dbae_train", *command])
+    monkeypatch.setattr("sys.argv", ["train", *command])
     dbae_train.main()
     newest = max(workdir.glob("*/model_*.pt"))
     return torch.load(newest, weights_only=True)

@@ -11,10 +11,9 @@ from parity import released_state
 
 from dbae.checkpoint import complete_sets, load_model, read_tensors, step_of, to_released_names, write_config
 from dbae.checkpoint import write_tensors as write
-from dbae.config import ModelConfig, TrainConfig
-from dbae.errors import UserError
-from dbae.files import atomic_write
-from dbae.model import DBAE
+from dbae.config import ModelConfig, TrainConfig, UserError
+from dbae.io import atomic_write
+from dbae.methods.dbae import DBAE
 
 
 @pytest.mark.parametrize(

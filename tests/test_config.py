@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from dbae.config import PRESETS, ModelConfig, SampleConfig, TrainConfig, from_json, preset
-from dbae.errors import UserError
-from scripts import dbae_reconstruction, dbae_train
+from dbae.config import PRESETS, ModelConfig, SampleConfig, TrainConfig, UserError, from_json, preset
+from scripts import reconstruct as dbae_reconstruction
+from scripts import train as dbae_train
 from scripts.cli import Parser
 
 

@@ -20,7 +20,7 @@ from datasets.folder_names import image_names
 from datasets.images import BadImage, cover, decode, to_rgb
 from datasets.lfw import centre
 from datasets.loader import Order, ordered_batches, training_batches
-from dbae.errors import UserError
+from dbae.config import UserError
 
 CELEBA = "None-%07d"
 

@@ -14,7 +14,9 @@ from test_commands import assert_one_line_error, bash
 
 from datasets import toyfaces
 from dbae.config import SampleConfig
-from scripts import dbae_edit, dbae_interpolation, dbae_manipulation
+from scripts import edit as dbae_edit
+from scripts import interpolate as dbae_interpolation
+from scripts import manipulate as dbae_manipulation
 from scripts.cli import run
 from scripts.edit_actions import Edit, manipulate
 from scripts.editing import Editor

@@ -8,9 +8,9 @@ import tiny
 import torch
 
 from dbae.attributes import read_classifier
-from dbae.editing import PATHS, along, lerp, normalised_step, slerp, step
-from dbae.errors import UserError
-from dbae.randomness import image_generators
+from dbae.config import UserError
+from dbae.io import image_generators
+from dbae.methods.editing import PATHS, along, lerp, normalised_step, slerp, step
 
 FRACTIONS = torch.linspace(0, 1, 5)
 

@@ -21,11 +21,11 @@ from benchmarks.plain import plain
 from dbae import performance
 from dbae.checkpoint import to_released_names
 from dbae.flat import Kept, flatten, parts
-from dbae.layers import DownConv2d, UpConv2d, with_channels
+from dbae.nn.layers import DownConv2d, UpConv2d, with_channels
+from dbae.nn.spectral import SpectralConv2d, SpectralConvTranspose2d, SpectralUpConv2d
 from dbae.optimizer import RAdam
 from dbae.outcomes import Outcomes
 from dbae.performance import use_checkpointing, use_compile, use_half
-from dbae.spectral import SpectralConv2d, SpectralConvTranspose2d, SpectralUpConv2d
 
 CPU = torch.device("cpu")
 YES, NO = torch.tensor(True), torch.tensor(False)

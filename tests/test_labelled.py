@@ -12,7 +12,7 @@ from PIL import Image
 from datasets import build, toyfaces
 from datasets.labelled import TASKS, labelled_splits
 from datasets.lfw import ORIGINS, centre
-from dbae.errors import UserError
+from dbae.config import UserError
 from eval.perceptual import import_torchvision
 
 PEOPLE = {  # and the number of their images

@@ -8,7 +8,7 @@ import tiny
 import torch
 from safetensors.numpy import load_file
 
-from dbae.errors import UserError
+from dbae.config import UserError
 from eval.arrays import Column, read_arrays, write_arrays
 from eval.latents import Codes, Store, check_settings, encode_batches, encode_dataset
 from eval.probe import Part, classify

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate
 
-from dbae.errors import UserError
+from dbae.config import UserError
 from eval.metrics import METRICS, ReconstructionMetrics, mse, ssim, ssim_official
 from eval.perceptual import TRUNK, _empty_lpips, load_lpips
 

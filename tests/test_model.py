@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from dbae.config import SCHEDULES
-from dbae.randomness import image_generators
+from dbae.io import image_generators
 from dbae.sampler import time_grid
 
 

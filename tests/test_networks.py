@@ -7,7 +7,7 @@ from parity import images, keys, released_model, vector, worst
 
 from dbae.checkpoint import to_released_names
 from dbae.config import ModelConfig
-from dbae.model import DBAE
+from dbae.methods.dbae import DBAE
 
 # The tensors whose gradient norms the parity vectors hold, in their order
 GRADIENTS = (

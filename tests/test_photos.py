@@ -13,7 +13,7 @@ from datasets.alignment import central_square, face_square
 from datasets.images import fit
 from datasets.photos import Photo, photo_paths, read_landmarks, read_photo
 from datasets.toyfaces import describe, render
-from dbae.errors import UserError
+from dbae.config import UserError
 
 FACE = ((100, 112), (156, 112), (128, 145), (107, 172), (149, 172))  # in a toy face of 256 pixels: eyes, nose, mouth
 LEVEL = ((188.0, 188.0), (188.0, 412.0), (412.0, 412.0), (412.0, 188.0))  # a square around (300, 300)

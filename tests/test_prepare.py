@@ -17,7 +17,7 @@ from PIL import Image
 from datasets import build, images, lmdb_writer, originals, prepare
 from datasets.folder_names import natural_order
 from datasets.images import BadImage, cover
-from dbae.errors import UserError
+from dbae.config import UserError
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
 NUMBERED = [f"{i:06d}.jpg" for i in range(1, 11)]

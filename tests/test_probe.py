@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from dbae.errors import UserError
+from dbae.config import UserError
 from eval import scores
 from eval.baselines import pca, reduced
 from eval.probe import Part, classify, regress, train_linear

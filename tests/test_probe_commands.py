@@ -176,7 +176,7 @@ def test_encode(checkpoint, photos, tmp_path, processes):
     out = tmp_path / "codes.npz"
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [
-        sys.executable, *(torchrun if processes > 1 else []), "-m", "scripts.dbae_encode", f"--dataset=folder:{photos}",
+        sys.executable, *(torchrun if processes > 1 else []), "-m", "scripts.encode", f"--dataset=folder:{photos}",
         f"--model_path={checkpoint}", f"--out={out}", "--batch_size=7", "--limit=33", "--device=cpu",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

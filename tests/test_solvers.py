@@ -11,7 +11,7 @@ from gaussian import exact_denoiser, exact_flow, moments
 
 from dbae.bridge import BRIDGES
 from dbae.config import SCHEDULES
-from dbae.randomness import image_generators, randn_like
+from dbae.io import image_generators, randn_like
 from dbae.sampler import sample, time_grid
 from dbae.solvers import SOLVERS, booted, dbim, log_snr, multistep, time_at, two_call
 

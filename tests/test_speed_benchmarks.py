@@ -23,11 +23,10 @@ from benchmarks.apart import alternate_apart, apart
 from benchmarks.measure import Timing
 from benchmarks.plain import PLAIN, plain, plain_step
 from dbae.config import ModelConfig, TrainConfig, preset
-from dbae.images import to_float
-from dbae.model import DBAE
+from dbae.io import seed_for, to_float
+from dbae.methods.dbae import DBAE
+from dbae.nn.spectral import set_power_iteration
 from dbae.performance import precision_of
-from dbae.randomness import seed_for
-from dbae.spectral import set_power_iteration
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,10 @@ import torch
 from conftest import ROOT
 
 from dbae.checkpoint import complete_sets
-from dbae.config import TrainConfig
+from dbae.config import TrainConfig, UserError
 from dbae.ema import EMA
-from dbae.errors import UserError
 from dbae.flat import flatten
-from dbae.model import DBAE
+from dbae.methods.dbae import DBAE
 from dbae.performance import half_dtype, use_half
 from dbae.state import TrainState
 from dbae.training import train
@@ -186,7 +185,7 @@ def launch(tmp_path, name, processes, *flags):
         "--microbatch=4", "--num_workers=0", "--ema_rate=0.9", "--device=cpu", *flags,
     ]  # fmt: skip
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "scripts.dbae_train"]
+    start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "scripts.train"]
     done = subprocess.run([*start, *command], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / name).glob("*/model_000003.pt")

@@ -18,10 +18,10 @@ from PIL import Image
 
 from datasets.images import fit
 from dbae.attributes import AttributeClassifier
-from dbae.config import SampleConfig
-from dbae.errors import UserError
-from dbae.images import to_float
-from scripts import dbae_web, familiarity, web_actions
+from dbae.config import SampleConfig, UserError
+from dbae.io import to_float
+from scripts import familiarity, web_actions
+from scripts import web as dbae_web
 from scripts.cli import run
 from scripts.edit_actions import Edit, manipulate
 from scripts.web_actions import NOTHING
@@ -181,7 +181,7 @@ def test_interpolation_needs_two_images(bare, seen):
 
 def call(monkeypatch, capsys, *words):
     """Run the program in this process; returns (status, standard output, standard error)."""
-    monkeypatch.setattr(sys, "argv", ["dbae_web", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["web", *map(str, words)])
     try:
         run(dbae_web.main)
         status = 0
@@ -205,7 +205,7 @@ def test_dry_run_and_errors_need_no_gradio(checkpoint, monkeypatch, capsys):
 
 
 def test_the_program_starts_without_torch_and_gradio():
-    code = "import sys, scripts.dbae_web; sys.exit(bool({'torch', 'gradio'} & sys.modules.keys()))"
+    code = "import sys, scripts.web; sys.exit(bool({'torch', 'gradio'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -272,7 +272,7 @@ def address(checkpoint, tmp_path):
         port = free.getsockname()[1]
     (tmp_path / "tmp").mkdir()
     words = ["--model", checkpoint, "--classifier", tmp_path / "best.pt", "--port", port, "--steps", 3, "--device=cpu"]
-    command = [sys.executable, "-m", "scripts.dbae_web", *map(str, words)]
+    command = [sys.executable, "-m", "scripts.web", *map(str, words)]
     environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
     page = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert page.stdout.readline().startswith(f"open http://127.0.0.1:{port}")

@@ -3,7 +3,7 @@
 import torch
 
 from dbae.config import ModelConfig
-from dbae.model import DBAE
+from dbae.methods.dbae import DBAE
 
 OPTIONS = {
     "image_size": 32,

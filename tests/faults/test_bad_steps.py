@@ -7,9 +7,8 @@ import torch
 
 from benchmarks.small_runs import MICRO_BATCHES, run_here
 from dbae.checkpoint import complete_sets
-from dbae.config import TrainConfig
-from dbae.errors import UserError
-from dbae.model import DBAE
+from dbae.config import TrainConfig, UserError
+from dbae.methods.dbae import DBAE
 
 
 def faulty(first, last, harm):

@@ -18,10 +18,12 @@ from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
 from datasets import build
 from datasets.bad_images import BadImages
 from datasets.loader import first_images, ordered_batches, training_batches
-from dbae.errors import UserError
+from dbae.config import UserError
 from eval.arrays import read_arrays
 from eval.samples import read_numbered
-from scripts import dbae_encode, dbae_reconstruction, dbae_train
+from scripts import encode as dbae_encode
+from scripts import reconstruct as dbae_reconstruction
+from scripts import train as dbae_train
 
 BAD = (2, 5, 6)  # positions of the bad ones among ten images
 

@@ -12,8 +12,7 @@ import torch
 from benchmarks.small_runs import MICRO_BATCHES, results, run_here
 from dbae import progress
 from dbae.checkpoint import complete_sets, fingerprint, load_model, write_config
-from dbae.config import TrainConfig
-from dbae.errors import UserError
+from dbae.config import TrainConfig, UserError
 from dbae.outcomes import Outcome
 from dbae.state import TrainState
 

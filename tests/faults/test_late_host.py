@@ -10,7 +10,7 @@ from test_signals import signal_at
 
 from benchmarks.small_runs import results, run_here
 from dbae.checkpoint import complete_sets
-from dbae.errors import UserError
+from dbae.config import UserError
 from dbae.outcomes import Outcomes
 
 RARELY = {"log_interval": 4, "save_interval": 100, "save_interval_for_preemption": 100, "sample_interval": 100}

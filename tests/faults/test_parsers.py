@@ -17,9 +17,8 @@ from PIL import Image
 from datasets.images import BadImage, decode
 from datasets.labels import read_csv, read_partition
 from dbae.checkpoint import NAME, complete_sets, read_config, read_tensors, set_names, step_of
-from dbae.config import ModelConfig, TrainConfig, from_json
-from dbae.errors import UserError
-from scripts import dbae_train
+from dbae.config import ModelConfig, TrainConfig, UserError, from_json
+from scripts import train as dbae_train
 
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # it would make a folder here
 fast = settings(derandomize=True, max_examples=150, deadline=None, database=None)

@@ -92,7 +92,7 @@ def test_a_signal_to_the_whole_job_of_the_training_script(tmp_path):
         "--dataset=toyfaces", *tiny.FLAGS, f"--workdir={tmp_path}", "--batch_size=4", "--num_workers=2",
         "--device=cpu", "--quiet", "--log_interval=1", "--save_interval_for_preemption=1000",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "scripts.dbae_train", *words]
+    command = [sys.executable, "-m", "scripts.train", *words]
     job = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

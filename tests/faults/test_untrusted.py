@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from benchmarks.small_runs import run_here
 from dbae.checkpoint import load_model, read_tensors
-from dbae.errors import UserError
+from dbae.config import UserError
 from eval.arrays import read_arrays
 from eval.perceptual import load_lpips
 from eval.samples import read_part

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from dbae.config import ModelConfig
-from dbae.layers import Attention1d, BlockSequential, ConvBlock, StemConv2d
+from dbae.nn.layers import Attention1d, BlockSequential, ConvBlock, StemConv2d
 
 
 class Encoder(nn.Module):

@@ -26,8 +26,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dbae.config import ModelConfig, TrainConfig, option, preset, preset_name
-from dbae.errors import UserError
+from dbae.config import ModelConfig, TrainConfig, UserError, option, preset, preset_name
 from scripts.bad_images import FILE, POLICIES, noted, report
 from scripts.cli import Parser, given, run
 
@@ -108,7 +107,7 @@ def preview_with(images: "torch.Tensor", run_dir: str) -> Callable[["torch.nn.Mo
     """A function (model, step) that draws inputs, endpoints and 10-step reconstructions of ``images`` (uint8)."""
     import torch
 
-    from dbae.images import save_grid, to_float, to_uint8
+    from dbae.io import save_grid, to_float, to_uint8
 
     @torch.no_grad()
     def preview(model: torch.nn.Module, step: int) -> None:
@@ -164,7 +163,7 @@ def main() -> None:
     from datasets.loader import first_images, training_batches
     from dbae import distributed
     from dbae.checkpoint import write_config
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
     from dbae.performance import half_dtype, use_checkpointing, use_compile, use_half
     from dbae.signals import Stop, out_of_reach
     from dbae.state import TrainState

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from dbae.config import ModelConfig
-from dbae.spectral import SpectralConv2d, SpectralConvTranspose2d, SpectralUpConv2d
+from dbae.nn.spectral import SpectralConv2d, SpectralConvTranspose2d, SpectralUpConv2d
 
 WIDTHS = {4: 16, 8: 8, 16: 4, 32: 2, 64: 2, 128: 1, 256: 0.5}  # feature maps at each size, times the base width
 GATES = {64: 4, 128: 8}  # skip-layer excitation: the features of one size are gated by those of another

@@ -11,8 +11,8 @@ Images of any size, mode and orientation are cut to their central square, or ali
 --paste puts results back into the photos.
 
 example:
-  python -m scripts.dbae_edit reconstruct --model ckpt/toyfaces/det/ema_0.9999_016000.pt --images photo.jpg
-  python -m scripts.dbae_edit manipulate --model ... --images photos/ --attributes Smiling --scales -0.3,0,0.3 --paste
+  python -m scripts.edit reconstruct --model ckpt/toyfaces/det/ema_0.9999_016000.pt --images photo.jpg
+  python -m scripts.edit manipulate --model ... --images photos/ --attributes Smiling --scales -0.3,0,0.3 --paste
 """
 
 import os
@@ -20,8 +20,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dbae.config import SampleConfig
-from dbae.errors import UserError
+from dbae.config import SampleConfig, UserError
 from scripts.cli import Parser, given, run
 from scripts.edit_options import AttributeOptions, EditOptions, WayOptions, stem
 from scripts.inputs import build_data, load, parse, print_dry_run
@@ -61,7 +60,7 @@ def encode(editor: "Editor", options: EditOptions, settings: dict[type, Any]) ->
     """Codes of all images to one file."""
     import numpy as np
 
-    from dbae.files import atomic_write
+    from dbae.io import atomic_write
 
     photos, images = _read(editor, options)
     path = os.path.join(options.out, "codes.npz")
@@ -148,7 +147,7 @@ def _write_images(photos: "PhotoFiles", made: "torch.Tensor", options: EditOptio
     """One PNG per image, at the model's size; with ``--paste`` the whole photo with it instead."""
     from PIL import Image
 
-    from dbae.files import atomic_write
+    from dbae.io import atomic_write
 
     paths = []
     for i, (name, image) in enumerate(zip(photos.names, made, strict=True)):

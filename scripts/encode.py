@@ -1,7 +1,7 @@
 """Write the codes of a data set or folder to one .npz or .safetensors file.
 
 example:
-  python -m scripts.dbae_encode --dataset celeba --schedule vp --model_path ckpt/celeba/sto/ema_0.9999_980000.pt \\
+  python -m scripts.encode --dataset celeba --schedule vp --model_path ckpt/celeba/sto/ema_0.9999_980000.pt \\
       --split test --out celeba_test.npz
 
 The file holds z [n, d], for stochastic encoders also mu and log_sigma, index [n], labels [n, k] where the data set has
@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dbae.config import option
-from dbae.errors import UserError
+from dbae.config import UserError, option
 from scripts.bad_images import FILE, left_out, noted, report
 from scripts.cli import Parser, run
 from scripts.inputs import SweepInputs, build_data, load, parse, print_dry_run

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from dbae.bridge import BRIDGES
 from dbae.config import ModelConfig
-from dbae.decoder import Decoder
-from dbae.editing import PATHS, along, step
-from dbae.encoder import Encoder
-from dbae.randomness import Generators, randn_like
+from dbae.io import Generators, randn_like
+from dbae.methods.editing import PATHS, along, step
+from dbae.nn.decoder import Decoder
+from dbae.nn.encoder import Encoder
+from dbae.nn.unet import UNet
 from dbae.sampler import sample as sample_bridge
 from dbae.sampler import time_grid
-from dbae.unet import UNet
 
 
 class DBAE(nn.Module):

@@ -1,7 +1,7 @@
 """A web page for a trained model: upload an image, see its code's reconstruction, edit it, interpolate.
 
 example:
-  python -m scripts.dbae_web --model ckpt/toyfaces/det/ema_0.9999_016000.pt
+  python -m scripts.web --model ckpt/toyfaces/det/ema_0.9999_016000.pt
 
 The page is for this machine alone unless --host or --share say otherwise. Uploads are deleted after an hour, and all of
 them when the page ends. Editing needs a linear probe of the model, as infer_class_dbae.sh writes it.
@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from dbae.config import SAMPLERS, ModelConfig, SampleConfig, option
-from dbae.errors import UserError
+from dbae.config import SAMPLERS, ModelConfig, SampleConfig, UserError, option
 from scripts.cli import Parser, given, run
 from scripts.inputs import MODEL_OPTIONS, ModelInputs, Precision, load, print_dry_run
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dbae.config import ModelConfig
-from dbae.layers import Attention2d, BlockSequential, ResBlock, StemConv2d, timestep_embedding, zero_init
+from dbae.nn.layers import Attention2d, BlockSequential, ResBlock, StemConv2d, timestep_embedding, zero_init
 
 
 class UNet(nn.Module):

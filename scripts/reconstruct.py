@@ -24,7 +24,7 @@ from scripts.inputs import Speed, SweepInputs, build_data, load, parse, print_dr
 if TYPE_CHECKING:
     import torch
 
-    from dbae.model import DBAE
+    from dbae.methods.dbae import DBAE
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ def reconstruct_batch(
     """Endpoints and reconstructions of uint8 images [n, 3, H, W], the same on the CPU; image i draws from (seed, i)."""
     import torch
 
-    from dbae.images import to_float, to_uint8
-    from dbae.randomness import image_generators
+    from dbae.io import image_generators, to_float, to_uint8
 
     device = next(model.parameters()).device
     generators = image_generators(options.seed, index.tolist(), device)
@@ -87,7 +86,7 @@ def reconstruct_all(
     import torch
 
     from dbae import distributed
-    from dbae.images import save_grid
+    from dbae.io import save_grid
     from eval import samples
 
     rank = distributed.rank()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dbae.layers import UpConv2d
+from dbae.nn.layers import UpConv2d
 
 
 class SpectralNorm(nn.Module):
