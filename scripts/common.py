@@ -146,7 +146,7 @@ class TrainedModel:
     """
 
     model: DiffusionModel
-    sampling: SampleConfig = SampleConfig()
+    sampling: SampleConfig
     latent: str = "sample"  # or "mean": the code of a stochastic encoder
     seed: int = 0
     batch_size: int = 64
@@ -199,7 +199,7 @@ class TrainedModel:
         return self.render(*self.model.interpolation(x[:-1], x[1:], z[:-1], z[1:], frames, path), "interpolate")
 
     def shift(self, images: Tensor, z: Tensor, shifts: Tensor, fix_xT: bool) -> tuple[Tensor, Tensor]:
-        """States and images [n, F, 3, H, W] on the CPU, of codes z moved by ``shifts`` [F, latent] or [n, F, latent]."""
+        """States and images [n, F, 3, H, W] on the CPU: codes z moved by ``shifts`` [F, latent] or [n, F, latent]."""
         x = to_float(images.to(self.device))
         return self.render(*self.model.shifted(x, z, shifts, fix_xT, self._shared_noise(len(x) * shifts.shape[-2])))
 

@@ -5,8 +5,8 @@ examples:
   bash train_dbae.sh toyfaces vp false --total_steps 200 any option after the positions overrides the preset
   bash train_dbae.sh folder:photos vp true --image_size 128 --batch_size 64
 
-The run's folder is WORKDIR/DATASET and the model's name, for DBAE size_channels_latentd_STO_SCHEDULE. Running the same command again resumes from its
-newest undamaged checkpoint.
+The run's folder is WORKDIR/DATASET and the model's name, for DBAE size_channels_latentd_STO_SCHEDULE. Running the same
+command again resumes from its newest undamaged checkpoint.
 
 exit status:
   0         the last step is done and saved

@@ -14,7 +14,8 @@ from torch import Tensor
 from dbae.config import SampleConfig, UserError, check_choices, option, require_positive
 from dbae.diffusion import VE, VP, Bridge, Identity, Karras
 from dbae.io import Generators
-from dbae.methods.base import AutoEncoder, Cond, preset
+from dbae.methods.autoencoder import AutoEncoder
+from dbae.methods.base import Cond, preset
 from dbae.nn.decoder import Decoder
 from dbae.nn.encoder import Encoder
 from dbae.nn.unet import UNet
