@@ -1,4 +1,4 @@
-"""Walk from image to image through their codes: a strip of endpoints and images, and an animation.
+"""Walk from image to image through their codes: a strip of images and of the states they start from, and an animation.
 
 example:
   bash interpol_dbae.sh toyfaces vp ckpt/toyfaces/det/ema_0.9999_016000.pt 0.0 1 test 7 euler 20 false
@@ -7,32 +7,13 @@ example:
 Pictures go to sample_STEP/interpolation_SETTINGS beside the checkpoint, named by images, path and frames.
 """
 
-from typing import TYPE_CHECKING
-
+from scripts import editing
 from scripts.cli import run
-from scripts.edit_options import PictureOptions, WayOptions
-from scripts.picture_program import main as picture_program
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from scripts.editing import Editor
-
-IMAGES = ("assets/img1.png", "assets/img2.png")
 
 
-def draw(
-    editor: "Editor", names: list[str], images: "Tensor", options: PictureOptions, way: WayOptions, folder: str
-) -> list[str]:
-    """Strip and animation from image to image."""
-    from scripts.edit_actions import draw_interpolation
-
-    return draw_interpolation(editor, names, images, way, folder)
-
-
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Parse, encode, generate, draw."""
-    picture_program(__doc__, "interpolation", WayOptions, IMAGES, draw)
+    editing.main(__doc__, "interpolate", args)
 
 
 if __name__ == "__main__":

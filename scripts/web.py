@@ -13,31 +13,32 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dbae.config import SAMPLERS, ModelConfig, SampleConfig, UserError, option
-from scripts.cli import Parser, given, run
-from scripts.inputs import MODEL_OPTIONS, ModelInputs, Precision, load, print_dry_run
-
-if TYPE_CHECKING:
-    from scripts.web_actions import Studio
+from dbae import runtime
+from dbae.config import SampleConfig, UserError, option
+from dbae.diffusion import SOLVERS
+from scripts.cli import Parser, run
+from scripts.common import ModelOptions, RuntimeOptions, TrainedModel, load_autoencoder, parse, print_dry_run
+from scripts.edit_inputs import find_classifier, load_classifier
+from scripts.web_actions import Studio
 
 UPLOAD = "20mb"  # the largest file
 WAITING = 32  # calls that may wait for the model
-PAGE_OPTIONS = (
-    *("model_path", "dataset", "classifier", "latent", "sampler", "steps", "batch_size", "seed", "device"),
-    *("host", "port", "share", "dry_run"),
+OFFERED = (
+    *("method", "model_path", "dataset", "classifier", "latent", "sampler", "steps", "batch_size", "seed", "device"),
+    *("precision", "autocast", "host", "port", "share", "dry_run"),
 )
 
 
 @dataclass(frozen=True)
-class PageOptions(ModelInputs, Precision):
+class PageOptions(ModelOptions, RuntimeOptions):
     """A model, and where its page is. Raises UserError for values out of range."""
 
-    dataset: str = option("folder:.", "data set of a released file, which has no config.json")
+    dataset: str = option("folder:.", "data set of an official file, which has no config.json")
     latent: str = option("mean", "code of a stochastic encoder", ("sample", "mean"))
     classifier: str | None = option(None, "best.pt of a linear probe (default: beside the checkpoint, or its probe's)")
-    sampler: str = option("euler", "sampler that the page starts with", tuple(SAMPLERS))
+    sampler: str = option("euler", "sampler that the page starts with", tuple(SOLVERS))
     steps: int = option(20, "steps that the page starts with")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for everybody who reaches this machine")
     port: int = option(7860, "port to listen on")
@@ -50,48 +51,35 @@ class PageOptions(ModelInputs, Precision):
             raise UserError(f"port: expected a number from 1 to {(1 << 16) - 1}, got {self.port}")
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Parse, load, serve."""
-    parser = Parser(__doc__.split("\n")[0], __doc__.split("\n", 1)[1])
-    parser.add_config("page", PageOptions, PAGE_OPTIONS)
-    parser.add_config("model (checked against the checkpoint)", ModelConfig, MODEL_OPTIONS)
-    typed = parser.parse_args()
-    options, about = PageOptions(**given(typed, PageOptions)), given(typed, ModelConfig)
+    options, about, _ = parse(Parser(__doc__), PageOptions, "page", args, OFFERED)
     if options.dry_run:
         return print_dry_run(options, about)
     if find_spec("gradio") is None:
         raise UserError('gradio is missing: pip install "gradio>=6.31"')
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the folder goes, too
     with tempfile.TemporaryDirectory(prefix="dbae_web_") as folder:
-        serve(studio(options, about, folder), options)
+        serve(open_studio(options, about, folder), options)
     return None
 
 
-def studio(options: PageOptions, about: dict[str, Any], folder: str) -> "Studio":
+def open_studio(options: PageOptions, about: dict[str, Any], folder: str) -> Studio:
     """The model with all that the page needs beside it; its pictures go to ``folder``."""
-    from datasets.toyfaces import ATTRIBUTES
-    from dbae import distributed
-    from dbae.attributes import read_classifier
-    from scripts import familiarity
-    from scripts.edit_options import find_classifier
-    from scripts.editing import Editor
-    from scripts.web_actions import Studio
-
-    device = distributed.setup(options.device)
-    model = load(options, about, device)
+    device = runtime.setup(options.device)
+    model = load_autoencoder(options, about, device)
     try:
         path = find_classifier(options.model_path, options.classifier)
     except UserError:
         classifier = None
     else:
-        classifier = read_classifier(path, model.config.latent_dim, ATTRIBUTES).to(device)
-    editor = Editor(model, SampleConfig(), options.latent, options.seed, options.batch_size)
-    return Studio(editor, classifier, familiarity.percentiles(options.model_path), folder)
+        classifier = load_classifier(path, model, device)
+    return Studio(TrainedModel.of(model, options), classifier, folder)
 
 
-def serve(studio: "Studio", options: PageOptions) -> None:
+def serve(studio: Studio, options: PageOptions) -> None:
     """Show the page until Ctrl-C. Nothing is sent to anybody, and gradio's files are in the studio's folder."""
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": studio.folder}
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": studio.folder}  # read at gradio's import
     from scripts.web_page import build, looks
 
     page = build(studio, options.sampler, options.steps).queue(api_open=False, max_size=WAITING)

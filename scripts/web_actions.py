@@ -1,21 +1,23 @@
 """What the web page does: from what a visitor chose to what is shown. Knows no server, and no gradio."""
 
+import dataclasses
 import os
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dbae.attributes import AttributeClassifier
-from dbae.config import SampleConfig, UserError
-from dbae.sampler import nfe
-from scripts import familiarity
-from scripts.edit_actions import Edit, interpolate, manipulate
-from scripts.edit_figure import animation, sheet, tile
-from scripts.editing import Editor, PhotoFiles
+from datasets.photos import read_photo
+from dbae.config import UserError
+from dbae.diffusion import nfe
+from dbae.methods.codes import attribute_step
+from eval.classifier import AttributeClassifier
+from scripts.common import TrainedModel
+from scripts.edit_inputs import square
+from scripts.figures import animation
 
 PIXELS = 50_000_000  # of the largest upload
 FIRST = ("Male", "Young", "Smiling", "Eyeglasses")  # attributes that have sliders at first
@@ -44,9 +46,8 @@ class Studio:
     A bad choice raises UserError with a line for the visitor.
     """
 
-    editor: Editor
+    trained: TrainedModel
     classifier: AttributeClassifier | None
-    known: Tensor | None  # percentiles of the training images' errors, as ``familiarity`` has them
     folder: str
 
     @property
@@ -60,7 +61,7 @@ class Studio:
         return [label for label in FIRST if label in self.labels] or self.labels[: len(FIRST)]
 
     def look(self, path: str | None, sampler: str, steps: int) -> View:
-        """What is kept of an upload; its crop, endpoint and reconstruction; facts. NOTHING without an upload."""
+        """What is kept of an upload; its crop, x_T and reconstruction; facts. NOTHING without an upload."""
         return self._view(self._crop(path), sampler, steps) if path else NOTHING
 
     def again(self, seen: Seen | None, sampler: str, steps: int) -> View:
@@ -73,14 +74,14 @@ class Studio:
         """Reconstruction and edited image. ``scales`` has one number per attribute; those not ``shown`` count as 0."""
         if seen is None:
             return None, None, ""
-        moves = [(row, scales[row]) for row, label in enumerate(self.labels) if label in shown and scales[row]]
-        if not moves:
-            return self._save("reconstruction", seen.made), self._save("edited", seen.made), seen.cost
-        editor, start = self._editor(sampler, steps), time.monotonic()
-        z = seen.z + torch.stack([scale * self.classifier.step(row) for row, scale in moves]).sum(dim=0)
-        ((_, made),) = manipulate(editor, [Edit("edited", ("",), seen.z, z[:, None])], fix_xT)
-        cost = _cost(editor.sampling, 1, start)
-        return self._save("reconstruction", seen.made), self._save("edited", made[:, 0]), cost
+        chosen = [row for row, label in enumerate(self.labels) if label in shown and scales[row]]
+        made, cost = seen.made, seen.cost
+        if chosen:
+            trained, start = self._trained(sampler, steps), time.monotonic()
+            shifts = sum(scales[row] * attribute_step(self.classifier.weight[row]) for row in chosen)
+            _, made = trained.shift(seen.crop, seen.z, shifts[None], fix_xT)
+            made, cost = made[:, 0], _cost(trained, 1, start)
+        return self._save("reconstruction", seen.made), self._save("edited", made), cost
 
     def interpolate(
         self, seen: Seen | None, path: str | None, sampler: str, steps: int, frames: int, way: str
@@ -88,17 +89,15 @@ class Studio:
         """Frames and an animation from the image at hand to another upload."""
         if seen is None or not path:
             raise UserError("Choose both images first.")
-        editor, start = self._editor(sampler, steps), time.monotonic()
-        z = torch.cat([seen.z, editor.encode(self._crop(path))])
-        _, made = interpolate(editor, z, frames, way)
-        cost = _cost(editor.sampling, frames, start)
-        strip = [self._save("frame", made[:, i]) for i in range(frames)]
+        trained, start = self._trained(sampler, steps), time.monotonic()
+        _, made = trained.interpolate(torch.cat([seen.crop, self._crop(path)]), frames, way)
+        cost = _cost(trained, frames, start)
         animated = self._file("interpolation", "gif")
-        animation(animated, sheet(made[None]))
-        return strip, animated, cost
+        animation(animated, made[None])
+        return [self._save("frame", made[:, i]) for i in range(frames)], animated, cost
 
-    def _editor(self, sampler: str, steps: int) -> Editor:
-        return replace(self.editor, sampling=SampleConfig(sampler=sampler, steps=steps))
+    def _trained(self, sampler: str, steps: int) -> TrainedModel:
+        return dataclasses.replace(self.trained, sampling=self.trained.model.sampling(sampler=sampler, steps=steps))
 
     def _crop(self, path: str) -> Tensor:
         """The model's square [1, 3, H, W] of an upload. UserError, with its name but not its folder, for a bad one."""
@@ -106,37 +105,27 @@ class Studio:
         if _is_large(path):
             raise UserError(f"{name}: expected an image of at most {PIXELS // 10**6} megapixels")
         try:
-            return PhotoFiles([path], {}).crops(self.editor.model.config.image_size)
+            return square(read_photo(path), self.trained.model.config.image_size)[None]
         except UserError as error:
             raise UserError(str(error).replace(path, name)) from None
 
     def _view(self, crop: Tensor, sampler: str, steps: int) -> View:
-        editor, start = self._editor(sampler, steps), time.monotonic()
-        z = editor.encode(crop)
-        endpoints, made = editor.generate(z)
-        seen = Seen(crop, z, made, _cost(editor.sampling, 1, start))
-        paths = map(self._save, ("crop", "endpoint", "reconstruction"), (crop, endpoints, made))
-        return seen, *paths, self._facts(seen), seen.cost
-
-    def _facts(self, seen: Seen) -> str:
-        """Markdown: length of the code, error, and whether the image is far from what the model has seen."""
-        error = ((seen.made.float() - seen.crop.float()) / 255).square().mean()
-        lines = [
-            f"**Code:** {seen.z.shape[1]} numbers for {seen.crop.numel():,} of the crop",
+        trained, start = self._trained(sampler, steps), time.monotonic()
+        z = trained.encode(crop)
+        states, made = (part[:, 0] for part in trained.shift(crop, z, torch.zeros_like(z), fix_xT=True))
+        seen = Seen(crop, z, made, _cost(trained, 1, start))
+        paths = map(self._save, ("crop", "x_T", "reconstruction"), (crop, states, made))
+        error = ((made.float() - crop.float()) / 255).square().mean()
+        facts = [
+            f"**Code:** {z.shape[1]} numbers for {crop.numel():,} of the crop",
             f"**Reconstruction error:** {error:.4f} (mean square of pixels from 0 to 1)",
         ]
-        if self.known is not None:
-            found = familiarity.errors(self.editor, seen.crop)
-            under = max(0, int((self.known < found).sum()) - 1)
-            usual = f"{under} % of the training images have a smaller error."
-            lines.append("**Familiarity:** " + next(familiarity.warnings(["This image"], found, self.known), usual))
-        return "  \n".join(lines)
+        return seen, *paths, "  \n".join(facts), seen.cost
 
     def _save(self, what: str, images: Tensor) -> str:
         """Path of a new PNG of the only one of uint8 images [1, 3, H, W]."""
         path = self._file(what, "png")
-        _, pixels = tile(what, images[0])
-        Image.fromarray(pixels).save(path)
+        Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(path)
         return path
 
     def _file(self, what: str, ending: str) -> str:
@@ -155,7 +144,7 @@ def _is_large(path: str) -> bool:
         return False
 
 
-def _cost(sampling: SampleConfig, images: int, start: float) -> str:
-    calls = nfe(sampling.steps, sampling.sampler)
+def _cost(trained: TrainedModel, images: int, start: float) -> str:
+    calls = nfe(trained.sampling.sampler, trained.sampling.steps, trained.sampling.churn)
     shown = f"{images} images, " * (images > 1) + f"{calls} network call{'s' * (calls > 1)}" + " each" * (images > 1)
     return f"Last call: {shown}, {time.monotonic() - start:.2f} s"

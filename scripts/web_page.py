@@ -8,9 +8,10 @@ import gradio as gr
 from gradio.components import Component
 from gradio.events import Dependency
 
-from dbae.config import SAMPLERS, UserError
-from dbae.methods.editing import PATHS
-from scripts.edit_options import WayOptions
+from dbae.config import UserError
+from dbae.diffusion import SOLVERS
+from dbae.methods.codes import PATHS
+from scripts.edit_inputs import InterpolateOptions
 from scripts.web_actions import HINT, NOTHING, Studio
 
 KEPT = (300, 3600)  # every five minutes, uploads and pictures that are older than an hour are deleted
@@ -18,9 +19,9 @@ REACH = 0.6  # of a slider to both sides; the official figures use up to 0.3
 STEPS, FRAMES = 100, 21  # the most that a visitor can ask for
 SMOOTH = 128  # pixels from which pictures are enlarged smoothly
 SAMPLES = [f"assets/img{i}.png" for i in (1, 2, 3, 4)]
-ABOUT = """# Diffusion Bridge AutoEncoder
-The model sees the central square of an image and writes it down as a code *z* of {latent} numbers. From the code alone
-it paints an endpoint *x_T*, and walks from there along a diffusion bridge to the reconstruction."""
+ABOUT = """# Diffusion autoencoder
+The model sees the central square of an image and writes it down as a code *z* of {latent} numbers. Given the code, it
+walks from a state *x_T* along a diffusion to the reconstruction."""
 NO_CLASSIFIER = """This model has no attribute classifier yet. Train one on labelled images, then start the page again:
 
 `bash infer_class_dbae.sh DATASET SCHEDULE MODEL_PATH STO`
@@ -69,19 +70,19 @@ def looks() -> dict[str, Any]:
 
 def build(studio: Studio, sampler: str, steps: int) -> gr.Blocks:
     """The page of a model; ``sampler`` and ``steps`` are the choices it starts with."""
-    model = studio.editor.model.config
-    with gr.Blocks(title="DBAE", analytics_enabled=False, delete_cache=KEPT) as page:
+    model = studio.trained.model.config
+    with gr.Blocks(title="Diffusion autoencoder", analytics_enabled=False, delete_cache=KEPT) as page:
         gr.Markdown(ABOUT.format(latent=model.latent_dim))
         seen = gr.State()
         with gr.Row(elem_classes="sharp" if model.image_size < SMOOTH else ""):
             with gr.Column(scale=2, min_width=280, elem_classes="choices"):
                 image, sample = _upload("Image")
                 with gr.Accordion("Sampling", elem_classes="last"):
-                    kind = gr.Dropdown(list(SAMPLERS), value=sampler, label="Sampler")
+                    kind = gr.Dropdown(list(SOLVERS), value=sampler, label="Sampler")
                     count = gr.Slider(1, max(STEPS, steps), value=steps, step=1, precision=0, label="Steps")
             with gr.Column(scale=5, min_width=320, elem_classes="results"):
                 with gr.Row():
-                    pictures = [_picture(label) for label in ("Crop", "Endpoint x_T", "Reconstruction")]
+                    pictures = [_picture(label) for label in ("Crop", "x_T", "Reconstruction")]
                 facts, cost = gr.Markdown(HINT), gr.Markdown()
                 given = [seen, kind, count]
                 with gr.Tab("Edit"):
@@ -115,7 +116,7 @@ def _edit_tab(studio: Studio, given: Sequence[Component], cost: gr.Markdown) -> 
                 gr.Slider(-REACH, REACH, value=0, step=0.05, label=label, visible=label in studio.first)
                 for label in studio.labels
             ]
-            fix_xT = gr.Checkbox(True, label="Keep the endpoint x_T")
+            fix_xT = gr.Checkbox(True, label="Keep x_T")
             reset = gr.Button("Reset", size="sm")
     edited = {"fn": studio.edit, "inputs": [*given, fix_xT, chosen, *sliders], "outputs": [*pictures, cost], **CALL}
     gr.on([slider.release for slider in sliders] + [fix_xT.input], **edited)
@@ -130,8 +131,8 @@ def _interpolate_tab(studio: Studio, given: Sequence[Component], cost: gr.Markdo
         with gr.Column(scale=4, min_width=280):
             other, _ = _upload("Second image")
         with gr.Column(scale=3, min_width=280):
-            frames = gr.Slider(2, FRAMES, value=WayOptions.frames, step=1, precision=0, label="Frames")
-            way = gr.Radio(list(PATHS), value=WayOptions.path, label="Way between the codes")
+            frames = gr.Slider(2, FRAMES, value=InterpolateOptions.frames, step=1, precision=0, label="Frames")
+            way = gr.Radio(list(PATHS), value=InterpolateOptions.path, label="Path between the codes")
             start = gr.Button("Interpolate", variant="primary")
     with gr.Row():
         with gr.Column(scale=4, min_width=280):

@@ -7,10 +7,10 @@ import pytest
 import tiny
 import torch
 
-from dbae.attributes import read_classifier
 from dbae.config import UserError
 from dbae.io import image_generators
-from dbae.methods.editing import PATHS, along, lerp, normalised_step, slerp, step
+from dbae.methods.codes import PATHS, attribute_step, lerp, slerp
+from eval.classifier import read_classifier
 
 FRACTIONS = torch.linspace(0, 1, 5)
 
@@ -39,15 +39,11 @@ def test_spherical_keeps_length_and_turns_evenly():
     assert not torch.allclose(way, lerp(z_1, z_2, FRACTIONS), atol=1e-2)
 
 
-def test_steps():
-    w, z = codes(1)[0], codes()
-    assert step(w).norm().item() == pytest.approx(math.sqrt(8))
-    torch.testing.assert_close(step(3 * w), step(w))
-    torch.testing.assert_close(normalised_step(w, torch.full((8,), 1.0)), step(w))
-    moved = along(z, step(w), torch.tensor([-0.5, 0.0, 0.5]))
-    torch.testing.assert_close(moved[:, 1], z)
-    torch.testing.assert_close(moved[:, 2] - moved[:, 0], step(w).expand(3, -1))
-    torch.testing.assert_close(along(z, step(w), torch.tensor([[0.0], [1.0], [2.0]]))[2, 0], z[2] + 2 * step(w))
+def test_attribute_step():
+    w = codes(1)[0]
+    assert attribute_step(w).norm().item() == pytest.approx(math.sqrt(8))
+    torch.testing.assert_close(attribute_step(3 * w), attribute_step(w))
+    torch.testing.assert_close(attribute_step(w, torch.full((8,), 0.5)), 0.5 * attribute_step(w))
 
 
 def test_normalised_step_is_the_step_among_codes_of_unit_variance():
@@ -55,7 +51,7 @@ def test_normalised_step_is_the_step_among_codes_of_unit_variance():
     mean, std = torch.randn(8), torch.rand(8) + 0.5
     row = std * w  # of the same classifier for (z - mean) / std
     elsewhere = ((z - mean) / std + 0.3 * math.sqrt(8) * row / row.norm()) * std + mean
-    torch.testing.assert_close(along(z, normalised_step(w, std), torch.tensor([0.3]))[:, 0], elsewhere)
+    torch.testing.assert_close(z + 0.3 * attribute_step(w, std), elsewhere)
 
 
 @pytest.mark.parametrize("churn", [0.0, 0.5])
@@ -82,36 +78,33 @@ def test_manipulation(fix_xT):
     torch.testing.assert_close(frames[:, 1], model.generate_from(edited, x_T, steps=3))
 
 
-def classifier_file(folder, statistics=True, attributes=("Male", "Wavy_Hair")):
+def classifier_file(folder):
     torch.manual_seed(0)
     torch.save(torch.nn.Linear(8, 2).state_dict(), folder / "best.pt")
-    content = {"attributes": list(attributes)}
-    if statistics:
-        content["codes"] = {"std": [0.5] * 8, "median_logit_of_positives": [1.5, None]}
-    (folder / "best.json").write_text(json.dumps(content))
+    about = {"std": [0.5] * 8, "median_logit_of_positives": [1.5, None]}
+    (folder / "best.json").write_text(json.dumps({"attributes": ["Male", "Wavy_Hair"], "codes": about}))
     return str(folder / "best.pt")
 
 
-def test_classifier(tmp_path):
+@pytest.mark.parametrize("normalised", [True, False])
+def test_the_scale_to_the_median_raises_logits_to_it_and_no_further(tmp_path, normalised):
+    found, z = read_classifier(classifier_file(tmp_path), 8), codes(50)
+    step = attribute_step(found.weight[0], found.known("std") if normalised else None)
+    scales = found.scale_to_median(z, 0, step)
+    before = z @ found.weight[0] + found.bias[0]
+    moved = z + scales[:, None] * step
+    torch.testing.assert_close(moved @ found.weight[0] + found.bias[0], before.clamp(min=1.5))
+    assert (scales > 0).any()
+    with pytest.raises(UserError, match="no training image has it"):
+        found.scale_to_median(z, 1, step)
+
+
+def test_attributes_by_name_or_number(tmp_path):
     found = read_classifier(classifier_file(tmp_path), 8)
     assert [found.index(name) for name in ("Male", "male", "0", "wavy hair", "1")] == [0, 0, 0, 1, 1]
     for wrong in ("Smiling", "2", "-1", ""):
         with pytest.raises(UserError, match="attributes: expected a number under 2 or one of Male, Wavy_Hair"):
             found.index(wrong)
-    torch.testing.assert_close(found.step(0), step(found.weight[0]))
-    torch.testing.assert_close(found.step(0, True), 0.5 * step(found.weight[0]))
-
-
-@pytest.mark.parametrize("normalised", [True, False])
-def test_strength_raises_logits_to_the_median_and_no_further(tmp_path, normalised):
-    found, z = read_classifier(classifier_file(tmp_path), 8), codes(50)
-    scales = found.strength(z, 0, normalised)
-    before = z @ found.weight[0] + found.bias[0]
-    moved = along(z, found.step(0, normalised), scales[:, None])[:, 0]
-    torch.testing.assert_close(moved @ found.weight[0] + found.bias[0], before.clamp(min=1.5))
-    assert (scales > 0).any()
-    with pytest.raises(UserError, match="no training image has it"):
-        found.strength(z, 1)
 
 
 def test_a_bare_classifier_has_names_or_numbers_and_no_statistics(tmp_path):
@@ -120,14 +113,11 @@ def test_a_bare_classifier_has_names_or_numbers_and_no_statistics(tmp_path):
     assert read_classifier(path, 8).names == ("0", "1")
     found = read_classifier(path, 8, ("a", "b"))
     assert found.names == ("a", "b")
-    for ask in (lambda: found.strength(codes(), 0), lambda: found.step(0, normalised=True)):
-        with pytest.raises(UserError, match="expected beside it the best"):
-            ask()
+    with pytest.raises(UserError, match="expected beside it the best"):
+        found.known("std")
 
 
 def test_wrong_classifiers(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        read_classifier(str(tmp_path / "absent.pt"), 8)
     path = classifier_file(tmp_path)
     with pytest.raises(UserError, match="reads codes of 8 numbers, the model's have 64"):
         read_classifier(path, 64)

@@ -1,4 +1,4 @@
-"""The web page: what its actions return, what a visitor is told, its layout, and a walk through it in a browser."""
+"""The web page: what its actions return, what a visitor is told, and a walk through it in a browser."""
 
 import dataclasses
 import os
@@ -17,13 +17,12 @@ from conftest import ROOT
 from PIL import Image
 
 from datasets.images import fit
-from dbae.attributes import AttributeClassifier
-from dbae.config import SampleConfig, UserError
+from dbae.config import UserError
 from dbae.io import to_float
-from scripts import familiarity, web_actions
-from scripts import web as dbae_web
+from dbae.methods.codes import attribute_step
+from eval.classifier import AttributeClassifier
+from scripts import web, web_actions
 from scripts.cli import run
-from scripts.edit_actions import Edit, manipulate
 from scripts.web_actions import NOTHING
 
 IMAGES = [str(ROOT / "assets" / f"img{i}.png") for i in (1, 2)]
@@ -37,9 +36,9 @@ def pixels(path):
 
 @pytest.fixture(scope="module")
 def bare(checkpoint, tmp_path_factory):
-    """The studio of the small model, which has no classifier and is not calibrated."""
-    options = dbae_web.PageOptions(model_path=str(checkpoint), device="cpu")
-    return dbae_web.studio(options, {}, str(tmp_path_factory.mktemp("pictures")))
+    """The studio of the small model, which has no classifier."""
+    options = web.PageOptions(model_path=str(checkpoint), device="cpu")
+    return web.open_studio(options, {}, str(tmp_path_factory.mktemp("pictures")))
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +54,19 @@ def seen(studio):
     return studio.look(IMAGES[0], *EULER)[0]
 
 
-# ---- one image
-
-
 def test_look_shows_what_the_model_makes_of_the_crop(bare):
-    seen, crop, endpoint, made, facts, cost = bare.look(IMAGES[0], *EULER)
+    seen, crop, state, made, facts, cost = bare.look(IMAGES[0], *EULER)
     expected = np.asarray(fit(Image.open(IMAGES[0]).convert("RGB"), 32))
     np.testing.assert_array_equal(pixels(crop), expected)
-    editor = dataclasses.replace(bare.editor, sampling=SampleConfig(steps=3))
-    ends, images = editor.generate(seen.z)
-    np.testing.assert_array_equal(pixels(endpoint), ends[0].permute(1, 2, 0))
-    np.testing.assert_array_equal(pixels(made), images[0].permute(1, 2, 0))
-    error = ((pixels(crop) - pixels(made)) ** 2).mean() / 255**2
-    assert "8 numbers for 3,072" in facts and f"{error:.4f}" in facts and "Familiarity" not in facts
-    assert re.fullmatch(r"Last call: 3 network calls, \d+\.\d\d s", cost)
-
-
-def test_the_code_of_a_stochastic_encoder_is_its_mean(bare, seen):
+    trained = dataclasses.replace(bare.trained, sampling=bare.trained.model.sampling(steps=3))
+    for found, image in zip((state, made), trained.reconstruct(seen.crop), strict=True):
+        np.testing.assert_array_equal(pixels(found), image[0].permute(1, 2, 0))
     with torch.no_grad():
-        mean, _ = bare.editor.model.encode_stats(to_float(seen.crop))
-    torch.testing.assert_close(seen.z, mean)
+        mean, _ = trained.model.encode_stats(to_float(seen.crop))
+    torch.testing.assert_close(seen.z, mean)  # the code of a stochastic encoder is its mean
+    error = ((pixels(crop) - pixels(made)) ** 2).mean() / 255**2
+    assert "8 numbers for 3,072" in facts and f"{error:.4f}" in facts
+    assert re.fullmatch(r"Last call: 3 network calls, \d+\.\d\d s", cost)
 
 
 def test_again_is_a_look_with_other_settings(bare, seen):
@@ -83,19 +75,12 @@ def test_again_is_a_look_with_other_settings(bare, seen):
     assert (again[0].made != seen.made).any() and again[5].startswith("Last call: 1 network call, ")
 
 
-def test_nothing_is_shown_without_an_image(bare):
+def test_nothing_is_shown_without_an_image(bare, seen):
     assert bare.look(None, *EULER) == bare.again(None, *EULER) == NOTHING
     assert bare.edit(None, *EULER, True, []) == (None, None, "")
-
-
-def test_familiarity(bare, seen):
-    found = familiarity.errors(bare.editor, seen.crop).item()
-    for levels, told in [
-        ([found / 2] * 101, "**Familiarity:** This image is far from what the model has seen"),
-        ([found / 2] * 51 + [found * 2] * 50, "**Familiarity:** 50 % of the training images have a smaller error"),
-        ([found * 2] * 101, "**Familiarity:** 0 % of the training images"),
-    ]:
-        assert told in dataclasses.replace(bare, known=torch.tensor(levels)).again(seen, "one-step", 1)[4]
+    for first, second in ((None, IMAGES[1]), (seen, None)):
+        with pytest.raises(UserError, match="both images"):
+            bare.interpolate(first, second, *EULER, 4, "linear")
 
 
 @pytest.mark.parametrize("name, content", [("a.jpg", b"no image"), ("b.png", b""), ("c.svg", b"<svg/>")])
@@ -111,7 +96,7 @@ def test_a_large_upload_is_not_decoded(bare, tmp_path, monkeypatch):
     Image.new("L", (300, 200)).save(tmp_path / "large.png")
     assert bare.look(str(tmp_path / "large.png"), "one-step", 1)[0]
     monkeypatch.setattr(web_actions, "PIXELS", 59_999)
-    monkeypatch.setattr(web_actions, "PhotoFiles", None)
+    monkeypatch.setattr(web_actions, "read_photo", None)
     for name in ("bomb.png", "large.png"):
         with pytest.raises(UserError, match=f"^{name}: expected an image of at most"):
             bare.look(str(tmp_path / name), *EULER)
@@ -123,16 +108,6 @@ def test_pictures_have_names_of_their_own(studio, seen):
     assert len(set(paths)) == 4 and all(os.path.dirname(path) == studio.folder for path in paths)
 
 
-# ---- editing
-
-
-def test_attributes_that_have_sliders_at_first(bare, studio):
-    assert studio.labels == ["Bald", "Male", "Wearing Hat", "Young"] and studio.first == ["Male", "Young"]
-    other = dataclasses.replace(studio.classifier, names=tuple("abcd"))
-    assert dataclasses.replace(studio, classifier=other).first == list("abcd")
-    assert bare.labels == bare.first == []
-
-
 def test_sliders_at_rest_leave_the_reconstruction(studio, seen):
     made, edited, cost = studio.edit(seen, *EULER, True, studio.labels, 0, 0, 0, 0)
     np.testing.assert_array_equal(pixels(made), seen.made[0].permute(1, 2, 0))
@@ -140,23 +115,16 @@ def test_sliders_at_rest_leave_the_reconstruction(studio, seen):
     assert cost == seen.cost
 
 
-def test_shown_sliders_move_the_code_along_their_attributes(studio, seen):
-    _, edited, cost = studio.edit(seen, *EULER, True, ["Male", "Young"], 0.4, 2, 0.1, -3)
-    step = studio.classifier.step
-    edit = Edit("", ("",), seen.z, (seen.z + 2 * step(1) - 3 * step(3))[:, None])
-    editor = dataclasses.replace(studio.editor, sampling=SampleConfig(steps=3))
-    ((_, expected),) = manipulate(editor, [edit], True)
-    np.testing.assert_array_equal(pixels(edited), expected[0, 0].permute(1, 2, 0))
-    assert (pixels(edited) != seen.made[0].permute(1, 2, 0).numpy()).any()
-    assert cost.startswith("Last call: 3 network calls")
-
-
-def test_moving_the_endpoint_makes_another_picture(studio, seen):
-    fixed, moved = (studio.edit(seen, *EULER, fix_xT, ["Male"], 0, 3, 0, 0)[1] for fix_xT in (True, False))
-    assert (pixels(fixed) != pixels(moved)).any()
-
-
-# ---- interpolating
+@pytest.mark.parametrize("fix_xT", [True, False])
+def test_shown_sliders_move_the_code_along_their_attributes(studio, seen, fix_xT):
+    _, edited, cost = studio.edit(seen, *EULER, fix_xT, ["Male", "Young"], 0.4, 2, 0.1, -3)
+    model, w = studio.trained.model, studio.classifier.weight
+    with torch.no_grad():
+        z = seen.z + 2 * attribute_step(w[1]) - 3 * attribute_step(w[3])
+        expected = model.generate_from(z, model.decode(seen.z if fix_xT else z), steps=3)
+    found = torch.from_numpy(pixels(edited)).permute(2, 0, 1)
+    assert (found - ((expected[0] + 1) * 127.5)).abs().max() <= 1
+    assert (found != seen.made[0]).any() and cost.startswith("Last call: 3 network calls")
 
 
 def test_interpolation_goes_from_one_reconstruction_to_the_other(bare, seen):
@@ -170,46 +138,20 @@ def test_interpolation_goes_from_one_reconstruction_to_the_other(bare, seen):
         assert animated.n_frames == 6 and animated.size == (256, 256)  # there and back
 
 
-def test_interpolation_needs_two_images(bare, seen):
-    for first, second in ((None, IMAGES[1]), (seen, None)):
-        with pytest.raises(UserError, match="both images"):
-            bare.interpolate(first, second, *EULER, 4, "linear")
-
-
-# ---- the command line
-
-
-def call(monkeypatch, capsys, *words):
-    """Run the program in this process; returns (status, standard output, standard error)."""
-    monkeypatch.setattr(sys, "argv", ["web", *map(str, words)])
-    try:
-        run(dbae_web.main)
-        status = 0
-    except SystemExit as stop:
-        status = stop.code
-    return status, *capsys.readouterr()
-
-
 def test_dry_run_and_errors_need_no_gradio(checkpoint, monkeypatch, capsys):
-    monkeypatch.setattr(dbae_web, "find_spec", lambda name: None)
-    status, shown, _ = call(monkeypatch, capsys, "--model", checkpoint, "--port", 1234, "--dry_run")
-    assert status == 0 and '"port": 1234' in shown and '"latent": "mean"' in shown and '"127.0.0.1"' in shown
+    monkeypatch.setattr(web, "find_spec", lambda name: None)
+    web.main(["--model", str(checkpoint), "--port", "1234", "--dry_run"])
+    assert '"port": 1234' in capsys.readouterr().out
     for words, told in [
-        (["--model", checkpoint], 'gradio is missing: pip install "gradio'),
-        (["--model", checkpoint, "--port", "70000"], "port: expected a number from 1 to 65535, got 70000"),
-        (["--model", checkpoint, "--steps", "0"], "steps: expected a number above 0"),
+        (["--model", str(checkpoint)], 'gradio is missing: pip install "gradio'),
+        (["--model", str(checkpoint), "--port", "70000"], "port: "),
+        (["--model", str(checkpoint), "--steps", "0"], "steps: "),
         ([], "model_path: expected one, got none"),
     ]:
-        status, _, error = call(monkeypatch, capsys, *words)
-        assert status == 2 and error.startswith(f"error: {told}") and error.count("\n") == 1
-
-
-def test_the_program_starts_without_torch_and_gradio():
-    code = "import sys, scripts.web; sys.exit(bool({'torch', 'gradio'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-# ---- the page
+        with pytest.raises(SystemExit) as stop:
+            run(lambda words=words: web.main(words))
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.startswith(f"error: {told}") and error.count("\n") == 1
 
 
 @pytest.fixture
@@ -223,29 +165,13 @@ def web_page(monkeypatch, tmp_path):
     return web_page
 
 
-def described(page, kind):
-    return [part["props"] for part in page.config["components"] if part["type"] == kind]
-
-
-def test_layout(web_page, studio):
+def test_one_call_of_the_model_at_a_time_and_no_public_api(web_page, bare, studio):
     page = web_page.build(studio, "dbim2", 150)
-    visible = {part["label"]: part["visible"] for part in described(page, "slider")}
-    assert {name for name in studio.labels if visible[name]} == {"Male", "Young"} and set(studio.labels) <= set(visible)
-    steps = next(part for part in described(page, "slider") if part["label"] == "Steps")
-    assert (steps["value"], steps["maximum"]) == (150, 150)
     calls = [event for event in page.fns.values() if event.concurrency_id == "model"]
     assert len(calls) >= 8 and {event.concurrency_limit for event in calls} == {1}
     assert {event.api_visibility for event in page.fns.values()} <= {"private", "undocumented"}
-
-
-def test_layout_without_classifier(web_page, bare):
-    page = web_page.build(bare, "euler", 20)
-    assert any("infer_class_dbae.sh" in part.get("value", "") for part in described(page, "markdown"))
-    assert [part["label"] for part in described(page, "slider")] == ["Steps", "Frames"]
-
-
-def test_nothing_is_fetched_from_elsewhere(web_page):
-    assert web_page.looks()["theme"]._stylesheets == [] and "url(" not in web_page.CSS
+    web_page.build(bare, "euler", 20)  # without a classifier
+    assert web_page.looks()["theme"]._stylesheets == [] and "url(" not in web_page.CSS  # nothing is fetched
 
 
 def test_a_visitor_is_told(web_page, monkeypatch):
@@ -257,9 +183,6 @@ def test_a_visitor_is_told(web_page, monkeypatch):
 
     assert web_page._told(refuse, NOTHING)("<b>.jpg") == NOTHING
     assert told == ["&lt;b&gt;.jpg is a bad image"]
-
-
-# ---- in a browser
 
 
 @pytest.fixture

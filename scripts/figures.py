@@ -1,0 +1,70 @@
+"""Pictures of images in rows: labelled strips as PNG, and animations as GIF."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from dbae.config import UserError
+from dbae.io import atomic_write
+
+MAX_ROWS = 100  # of a strip
+Tile = tuple[str, Tensor | None]  # what is written above it, and a uint8 image [3, H, W]; None leaves its place empty
+Row = tuple[str, Sequence[Tile]]  # what is written beside it, and its tiles
+
+
+def check_rows(rows: int) -> None:
+    """Raise UserError for more rows than a strip takes."""
+    if rows > MAX_ROWS:
+        raise UserError(f"images: expected few enough for a picture of {MAX_ROWS} rows, these take {rows}")
+
+
+def draw_rows(figure: Any, rows: Sequence[Row]) -> None:
+    """Fill a figure, or part of one, of matplotlib with rows of tiles."""
+    grid = figure.subplots(len(rows), max(len(tiles) for _, tiles in rows), squeeze=False)
+    for axes, (label, tiles) in zip(grid, rows, strict=True):
+        for axis in axes:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+        for axis, (caption, image) in zip(axes, tiles, strict=False):
+            axis.set_title(caption, fontsize=9, pad=3)
+            if image is not None:
+                axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+
+
+def strip(path: str, rows: Sequence[Row], title: str) -> None:
+    """Write rows of tiles under a title as PNG."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(tiles) for _, tiles in rows)
+    figure = Figure(figsize=(1.15 * columns + 1.1, 1.35 * len(rows) + 0.45), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0)
+    draw_rows(figure, rows)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=110, bbox_inches="tight", pad_inches=0.05)
+
+
+def animation(path: str, images: Tensor, side: int = 256, milliseconds: int = 90) -> None:
+    """Write uint8 images [rows, columns, frames, 3, H, W] as a GIF that runs forth and back and rests at both ends.
+
+    Frames lower than ``side`` are enlarged a whole number of times, so that pixels stay pixels.
+    """
+    rows, columns, frames, _, height, width = images.shape
+    height, width = rows * height, columns * width
+    pixels = images.permute(2, 0, 4, 1, 5, 3).reshape(frames, height, width, 3).numpy()
+    scale = max(1, side // height)
+    size = (width * scale, height * scale)
+    pictures = [Image.fromarray(frame).resize(size, Image.Resampling.NEAREST) for frame in pixels]
+    durations = [8 * milliseconds if i in (0, frames - 1) else milliseconds for i in range(2 * frames - 2)]
+    with atomic_write(path) as file:
+        pictures[0].save(
+            file,
+            format="GIF",
+            save_all=True,
+            append_images=pictures[1:] + pictures[-2:0:-1],
+            duration=durations or 8 * milliseconds,
+            loop=0,
+        )
