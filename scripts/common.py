@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +86,15 @@ class RuntimeOptions:
     compile: str = option("false", "compile the networks, which takes a minute or more: true, or graphs", COMPILE)
 
 
-def parse(parser: Parser, cls: type, title: str, args: list[str] | None = None) -> tuple[Any, dict[str, Any], Any]:
-    """Options of class ``cls`` (a ModelOptions), what was typed about the model, and the whole namespace."""
+def parse(
+    parser: Parser, cls: type, title: str, args: list[str] | None = None, only: tuple[str, ...] = ()
+) -> tuple[Any, dict[str, Any], Any]:
+    """Options of class ``cls`` (a ModelOptions), what was typed about the model, and the whole namespace.
+
+    ``only`` some of the options are offered where it names any.
+    """
     method = METHODS[peek(args, "method", METHODS, "dbae")]
-    parser.add_config(title, cls)
+    parser.add_config(title, cls, only)
     parser.add_config("model (checked against the checkpoint)", method.Config, method.TOLD)
     typed = parser.parse_args(args)
     return cls(**given(typed, cls)), given(typed, method.Config, method.TOLD), typed
@@ -184,24 +189,37 @@ class TrainedModel:
         )
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, index: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The states that decoding starts from, and reconstructions, on the CPU, of one batch numbered ``index``."""
-        generators = image_generators(self.seed, index, self.device)
-        x = to_float(images.to(self.device))
-        z = self.model.encode(x, self.latent == "sample", generators)
-        x_T = self.model.infer_xT(x, z)
-        x_0 = self.model.generate_from(z, x_T, generators, **self.settings)
-        return to_uint8(x_T).cpu(), to_uint8(x_0).cpu()
+    def reconstruct(self, images: Tensor, index: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """The states that decoding starts from, and reconstructions, on the CPU, of any number of images."""
+        index = range(len(images)) if index is None else index
+        states, made = [], []
+        for first in range(0, len(images), self.batch_size):
+            rows = slice(first, first + self.batch_size)
+            generators = image_generators(self.seed, index[rows], self.device)
+            x = to_float(images[rows].to(self.device))
+            z = self.model.encode(x, self.latent == "sample", generators)
+            x_T = self.model.infer_xT(x, z)
+            x_0 = self.model.generate_from(z, x_T, generators, **self.settings)
+            states.append(to_uint8(x_T).cpu())
+            made.append(to_uint8(x_0).cpu())
+        return torch.cat(states), torch.cat(made)
 
     def interpolate(self, images: Tensor, frames: int, path: str) -> tuple[Tensor, Tensor]:
         """States and images [n - 1, frames, 3, H, W] on the CPU, from each image to the next."""
         x, z = to_float(images.to(self.device)), self.encode(images)
-        return self.render(*self.model.interpolation(x[:-1], x[1:], z[:-1], z[1:], frames, path), "interpolate")
+        parts = self._split(frames, x[:-1], x[1:], z[:-1], z[1:])
+        made = [self.model.interpolation(*part, frames, path) for part in parts]
+        return self.render(*map(torch.cat, zip(*made, strict=True)), "interpolate")
 
     def shift(self, images: Tensor, z: Tensor, shifts: Tensor, fix_xT: bool) -> tuple[Tensor, Tensor]:
         """States and images [n, F, 3, H, W] on the CPU: codes z moved by ``shifts`` [F, latent] or [n, F, latent]."""
-        x = to_float(images.to(self.device))
-        return self.render(*self.model.shifted(x, z, shifts, fix_xT, self._shared_noise(len(x) * shifts.shape[-2])))
+        x, shifts = to_float(images.to(self.device)), shifts.expand(len(z), -1, -1)
+        frames = shifts.shape[1]
+        made = [
+            self.model.shifted(*part, fix_xT, self._shared_noise(len(part[0]) * frames))
+            for part in self._split(frames, x, z, shifts)
+        ]
+        return self.render(*map(torch.cat, zip(*made, strict=True)))
 
     @torch.no_grad()
     def render(self, z: Tensor, x_T: Tensor, desc: str = "sample") -> tuple[Tensor, Tensor]:
@@ -222,3 +240,7 @@ class TrainedModel:
 
     def _shared_noise(self, n: int) -> list[torch.Generator]:
         return image_generators(self.seed, [0] * n, self.device)
+
+    def _split(self, frames: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The same rows of tensors [n, ...], as many as make up a batch with ``frames`` each."""
+        return zip(*(each.split(max(1, self.batch_size // frames)) for each in tensors), strict=True)
