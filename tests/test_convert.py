@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from dbae.safetensors_file import read_content, read_safetensors, write_safetensors
 from parity import released_state
 from safetensors.torch import load_file, save_file
 
 from dbae.checkpoint import load_model, read_tensors, to_released_names, write_config, write_tensors
 from dbae.config import ModelConfig, TrainConfig, UserError
 from dbae.hub import from_pretrained, push_to_hub, save_pretrained
-from dbae.safetensors_file import read_content, read_safetensors, write_safetensors
 from scripts import convert
 
 

@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT
 from parity import released_state
 from PIL import Image
+from scripts.editing import Editor
 from test_commands import assert_one_line_error, bash
 
 from datasets import toyfaces
@@ -19,7 +20,6 @@ from scripts import interpolate as dbae_interpolation
 from scripts import manipulate as dbae_manipulation
 from scripts.cli import run
 from scripts.edit_actions import Edit, manipulate
-from scripts.editing import Editor
 
 IMAGES = [str(ROOT / "assets" / f"img{i}.png") for i in range(1, 5)]
 

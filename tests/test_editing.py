@@ -6,11 +6,11 @@ import math
 import pytest
 import tiny
 import torch
+from dbae.methods.editing import PATHS, along, lerp, normalised_step, slerp, step
 
 from dbae.attributes import read_classifier
 from dbae.config import UserError
 from dbae.io import image_generators
-from dbae.methods.editing import PATHS, along, lerp, normalised_step, slerp, step
 
 FRACTIONS = torch.linspace(0, 1, 5)
 

@@ -94,5 +94,7 @@ def test_it_is_encoded_and_probed(run_dir, tmp_path):
     words = ["--dataset=toyfaces", f"--model_path={run_dir / 'ema_0.9999_000004.pt'}", "--device=cpu", "--method=toy"]
     encode.main([*words, "--limit=6", f"--out={tmp_path / 'codes.npz'}"])
     infer_class.main([*words, "--solver=exact"])
-    report = json.loads((run_dir / "sample_4/downstream_inference/multitask_ema_toyfaces/results_model_exact.json").read_text())
+    report = json.loads(
+        (run_dir / "sample_4/downstream_inference/multitask_ema_toyfaces/results_model_exact.json").read_text()
+    )
     assert report["images"]["test"] == 1000 and 0 < report["test"]["ap"] < 1

@@ -14,6 +14,8 @@ import pytest
 import tiny
 import torch
 from conftest import ROOT
+from dbae.nn.spectral import set_power_iteration
+from dbae.performance import precision_of
 from lmdb_fixtures import image_folder
 from test_edit_commands import call  # noqa: F401 - a fixture
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,8 +27,6 @@ from benchmarks.plain import PLAIN, plain, plain_step
 from dbae.config import ModelConfig, TrainConfig, preset
 from dbae.io import seed_for, to_float
 from dbae.methods.dbae import DBAE
-from dbae.nn.spectral import set_power_iteration
-from dbae.performance import precision_of
 
 CPU = torch.device("cpu")
 
