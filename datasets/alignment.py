@@ -106,7 +106,8 @@ def _read_csv(path: str) -> list[tuple[str, Any]]:
     table = read_csv(path)
     if len(table.names) != len(_COLUMNS):
         raise UserError(f"{path}: expected the header file,{','.join(_COLUMNS)}, got {len(table.names) + 1} columns")
-    return [(name, list(zip(row[::2], row[1::2], strict=True))) for name, row in table.rows.items()]
+    points = table.numbers.reshape(-1, len(LANDMARKS), 2)
+    return list(zip(table.rows, points.tolist(), strict=True))
 
 
 _READERS = {".json": _read_json, ".csv": _read_csv}

@@ -8,9 +8,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from datasets.alignment import MIN_SIDE, Quad, central_square, face_square, read_landmarks
-from datasets.folder import read_image
-from datasets.folder_names import image_names
-from datasets.images import fit, to_rgb
+from datasets.images import fit, image_names, read_image, to_rgb
 from dbae.config import UserError
 
 __all__ = ["Photo", "photo_paths", "read_landmarks", "read_photo"]

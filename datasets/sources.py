@@ -1,8 +1,16 @@
-"""The table of LMDB data sets: everything in which they differ."""
+"""The table of LMDB data sets: everything in which they differ, and which of their images make a split."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from datasets.base import check_split, log_once, tenths, whole_set
 from datasets.images import CropBox
+from datasets.labels import read_partition
+from dbae.config import UserError
+
+SPLITS = ("train", "valid", "test")
+TENTHS = {"train": (0, 8), "valid": (8, 9), "test": (9, 10)}  # of the images, where there is no official split
 
 
 @dataclass(frozen=True)
@@ -69,3 +77,34 @@ DATASETS = {
     )
 }
 OWN_LMDB = Source("folder", "folder", keys=())  # an LMDB that `prepare folder` made, read as folder:PATH
+
+
+def source_split(source: Source, split: str, length: int, folder: str) -> Sequence[int]:
+    """Indices of a split of ``length`` images: by the partition file in ``folder``, official range, or 80/10/10 %."""
+    if source.splits is None:
+        if length != (source.complete or length):
+            log_once(f"{folder}: {length} images, the published {source.name} has {source.complete}")
+        return whole_set(source.name, split, length)
+    check_split(source.name, split, SPLITS)
+    partition = os.path.join(folder, source.partition or "")
+    if os.path.isfile(partition):
+        return _partitioned(source, split, length, partition)
+    if length == source.complete:
+        return range(*source.splits[split])
+    return _by_share(source, split, length, folder)
+
+
+def _partitioned(source: Source, split: str, length: int, path: str) -> list[int]:
+    partition, number = read_partition(path), SPLITS.index(split)
+    indices = [index for index in range(length) if partition.get(source.labels.row_name(index)) == number]
+    if not indices:
+        raise UserError(f"{path} puts none of the {length} images in {split}; without this file they split 80/10/10 %")
+    return indices
+
+
+def _by_share(source: Source, split: str, length: int, folder: str) -> range:
+    log_once(
+        f"{folder}: {length} of {source.complete} images and no {source.partition}: "
+        "split by index, 80 % train, 10 % valid, 10 % test"
+    )
+    return tenths(folder, length, *TENTHS[split])

@@ -10,10 +10,10 @@ import torch
 from lmdb_fixtures import image_folder, image_lmdb
 
 from datasets import build, cache
-from datasets.bad_images import BadImages
 from datasets.base import ImageDataset
 from datasets.cache import cached, check_room, free_memory
 from datasets.loader import training_batches
+from datasets.tolerant import Tolerant
 from dbae.config import UserError
 from scripts import train as dbae_train
 
@@ -39,10 +39,19 @@ def folder(path, good, bad=()):
     return build(f"folder:{path}", "train", 24)
 
 
-def batches(dataset, count, device="cpu", bad=None, **options):
-    """The first ``count`` micro-batches."""
-    options = {"batch_size": 8, "microbatch": 3, "seed": 5, "device": device, "bad": bad} | options
-    return list(islice(training_batches(dataset, **options), count))
+def tolerant(dataset):
+    return Tolerant(dataset, "skip", replace=True)
+
+
+def batches(dataset, count, device="cpu", **options):
+    """The first ``count`` micro-batches, each one tensor: every target is the position."""
+    options = {"batch_size": 8, "microbatch": 3, "seed": 5, "device": device} | options
+    targets = torch.arange(len(dataset), dtype=torch.uint8)
+    found = []
+    for images, y in islice(training_batches(dataset, **options, targets=targets), count):
+        assert images.device == y.device and len(images) == len(y)
+        found.append(torch.cat([images, y[:, None, None, None].expand(-1, 1, *images.shape[2:])], 1))
+    return found
 
 
 def assert_equal(some, others):
@@ -125,13 +134,16 @@ def test_uneven_shares_are_refused(faces):
 @pytest.mark.parametrize("where", HELD)
 def test_bad_images_have_the_same_substitutes_and_notes(tmp_path, where, capsys):
     dataset = folder(tmp_path, N, bad=(0, 3, 4, 10))
-    without, held = BadImages(), BadImages()
-    expected = batches(dataset, 8, bad=without)
+    without, held = tolerant(dataset), tolerant(dataset)
+    expected = batches(without, 8)
     warnings = capsys.readouterr().err
-    images = cached(dataset, where, CPU, bad=held, quiet=True)
+    images = cached(held, where, CPU, quiet=True)
     assert sorted(capsys.readouterr().err.splitlines()) == sorted(warnings.splitlines())
-    assert held.found == without.found and set(held.found) == {"00.png", "03.png", "04.png", "10.png"}
-    assert_equal(batches(images, 8, bad=held), expected)
+    assert held.faults == without.faults and set(held.faults) == {"00.png", "03.png", "04.png", "10.png"}
+    assert_equal(batches(images, 8), expected)
+    for batch in expected:  # the target is the one of the image that stands in
+        for image in batch:
+            assert torch.equal(image[:3], dataset[int(image[3, 0, 0])][0])
 
 
 def test_a_bad_image_ends_with_the_same_line_at_the_start(tmp_path):
@@ -143,7 +155,7 @@ def test_a_bad_image_ends_with_the_same_line_at_the_start(tmp_path):
 
 def test_nothing_but_bad_images(tmp_path):
     dataset = folder(tmp_path, 2, bad=(0, 1))
-    said = message(lambda: cached(dataset, "host", CPU, bad=BadImages()))
+    said = message(lambda: cached(tolerant(dataset), "host", CPU))
     assert "nor is any of 1000 others good" in said
 
 
@@ -202,7 +214,6 @@ def test_nothing_is_checked_where_nothing_is_known(monkeypatch):
 
 def test_unknown_places():
     assert message(lambda: cached(Unread(1, 8), "disk", CPU)) == "cache: expected none, host, device, got 'disk'"
-    assert dbae_train.CACHES == cache.PLACES
 
 
 # -- GPU -------------------------------------------------------------------------------------------------------------

@@ -14,9 +14,8 @@ import pytest
 from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
 from PIL import Image
 
-from datasets import build, images, lmdb_writer, originals, prepare
-from datasets.folder_names import natural_order
-from datasets.images import BadImage, cover
+from datasets import build, images, originals, prepare, writer
+from datasets.images import BadImage, cover, natural_order
 from dbae.config import UserError
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -73,7 +72,7 @@ def test_celeba_keeps_the_original_bytes(tmp_path, celeba, kind):
     for index, name in enumerate(NUMBERED):
         assert stored[f"None-{index:07d}"] == (celeba / "img_align_celeba" / name).read_bytes()
     dataset = build("celeba", "test", 64, data_root=str(tmp_path / "data"))
-    assert (len(dataset), dataset.label_names) == (10, ("Male",))
+    assert (len(dataset), dataset.targets().names) == (10, ("Male",))
 
 
 def test_celeba_label_files_by_option_and_unfit_names(tmp_path, celeba, capsys):
@@ -101,7 +100,7 @@ def test_celebahq_takes_images_and_not_masks(tmp_path):
     assert run("celebahq", "--source", archive, "--size", 128, "--out", out, "--format", "png") == 0
     assert keys(out) == [f"128-{i:05d}" for i in range(12)]
     dataset = build("celebahq", "train", 128, data_root=str(tmp_path))
-    assert dataset.labels[:, 0].tolist() == list(range(12))
+    assert dataset.targets().values[:, 0].tolist() == list(range(12))
     original = Image.open(folder / "CelebA-HQ-img/10.jpg")
     np.testing.assert_array_equal(dataset[10][0].permute(1, 2, 0), np.asarray(cover(original, 128)))
 
@@ -146,7 +145,7 @@ def test_folder_with_labels_is_read_as_a_folder(tmp_path):
     assert run(*arguments) == 0
     dataset = build(f"folder:{tmp_path / 'out'}", "train", 32)
     assert [dataset.name_of(i) for i in range(2)] == ["32-00000", "32-00001"]
-    assert dataset.labels.tolist() == [[1.5], [3]]
+    assert dataset.targets().values.tolist() == [[1.5], [3]]
 
 
 def test_toyfaces_are_stored_as_drawn(tmp_path):
@@ -304,7 +303,7 @@ def test_a_label_file_that_cannot_be_unpacked_is_one_line(tmp_path, capsys):
 )
 def test_a_foreign_record_is_one_line(tmp_path, capsys, record):
     image = {"24-00000": encoded(picture(0))}
-    path = write_lmdb(tmp_path / "lmdb", {**image, lmdb_writer.RECORD_KEY.decode(): record})
+    path = write_lmdb(tmp_path / "lmdb", {**image, writer.RECORD_KEY.decode(): record})
     assert prepare.main(["inspect", path]) == 2
     assert "lmdb: expected a preparation's record under dbae-prepare" in capsys.readouterr().err
 
@@ -317,8 +316,8 @@ def test_an_interrupted_command_continues(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine/2.png").write_bytes(b"bad")
     arguments = ("folder", "--source", source, "--size", 24, "--out")
     assert run(*arguments, tmp_path / "whole") == 0
-    monkeypatch.setattr(lmdb_writer, "CHUNK", 4)
-    convert, converted = lmdb_writer.Job.convert, []
+    monkeypatch.setattr(writer, "CHUNK", 4)
+    convert, converted = writer.Job.convert, []
 
     def interrupted(job, name):
         if len(converted) == 10:
@@ -327,7 +326,7 @@ def test_an_interrupted_command_continues(tmp_path, monkeypatch, capsys):
         return convert(job, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lmdb_writer.Job, "convert", interrupted)
+        patch.setattr(writer.Job, "convert", interrupted)
         assert run(*arguments, tmp_path / "out") == 130
     assert "length" not in entries(tmp_path / "out") and len(keys(tmp_path / "out")) == 7
     capsys.readouterr()
@@ -411,7 +410,7 @@ def test_the_file_is_no_larger_than_needed_and_the_map_grows(tmp_path, monkeypat
     noise = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
     for i, image in enumerate(noise):
         Image.fromarray(image).save(source / f"{i}.png")
-    monkeypatch.setattr(lmdb_writer, "FIRST_MAP", 1 << 16)
+    monkeypatch.setattr(writer, "FIRST_MAP", 1 << 16)
     assert run("folder", "--source", source, "--size", 64, "--format", "png", "--out", tmp_path / "out") == 0
     payload = sum(map(len, entries(tmp_path / "out").values()))
     assert payload > 400_000
