@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datasets.images import BadImage, UnreadableImage
 from datasets.labels import LabelTable, Targets
 from dbae.config import UserError
 
@@ -21,7 +22,8 @@ logger = logging.getLogger(__name__)
 class ImageDataset(Dataset):
     """A map-style data set of one split: ``ds[i]`` is a uint8 image [3, size, size] and its position ``i``.
 
-    Subclasses say what stands behind an index of the whole set: ``image``, ``name`` and, with labels, ``table``.
+    Subclasses say what stands behind an index of the whole set: ``image``, ``name`` and, with labels, ``table``. An
+    item raises UnreadableImage, with the image's name, where that one image is at fault.
     """
 
     labels_path: str | None = None  # file of the labels
@@ -36,7 +38,7 @@ class ImageDataset(Dataset):
         self.title, self.size, self.indices = title, size, indices
 
     def image(self, index: int) -> Image.Image:
-        """RGB image of size x size pixels. Raises UnreadableImage naming one that cannot be had."""
+        """RGB image of size x size pixels. Raises BadImage, OSError or UnreadableImage for one that cannot be had."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
@@ -77,7 +79,11 @@ class ImageDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        pixels = np.asarray(self.image(self.indices[i])).transpose(2, 0, 1)
+        try:
+            pixels = np.asarray(self.image(self.indices[i])).transpose(2, 0, 1)
+        except (BadImage, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UnreadableImage(f"{self.title} has a bad image {self.name_of(i)}: {reason}") from error
         return torch.from_numpy(np.array(pixels, order="C")), range(len(self))[i]
 
     def name_of(self, i: int) -> str:

@@ -6,7 +6,7 @@ import re
 from PIL import Image
 
 from datasets.base import ImageDataset, check_split, cut, log_once
-from datasets.images import BadImage, UnreadableImage, check_pixels, read_image
+from datasets.images import check_pixels, decode, read_bytes
 from datasets.labels import LabelTable, read_text
 from dbae.config import UserError
 
@@ -51,12 +51,7 @@ class Lfw(ImageDataset):
         return self.names[index]
 
     def image(self, index: int) -> Image.Image:
-        """Raises UnreadableImage naming a missing or broken file."""
-        path = self._path(index)
-        try:
-            return centre(read_image(path), self.size)
-        except BadImage as error:
-            raise UnreadableImage(f"{path} is a bad image: {error}") from error
+        return centre(decode(read_bytes(self._path(index))), self.size)
 
     def table(self, kind: str | None) -> LabelTable:
         return self._table

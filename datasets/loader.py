@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -61,8 +62,16 @@ def training_batches(
     """
     if batch_size < 1 or batch_size % world:
         raise UserError(f"batch size: expected a positive multiple of the {world} processes, got {batch_size}")
-    steps = _micro_batches(Order(len(dataset), seed), batch_size, microbatch, start, rank, world)
-    return _training_batches(dataset, steps, num_workers, torch.device(device), targets)
+    device, order = torch.device(device), Order(len(dataset), seed)
+    steps = _micro_batches(order, batch_size, microbatch, start, rank, world)
+    if isinstance(dataset, CachedImages):
+        batches = ((gather(dataset.images, indices, device), dataset.positions[indices]) for indices in steps)
+    else:
+        batches = _load(dataset, steps, num_workers, device.type == "cuda")
+    return (
+        (images.to(device, non_blocking=True), None if targets is None else gather(targets, shown.tolist(), device))
+        for images, shown in batches
+    )
 
 
 def ordered_batches(
@@ -96,24 +105,12 @@ class Order:
     """The endless order of training images: position p is element p % n of the permutation of epoch p // n."""
 
     def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed = n, seed
-        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+        self.n = n
+        self._permutation = lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(n))
 
     def indices(self, first: int, last: int) -> list[int]:
         """Images at the positions first..last-1."""
-        found: list[int] = []
-        while first < last:
-            epoch, begin = divmod(first, self.n)
-            end = min(self.n, begin + last - first)
-            found += self._of_epoch(epoch)[begin:end].tolist()
-            first += end - begin
-        return found
-
-    def _of_epoch(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.n)
-            self._epoch = epoch
-        return self._permutation
+        return [int(self._permutation(p // self.n)[p % self.n]) for p in range(first, last)]
 
 
 def _micro_batches(
@@ -126,24 +123,6 @@ def _micro_batches(
         mine = order.indices(begin, begin + share)
         for first in range(0, share, size):
             yield mine[first : first + size]
-
-
-def _training_batches(
-    dataset: Dataset | CachedImages,
-    steps: Iterator[list[int]],
-    num_workers: int,
-    device: torch.device,
-    targets: Tensor | None,
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    if isinstance(dataset, CachedImages):
-        shown = ((gather(dataset.images, indices, device), dataset.positions[indices]) for indices in steps)
-    else:
-        shown = _load(dataset, steps, num_workers, device.type == "cuda")
-    for images, positions in shown:
-        yield (
-            images.to(device, non_blocking=True),
-            None if targets is None else gather(targets, positions.tolist(), device),
-        )
 
 
 def gather(rows: Tensor, indices: list[int], device: torch.device) -> Tensor:

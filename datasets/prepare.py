@@ -1,12 +1,12 @@
 """Make LMDBs from original images, and inspect them.
 
-    python -m datasets.prepare celeba   --source img_align_celeba.zip
+    python -m datasets.prepare celeba --source img_align_celeba.zip
     python -m datasets.prepare celebahq --source CelebAMask-HQ.zip --size 128
-    python -m datasets.prepare ffhq     --source images1024x1024
-    python -m datasets.prepare lsun     --source bedroom_train_lmdb --category bedroom
-    python -m datasets.prepare folder   --source my_photos --size 128
+    python -m datasets.prepare ffhq --source images1024x1024
+    python -m datasets.prepare lsun --source bedroom_train_lmdb --category bedroom
+    python -m datasets.prepare folder --source my_photos --size 128
     python -m datasets.prepare toyfaces --size 32
-    python -m datasets.prepare inspect  data/celeba
+    python -m datasets.prepare inspect data/celeba --full
 
 An interrupted command goes on where it stopped when it is run again. Bad images are reported and left out: in celeba
 and celebahq, where labels go by number, they leave a gap in the keys (which `inspect` finds); elsewhere the next image
@@ -19,8 +19,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from datasets.inspection import PROBLEM, inspect_lmdb
 from datasets.labels import LabelTable, class_folders, parse_csv
@@ -36,57 +36,46 @@ class Recipe:
     """How one sub-command differs from the others."""
 
     about: str
-    example: str
     key: str  # printf format of the key, with {size}
     size: int | None = 256  # default; None: not resized
     sizes: tuple[int, ...] | None = SIZES  # to choose from; None: any
     encodings: tuple[str, ...] = tuple(ENCODINGS)  # to choose from, the first is the default
     subfolder: str | None = None  # the only one that counts, where the originals have it
     first: int | None = None  # number in the name of index 0, where labels go by number
-    companions: tuple[tuple[str, str], ...] = ()  # label files to copy: option, usual name
+    labels: dict[str, str] = field(default_factory=dict)  # files to copy: usual name by option
     categories: tuple[str, ...] = ()
 
 
 RECIPES = {
     "celeba": Recipe(
         "CelebA, aligned: img_align_celeba.zip or the unpacked folder; files are stored as they are, 178x218",
-        "--source img_align_celeba.zip --attributes list_attr_celeba.txt --partition list_eval_partition.txt",
         key="None-%07d",
         size=None,
         encodings=("png",),
         subfolder="img_align_celeba",
         first=1,
-        companions=(("attributes", DATASETS["celeba"].labels.name), ("partition", DATASETS["celeba"].partition)),
+        labels={"attributes": DATASETS["celeba"].labels.name, "partition": DATASETS["celeba"].partition},
     ),
     "celebahq": Recipe(
         "CelebA-HQ: CelebAMask-HQ.zip or a folder with 0.jpg to 29999.jpg",
-        "--source CelebAMask-HQ.zip --size 128",
         key="{size}-%05d",
         subfolder="CelebA-HQ-img",
         first=0,
-        companions=(("attributes", DATASETS["celebahq"].labels.name),),
+        labels={"attributes": DATASETS["celebahq"].labels.name},
     ),
-    "ffhq": Recipe(
-        "FFHQ: the folder images1024x1024 or a zip of it",
-        "--source images1024x1024 --size 256",
-        key="{size}-%05d",
-        subfolder="images1024x1024",
-    ),
+    "ffhq": Recipe("FFHQ: the folder images1024x1024 or a zip of it", key="{size}-%05d", subfolder="images1024x1024"),
     "lsun": Recipe(
         "LSUN: the publisher's LMDB, or a folder or zip of the exported images",
-        "--source bedroom_train_lmdb --category bedroom",
         key="{size}-%07d",
         categories=("bedroom", "horse"),
     ),
     "folder": Recipe(
         "Own images: any folder or zip; read the result as folder:OUT. A labels.csv is taken over",
-        "--source my_photos --size 128 --out data/my_photos",
         key="{size}-%05d",
         sizes=None,
     ),
     "toyfaces": Recipe(
         "The embedded drawn faces, drawn once and for all: faster than drawing them in training",
-        "--count 12000 --size 32",
         key="toy-%06d",
         size=32,
         sizes=None,
@@ -110,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
         if options.command == "inspect":
-            return inspect(options.path, options.full)
+            lines = inspect_lmdb(options.path, options.full)
+            problems = any(line.startswith(PROBLEM) for line in lines)
+            print("\n".join([options.path, *lines, "not ok" if problems else "ok"]))
+            return int(problems)
         return prepare(RECIPES[options.command], options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -122,16 +114,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """A sub-command for every recipe, with the options that it has, and `inspect`."""
-    program = "python -m datasets.prepare"
-    parser = Parser(prog=program, description=__doc__)
+    parser = Parser(prog="python -m datasets.prepare", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, about: str, description: str, example: str) -> Parser:
-        epilog = f"example:\n  {program} {name} {example}"
-        return commands.add_parser(name, help=about, description=description, epilog=epilog)
+    def command(name: str, about: str) -> Callable:
+        example = next(line.strip() for line in __doc__.splitlines() if f"prepare {name} " in line)
+        epilog = f"example:\n  {example}"
+        return commands.add_parser(name, help=about, description=f"{about}.", epilog=epilog).add_argument
 
     for name, recipe in RECIPES.items():
-        add = command(name, recipe.about, f"{recipe.about}.", recipe.example).add_argument
+        add = command(name, recipe.about)
         if name == "toyfaces":
             add("--count", type=_positive, default=12_000, help="number of faces (default: %(default)s, all)")
         else:
@@ -145,16 +137,15 @@ def build_parser() -> Parser:
         if len(recipe.encodings) > 1:
             what = "file format of the stored images (default: %(default)s)"
             add("--format", choices=recipe.encodings, default=recipe.encodings[0], help=what)
-        for option, usual in recipe.companions:
+        for option, usual in recipe.labels.items():
             add(f"--{option}", metavar="PATH", help=f"{usual} (default: looked for in and beside the source)")
         out = "data/CATEGORY" if recipe.categories else f"data/{name}"
         add("--out", metavar="PATH", help=f"folder of the LMDB (default: {out})")
         what = "worker processes (default: %(default)s, the CPUs here)"
         add("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help=what)
-    what = "Counts, key format, sizes, label files, gaps and bad images. Exit status 1 if there are problems."
     add = command(
-        "inspect", "count the images of an LMDB and look for bad ones", what, "data/celeba --full"
-    ).add_argument
+        "inspect", "Count the images of an LMDB and look for gaps and bad ones: exit status 1 if there are some"
+    )
     add("path", help="LMDB folder or file")
     add("--full", action="store_true", help="decode every image, not only a sample")
     return parser
@@ -172,7 +163,7 @@ def prepare(recipe: Recipe, options: argparse.Namespace) -> int:
     names = choose(originals, recipe)[: given.get("limit")]
 
     # Label files are read before the long work
-    labels = {usual: companion(originals, usual, given[option]) for option, usual in recipe.companions}
+    labels = {usual: companion(originals, usual, given[option]) for option, usual in recipe.labels.items()}
     table = own_labels(originals, names) if options.command == "folder" else None
     job = Job(originals, recipe.key.format(size=size), size, encoding, keep_holes=recipe.first is not None)
     record, worked = write_lmdb(out, job, names, options.workers)
@@ -190,14 +181,6 @@ def prepare(recipe: Recipe, options: argparse.Namespace) -> int:
     if len(record.skipped) > 10:
         print(f"  ... and {len(record.skipped) - 10} more")
     return 0
-
-
-def inspect(path: str, full: bool) -> int:
-    """Print what an LMDB holds; 1 if there are problems."""
-    lines = inspect_lmdb(path, full)
-    problems = any(line.startswith(PROBLEM) for line in lines)
-    print("\n".join([path, *lines, "not ok" if problems else "ok"]))
-    return int(problems)
 
 
 def choose(originals: Originals, recipe: Recipe) -> list[str]:

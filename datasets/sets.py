@@ -7,7 +7,7 @@ from PIL import Image
 
 from datasets import toyfaces
 from datasets.base import ImageDataset, check_split, cut, log_once, whole_set
-from datasets.images import BadImage, UnreadableImage, decode, fit, image_names, read_image
+from datasets.images import BadImage, UnreadableImage, decode, fit, image_names, read_bytes
 from datasets.labels import KINDS, LabelTable, Targets, class_folders, read_attributes, read_csv
 from datasets.lmdb import LmdbStore, open_store
 from datasets.sources import Source, source_split
@@ -42,12 +42,7 @@ class LmdbImages(ImageDataset):
         return self.key_format % index
 
     def image(self, index: int) -> Image.Image:
-        """Raises UnreadableImage naming the key and the LMDB for a missing or broken image."""
-        data = self._bytes(index)
-        try:
-            return fit(decode(data), self.size, self.source.crop)
-        except BadImage as error:
-            raise UnreadableImage(f"{self.title} has a bad image {self.name(index)}: {error}") from error
+        return fit(decode(self._bytes(index)), self.size, self.source.crop)
 
     @property
     def has_labels(self) -> bool:
@@ -93,8 +88,8 @@ class FolderImages(ImageDataset):
         return self.names[index]
 
     def image(self, index: int) -> Image.Image:
-        """Upright image, cut to its central square. Raises UnreadableImage naming a broken file."""
-        return fit(read_image(os.path.join(self.title, self.names[index]), upright=True), self.size)
+        """Upright, and cut to its central square."""
+        return fit(decode(read_bytes(os.path.join(self.title, self.names[index])), upright=True), self.size)
 
     def table(self, kind: str | None) -> LabelTable:
         if self._table is None and kind == "class":

@@ -149,7 +149,7 @@ def test_bad_images_have_the_same_substitutes_and_notes(tmp_path, where, capsys)
 def test_a_bad_image_ends_with_the_same_line_at_the_start(tmp_path):
     dataset = folder(tmp_path, N, bad=(7,))
     expected = message(lambda: batches(dataset, 8))
-    assert "07.png is a bad image" in expected
+    assert "has a bad image 07.png" in expected
     assert message(lambda: cached(dataset, "host", CPU)) == expected
 
 

@@ -290,7 +290,7 @@ def test_resizing_of_narrow_images_is_bounded(monkeypatch):
 def test_files_are_bounded(tmp_path, monkeypatch):
     root = image_folder(tmp_path, ["a.png"])
     monkeypatch.setattr(images, "MAX_BYTES", 100)
-    with raises("a.png is a bad image: it has more than"):
+    with raises("has a bad image a.png: it has more than"):
         build(f"folder:{root}", "train", 8)[0]
 
 
@@ -299,7 +299,7 @@ def test_only_picture_formats_are_opened(tmp_path):
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
     assert Image.open(io.BytesIO(program)).format == "EPS"
     (tmp_path / "a.png").write_bytes(program)
-    with raises("a.png is a bad image: no image format that is read here"):
+    with raises("has a bad image a.png: no image format that is read here"):
         build(f"folder:{tmp_path}", "train", 8)[0]
     for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"):
         assert decode(encoded(picture(0), kind)).size == (24, 24)
@@ -341,7 +341,7 @@ def test_folder_messages(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     with raises("this is a file"):
         build(f"folder:{tmp_path / 'a.png'}", "train", 8)
-    with raises("a.png is a bad image: no image format"):
+    with raises("has a bad image a.png: no image format"):
         build(f"folder:{tmp_path}", "train", 8)[0]
     with raises("image size: expected a positive number, got 0"):
         build(f"folder:{tmp_path}", "train", 0)

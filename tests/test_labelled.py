@@ -133,7 +133,7 @@ def test_every_missing_file_of_lfw_is_named(lfw):
 
 def test_missing_and_broken_images_of_lfw(lfw):
     (lfw / "lfw_funneled" / TRAIN[2]).write_bytes(b"no image")
-    with raises("George_W_Bush_0002.jpg is a bad image: no image format"):
+    with raises("has a bad image George_W_Bush/George_W_Bush_0002.jpg: no image format"):
         build("lfw", "train", 8, data_dir=str(lfw))[2]
     (lfw / "lfw_funneled" / TRAIN[1]).unlink()
     with raises("lfw: 1 of 4 images are missing, the first is .*/lfw_funneled/Abdul_Rahman_al-Omari/Abdul"):
@@ -485,5 +485,5 @@ def test_columns_that_are_no_classes(tmp_path, values, message):
 
 def test_sets_without_classes(tmp_path):
     path = celeba(tmp_path, ["1 -1", "-1 1"] * 10)
-    with raises("celeba: expected binary or real"):
+    with raises("celeba: expected labels of the kind binary or real, got class"):
         labelled_splits("celeba", "class", 8, data_dir=path)
