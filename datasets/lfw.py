@@ -76,25 +76,18 @@ def centre(image: Image.Image, size: int) -> Image.Image:
 def read_attributes(path: str) -> LabelTable:
     """By image: a comment line, a header, then rows of a person (with spaces), an image number and the values."""
     lines = [line.rstrip().split("\t") for line in read_text(path).splitlines()]
-    match lines[1] if len(lines) > 1 else []:
-        case ["#", "person", "imagenum", _, *_] as header:
-            table = LabelTable(path, tuple(name.strip() for name in header[3:]))
-        case _:
-            raise UserError(
-                f"{path}: expected a comment on line 1, and on line 2 #, person, imagenum and the names of attributes, "
-                "separated by tabs"
-            )
+    header = lines[1] if len(lines) > 1 else []
+    if header[:3] != ["#", "person", "imagenum"] or len(header) < 4:
+        expected = "a comment on line 1, and on line 2 #, person, imagenum and the names of attributes"
+        raise UserError(f"{path}: expected {expected}, separated by tabs")
+    table = LabelTable(path, tuple(name.strip() for name in header[3:]))
     for number, cells in enumerate(lines[2:], start=3):
-        match cells:
-            case [""]:
-                continue
-            case [person, image, *values] if person and image.isdecimal():
-                table.add(number, _image_name(person.replace(" ", "_"), int(image)), values)
-            case _:
-                raise UserError(
-                    f"{path}: expected a person, an image number and {len(table.names)} values on line {number}, "
-                    f"separated by tabs, got {' '.join(cells)[:60]!r}"
-                )
+        if cells == [""]:
+            continue
+        if len(cells) < 2 or not (cells[0] and cells[1].isdecimal()):
+            expected = f"a person, an image number and {len(table.names)} values on line {number}, separated by tabs"
+            raise UserError(f"{path}: expected {expected}, got {' '.join(cells)[:60]!r}")
+        table.add(number, _image_name(cells[0].replace(" ", "_"), int(cells[1])), cells[2:])
     return table
 
 

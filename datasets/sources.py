@@ -86,23 +86,16 @@ def source_split(source: Source, split: str, length: int, folder: str) -> Sequen
             log_once(f"{folder}: {length} images, the published {source.name} has {source.complete}")
         return whole_set(source.name, split, length)
     check_split(source.name, split, SPLITS)
-    partition = os.path.join(folder, source.partition or "")
-    if os.path.isfile(partition):
-        return _partitioned(source, split, length, partition)
+    path = os.path.join(folder, source.partition or "")
+    if os.path.isfile(path):
+        partition, number = read_partition(path), SPLITS.index(split)
+        indices = [index for index in range(length) if partition.get(source.labels.row_name(index)) == number]
+        if not indices:
+            without = "without this file they split 80/10/10 %"
+            raise UserError(f"{path} puts none of the {length} images in {split}; {without}")
+        return indices
     if length == source.complete:
         return range(*source.splits[split])
-    return _by_share(source, split, length, folder)
-
-
-def _partitioned(source: Source, split: str, length: int, path: str) -> list[int]:
-    partition, number = read_partition(path), SPLITS.index(split)
-    indices = [index for index in range(length) if partition.get(source.labels.row_name(index)) == number]
-    if not indices:
-        raise UserError(f"{path} puts none of the {length} images in {split}; without this file they split 80/10/10 %")
-    return indices
-
-
-def _by_share(source: Source, split: str, length: int, folder: str) -> range:
     log_once(
         f"{folder}: {length} of {source.complete} images and no {source.partition}: "
         "split by index, 80 % train, 10 % valid, 10 % test"
