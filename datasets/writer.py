@@ -181,8 +181,9 @@ def _mapping(function: Callable, workers: int) -> Iterator[Callable[[list[str]],
     if workers <= 1:
         yield partial(map, function)
         return
-    spawn = multiprocessing.get_context("spawn")  # a fork would share the open LMDB
-    pool = ProcessPoolExecutor(workers, spawn, _start_worker)
+    # A fork of this process would share the open LMDB; the server imports everything once for all workers
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start_worker)
     previous = signal.signal(signal.SIGINT, _interrupt_once)
     try:
         yield partial(pool.map, function, chunksize=8)

@@ -208,12 +208,6 @@ def test_labels_of_celeba_go_by_number(tmp_path):
         build("celeba", "train", 8, data_dir=path).targets()
 
 
-def test_labels_of_celebahq_start_at_zero(tmp_path):
-    path = image_lmdb(tmp_path / "celebahq", "128-%05d", 2)
-    (tmp_path / "celebahq" / "CelebAMask-HQ-attribute-anno.txt").write_text("2\nBald \n0.jpg 1\n1.jpg -1\n")
-    assert build("celebahq", "train", 8, data_dir=path).targets().values.tolist() == [[1], [-1]]
-
-
 # -- folders ---------------------------------------------------------------------------------------------------------
 
 

@@ -151,7 +151,6 @@ def test_missing_and_broken_images_of_lfw(lfw):
             "Jr\ttwo\t",
             "expected a person, an image number and 73 values on line 3, .* 'John F Kennedy Jr two",
         ),
-        ("Jr\t2\t", "Jr 2 ", "expected a person, an image number and 73 values on line 3, separated by tabs"),
         ("Jr\t2\t", "Jr\t2\t1.5\t", "expected 73 labels on line 3, got 74"),
         (
             "Jr\t2\t",
@@ -159,26 +158,12 @@ def test_missing_and_broken_images_of_lfw(lfw):
             "expected one row for 'John_F_Kennedy_Jr/John_F_Kennedy_Jr_0001.jpg', line 4 is another",
         ),
         ("Jr\t2\t", "Jr\t2\tx", "expected a number on line 3, column 'Male', got 'x"),
+        ("# LFW attributes\n", "", "expected a comment on line 1"),
     ],
 )
 def test_wrong_attributes_of_lfw(lfw, old, new, message):
     edit(lfw / "lfw_attributes.txt", old, new)
     with raises(f"lfw_attributes.txt: {message}"):
-        build("lfw", "train", 8, data_dir=str(lfw))
-
-
-@pytest.mark.parametrize("value", ["nan", "", "inf"])
-def test_attributes_of_lfw_are_finite(lfw, value):
-    first = f"\t{traits(TEST[2])[0]}\t"
-    edit(lfw / "lfw_attributes.txt", first, f"\t{value}\t")
-    with raises(f"expected a number on line 3, column 'Male', got '{value}'"):
-        build("lfw", "test", 8, data_dir=str(lfw))
-
-
-@pytest.mark.parametrize("text", ["", "# LFW attributes\n", "# LFW attributes\n#\tperson\timagenum\n"])
-def test_attributes_of_lfw_without_a_header(lfw, text):
-    (lfw / "lfw_attributes.txt").write_text(text)
-    with raises("lfw_attributes.txt: expected a comment on line 1"):
         build("lfw", "train", 8, data_dir=str(lfw))
 
 
@@ -286,9 +271,6 @@ def test_celeba_by_its_partition_file(tmp_path):
     ("rows", "names", "message"),
     [
         (["1 -1", "-1 1"] * 9, "Bald Young", "expected a row for every image, there is none for '000019.jpg'"),
-        (["1 1"] * 20, "Bald Bald", "expected different label names in the header, got Bald, Bald"),
-        (["1 1"] * 19 + ["1"], "Bald Young", "expected 2 labels on line 22, got 1"),
-        (["1 1"] * 19 + ["1 ?"], "Bald Young", "expected a number on line 22, column 'Young', got '\\?'"),
         (["1 1"] * 19 + ["1 2"], "Bald Young", "column 'Young': expected 0 and 1, or -1 and 1, .* got 2$"),
         (["1 1"] * 18 + ["1 -1"] * 2, "Bald Young", "every label in every split, there are none of Young in test$"),
     ],
@@ -296,13 +278,6 @@ def test_celeba_by_its_partition_file(tmp_path):
 def test_wrong_labels_of_celeba(tmp_path, rows, names, message):
     path = celeba(tmp_path, rows, names)
     with raises(f"list_attr_celeba.txt.* {message}"):
-        labelled_splits("celeba", "binary", 8, data_dir=path)
-
-
-def test_two_rows_for_an_image_of_celeba(tmp_path):
-    path = celeba(tmp_path, ["1 1"] * 20)
-    edit(tmp_path / "celeba" / "list_attr_celeba.txt", "000020.jpg", "000002.jpg")
-    with raises("expected one row for '000002.jpg', line 22 is another"):
         labelled_splits("celeba", "binary", 8, data_dir=path)
 
 
@@ -362,10 +337,7 @@ def test_folder_that_is_too_small(tmp_path, task, count):
     ("values", "message"),
     [
         ([0] + [1] * 18 + [-1], "labels.csv, column 'x': .* got 0 beside -1"),
-        ([1] * 19 + [0.5], "labels.csv, column 'x': .* got 0.5"),
-        ([1] * 19 + [""], "labels.csv: expected a number on line 21, column 'x', got ''"),
         ([1] * 19 + ["nan"], "labels.csv: expected a number on line 21, column 'x', got 'nan'"),
-        ([1, 0] * 8 + [0, 0, 1, 0], "labels.csv: .* there are none of x in valid$"),
         ([0] * 16 + [1, 1, 0, 0], "labels.csv: .* there are none of x in train; x in test$"),
         ([-1] * 20, "labels.csv: .* there are none of x in train; x in valid; x in test$"),
     ],
@@ -391,7 +363,7 @@ def test_values_that_are_too_large(tmp_path):
 
 
 @pytest.mark.parametrize("task", KINDS)
-@pytest.mark.parametrize("name", ["ffhq", "horse", "bedroom", "faces"])
+@pytest.mark.parametrize("name", ["ffhq", "faces"])
 def test_sets_without_labels(name, task):
     with raises(f"data set: expected one with labels, celeba, .* or folder:PATH, got '{name}'"):
         labelled_splits(name, task, 8)
