@@ -227,8 +227,8 @@ def test_gpu_batches_come_without_waiting(faces, where):
 def trained(monkeypatch, workdir, *flags):
     """Tensors of the model that the training command leaves after three steps of toy faces."""
     command = [
-        "--dataset=toyfaces", f"--data_root={workdir}", f"--workdir={workdir}", *tiny.FLAGS, "--split_range=:20",
-        "--batch_size=8", "--microbatch=4", "--num_workers=0", "--ema_rate=0.9", "--device=cpu", "--quiet", *flags,
+        "--dataset=toyfaces", f"--data_root={workdir}", f"--workdir={workdir}", *tiny.FLAGS, "--split_range=:10",
+        "--batch_size=4", "--microbatch=2", "--num_workers=0", "--ema_rate=0.9", "--device=cpu", "--quiet", *flags,
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["train", *command])
     dbae_train.main()
@@ -249,4 +249,4 @@ def test_training_ends_with_the_same_weights(tmp_path, monkeypatch):
 def test_training_says_that_there_is_no_room(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "free_memory", lambda device: 1000)
     said = message(lambda: trained(monkeypatch, tmp_path, "--total_steps=3", "--cache=device"))
-    assert said.startswith("cache: 20 images of 32 px need") and not list(tmp_path.iterdir())
+    assert said.startswith("cache: 10 images of 32 px need") and not list(tmp_path.iterdir())
