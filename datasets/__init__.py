@@ -17,7 +17,6 @@ from dbae.config import UserError
 __all__ = ["DATASETS", "KINDS", "ImageDataset", "Labelled", "Source", "Targets", "build", "labelled_splits"]
 
 OFFICIAL = ("celeba", "toyfaces", "lfw")  # sets that come with splits
-LABELLED = (*OFFICIAL, "celebahq")  # and own folders
 # The splits that labels of each kind are used with, and their tenths where there is no official split
 PARTS = {"binary": TENTHS, "class": TENTHS, "real": {"train": (0, 8), "test": (8, 10)}}
 
@@ -75,32 +74,26 @@ def labelled_splits(
 ) -> dict[str, Labelled]:
     """The splits of a data set with labels of a kind: train, valid and test; for ``real`` ones train and test.
 
-    ``name`` is celeba, celebahq, toyfaces, lfw (real only) or folder:PATH; the rest is as in ``build``. Without an
-    official split images are split by index, with classes each class for itself. No image is read. Raises UserError for
-    labels that are missing or of another kind, for a binary one without positives in a split, and for a class without
-    images in train.
+    The arguments are those of ``build``; lfw has real labels only. Without an official split images are split by index,
+    with classes each class for itself. No image is read. Raises UserError for labels that are missing or of another
+    kind, for a binary one without positives in a split, and for a class without images in train.
     """
     if kind not in KINDS:
         raise UserError(f"labels: expected one of the kinds {', '.join(KINDS)}, got {kind!r}")
-    if name not in LABELLED and not name.startswith("folder:"):
-        raise UserError(f"data set: expected one with labels, {', '.join(LABELLED)} or folder:PATH, got {name!r}")
-    if name == "lfw" and kind != "real":
-        raise UserError(f"lfw: expected real labels, its attributes are numbers, got {kind}")
     options = {"size": size, "data_root": data_root, "data_dir": data_dir, "labels": labels}
     if name in OFFICIAL:
-        datasets = {split: build(name, split, **options) for split in PARTS[kind]}
-        parts = {split: Labelled(dataset, dataset.targets(kind)) for split, dataset in datasets.items()}
+        parts = {}
+        for split in PARTS[kind]:
+            dataset = build(name, split, **options)
+            parts[split] = Labelled(dataset, dataset.targets(kind))
     else:
         parts = _split_by_index(build(name, "train", **options), kind)
     needed = {"binary": parts, "class": {"train": parts["train"]}, "real": {}}[kind]
     lacking = [f"{names} in {split}" for split, part in needed.items() if (names := _missing(part.targets))]
     if lacking:
-        dataset, what = (
-            parts["train"].dataset,
-            "images of every class" if kind == "class" else "positives of every label",
-        )
-        where, there = dataset.labels_path or dataset.title, "in train" if kind == "class" else "in every split"
-        raise UserError(f"{where}: expected {what} {there}, there are none of {'; '.join(lacking)}")
+        where = parts["train"].dataset.labels_path or parts["train"].dataset.title
+        expected = "images of every class in train" if kind == "class" else "positives of every label in every split"
+        raise UserError(f"{where}: expected {expected}, there are none of {'; '.join(lacking)}")
     return parts
 
 

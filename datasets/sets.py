@@ -102,9 +102,8 @@ class FolderImages(ImageDataset):
 class ToyFaces(ImageDataset):
     """One split of the embedded data set: drawn on the fly, or read from a prepared LMDB that holds the same pixels.
 
-    Binary labels are the 40 attributes, real ones the drawing parameters, classes the colours of hair and brows. A
-    store made at the same size saves the drawing; one of another size is left aside, because resized pixels would
-    differ from drawn ones.
+    Binary labels are the 40 attributes, real ones the drawing parameters, classes the colours of hair and brows. Stored
+    faces of the same size save the drawing; those of another size are left aside, because resized pixels would differ.
     """
 
     kinds = KINDS
@@ -113,7 +112,7 @@ class ToyFaces(ImageDataset):
     def __init__(self, split: str, size: int, split_range: str | None = None, store: LmdbStore | None = None) -> None:
         check_split("toyfaces", split, tuple(TOY_SPLITS))
         super().__init__("toyfaces", size, cut(TOY_SPLITS[split], split_range))
-        self.store = store if store and self._has_its_size(store) else None
+        self.store = store
 
     def name(self, index: int) -> str:
         return f"toyfaces-{index:06d}"
@@ -121,15 +120,15 @@ class ToyFaces(ImageDataset):
     def image(self, index: int) -> Image.Image:
         """Raises UnreadableImage naming the key and the LMDB for a broken image in the store."""
         data = self.store.get(TOY_KEY % index) if self.store else None
-        if data is None:
-            return toyfaces.render(toyfaces.describe(index, TOY_SEED), self.size)
         try:
-            image = decode(data)
-            if image.size != (self.size, self.size):
-                raise BadImage(f"expected {self.size} pixels, got {image.width}x{image.height}")
+            stored = decode(data) if data else None
         except BadImage as error:
             raise UnreadableImage(f"{self.store.path} has a bad image {TOY_KEY % index}: {error}") from error
-        return image
+        if stored and stored.size == (self.size, self.size):
+            return stored
+        if stored:
+            log_once(f"{self.store.path}: expected faces of {self.size} pixels, others are drawn anew")
+        return toyfaces.render(toyfaces.describe(index, TOY_SEED), self.size)
 
     def targets(self, kind: str | None = None) -> Targets:
         if kind == "class":
@@ -140,13 +139,3 @@ class ToyFaces(ImageDataset):
             return Targets("real", toyfaces.PARAMETERS, torch.from_numpy(toyfaces.targets(self.indices, TOY_SEED)))
         values = torch.from_numpy(toyfaces.labels(self.indices, TOY_SEED)).float()
         return Targets("binary", toyfaces.ATTRIBUTES, values)
-
-    def _has_its_size(self, store: LmdbStore) -> bool:
-        first = store.get(TOY_KEY % 0)
-        try:
-            stored = decode(first).size if first else None
-        except BadImage as error:
-            raise UserError(f"{store.path} has a bad image {TOY_KEY % 0}: {error}") from error
-        if stored != (self.size, self.size):
-            log_once(f"{store.path}: expected faces of {self.size} pixels, found {stored}: they are drawn anew")
-        return stored == (self.size, self.size)
