@@ -1,12 +1,18 @@
-"""Files that are never half-written, images as numbers and pictures, and random numbers by image."""
+"""Files that are never half-written, images as numbers and pictures, and random numbers by image.
 
+Paths may be anything that ``blobfile`` reads and writes. Nothing in a file is ever executed.
+"""
+
+import hashlib
+import io
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 import blobfile as bf
 import numpy as np
@@ -14,7 +20,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dbae.config import UserError
+
 UNFINISHED = re.compile(r".+\.[0-9a-f]{8}\.tmp")
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+# Files
 
 
 @contextmanager
@@ -64,6 +76,77 @@ def _sync_folder(folder: str) -> None:
             os.close(descriptor)
 
 
+# Tensors in files
+
+
+def write_tensors(path: str, content: Mapping[str, Any]) -> str:
+    """Write a dictionary of tensors and plain values, and return the file's ``fingerprint``.
+
+    Tensors are written contiguous and each on its own. The file appears under its name only when it is complete. Raises
+    OSError where it cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(_detached(content), buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]
+
+
+def read_tensors(path: str) -> dict[str, Any]:
+    """Read a dictionary written by ``torch.save`` without executing anything in it.
+
+    Raises UserError for a file that is missing, damaged (a single wrong bit suffices) or holds something else.
+    """
+    try:
+        with bf.BlobFile(path, "rb") as file:
+            wrong = _damaged_part(file)
+            file.seek(0)
+            content = None if wrong else torch.load(file, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, bf.Error):
+        raise UserError(f"model_path: no such file: {path}") from None
+    except Exception as error:  # torch raises a dozen kinds for damaged or hostile files
+        code = "GLOBAL" in str(error)
+        reason = "it holds more than tensors, and nothing in a file is executed" if code else "damaged or no torch file"
+        raise UserError(f"{path}: refused: {reason}; expected tensors written by torch.save") from None
+    if wrong:
+        raise UserError(f"{path}: refused: damaged: the checksum of its part {wrong} is wrong")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
+    return content
+
+
+def fingerprint(path: str) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a file: which weights something was computed with."""
+    digest = hashlib.sha256()
+    with bf.BlobFile(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _detached(content: Any) -> Any:
+    """The same with every tensor a contiguous one on the CPU, which shares its memory with no other."""
+    if isinstance(content, Mapping):
+        return {name: _detached(value) for name, value in content.items()}
+    if isinstance(content, Tensor):
+        return content.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return content
+
+
+def _damaged_part(file: IO[bytes]) -> str | None:
+    """The first part of a torch file whose CRC-32 does not agree; torch writes these checksums and never reads them.
+
+    The old format has none, and in files whose writer left them out all are 0.
+    """
+    if not zipfile.is_zipfile(file):
+        return None
+    with zipfile.ZipFile(file) as archive:
+        return archive.testzip() if any(part.CRC for part in archive.infolist()) else None
+
+
+# Images
+
+
 def to_float(x: Tensor) -> Tensor:
     """uint8 in 0..255 -> float32 in [-1, 1]."""
     return x.float() / 127.5 - 1
@@ -97,7 +180,7 @@ def save_grid(path: str, rows: Sequence[tuple[str, Tensor]], scale: int | None =
         sheet.save(file, format="PNG")
 
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+# Random numbers: functions of a seed and an index, so that no result depends on batch size or process count
 
 
 def seed_for(*key: int) -> int:

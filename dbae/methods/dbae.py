@@ -56,6 +56,16 @@ class DBAE(nn.Module):
         mu, log_sigma = (5 * torch.tanh(self._compute("encoder", self._checked(x)) / 5)).chunk(2, dim=1)
         return mu, log_sigma
 
+    def encode_arrays(self, x: Tensor, generator: Generators = None) -> dict[str, Tensor]:
+        """What the encoder computes, without any draw: ``z``, or ``mu`` and ``log_sigma`` of a stochastic one."""
+        return dict(zip(("mu", "log_sigma"), self.encode_stats(x))) if self.config.stochastic else {"z": self.encode(x)}
+
+    def code(self, arrays: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        """The code in what ``encode_arrays`` gave: with ``noise`` [N, latent] a draw, without it the mean."""
+        if "z" in arrays:
+            return arrays["z"]
+        return arrays["mu"] if noise is None else arrays["mu"] + (arrays["log_sigma"].exp() + 0.01) * noise
+
     def decode(self, z: Tensor) -> Tensor:
         """Endpoint image x_T [N, 3, H, W] of codes z [N, latent]; not bounded to [-1, 1]."""
         return self._compute("decoder", z)
