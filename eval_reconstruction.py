@@ -8,7 +8,7 @@ import torch
 from dbae.distributed import setup
 from dbae.progress import progress_bar
 from eval import samples
-from eval.metrics import METRICS, ReconstructionMetrics, describe
+from eval.reconstruction import METRICS, ReconstructionMetrics, describe
 from scripts.cli import Parser, run
 
 
@@ -19,9 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--metrics", default=",".join(METRICS), metavar="A,B,...", help=f"any of {', '.join(METRICS)} (default: all)"
     )
-    parser.add_argument(
-        "--lpips_backbone", default=None, metavar="PATH", help="AlexNet's features, torchvision's names"
-    )
+    parser.add_argument("--lpips_backbone", metavar="PATH", default=None, help="AlexNet's features, torchvision's names")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     options = parser.parse_args()
 

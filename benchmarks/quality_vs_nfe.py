@@ -78,7 +78,7 @@ def measure(editor: "Editor", sampling: SampleConfig, images: "Tensor", z: "Tens
     from dataclasses import replace
 
     from dbae.sampler import nfe
-    from eval.metrics import ReconstructionMetrics
+    from eval.reconstruction import ReconstructionMetrics
 
     names = ["MSE", "SSIM"] + ["LPIPS"] * bool(options.lpips_backbone)
     metrics = ReconstructionMetrics(names, editor.device, options.lpips_backbone)

@@ -13,18 +13,15 @@ all arrays and listed in OUT_bad_images.json.
 import json
 import os
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
 
+from dbae import distributed
 from dbae.config import UserError, option
+from dbae.io import fingerprint
+from eval.arrays import Arrays, read_arrays
 from scripts.bad_images import FILE, left_out, noted, report
 from scripts.cli import Parser, run
+from scripts.encoding import code_encoder, encode_to_file, identity
 from scripts.inputs import SweepInputs, build_data, load, parse, print_dry_run
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from datasets.base import ImageDataset
 
 
 @dataclass(frozen=True)
@@ -40,37 +37,31 @@ class EncodeOptions(SweepInputs):
             raise UserError(f"out: expected a name that ends in .npz or .safetensors, got {self.out!r}")
 
 
-def beside(data: "ImageDataset", kept: "np.ndarray") -> tuple[dict[str, "np.ndarray"], dict[str, str]]:
-    """What goes with the codes of the images numbered ``kept`` [n]: labels [n, k] by name, and texts."""
-    text = {"names": json.dumps([data.name_of(i) for i in kept.tolist()])}
-    if not data.has_labels:
-        return {}, text
-    return {"labels": data.labels.numpy()[kept]}, text | {"label_names": json.dumps(data.label_names)}
-
-
 def main() -> None:
     """Parse, load, encode, write."""
     options, about, _ = parse(Parser(__doc__), EncodeOptions, "encoding", None)
     if options.dry_run:
         return print_dry_run(options, about)
-
-    from dbae import distributed
-    from dbae.checkpoint import fingerprint
-    from eval.arrays import read_arrays
-    from scripts.encoding import encode_to_file, identity, with_codes
-
     device = distributed.setup(options.device)
     model = load(options, about, device)
     data = build_data(options, model.config.image_size, options.whole)
     if options.check:
         return None
+
+    def beside(arrays: Arrays) -> tuple[Arrays, dict[str, str]]:
+        """Labels and names of the images that were kept."""
+        kept = arrays["index"]
+        text = {"names": json.dumps([data.name_of(i) for i in kept.tolist()])}
+        if not data.has_labels:
+            return {}, text
+        return {"labels": data.labels.numpy()[kept]}, text | {"label_names": json.dumps(data.label_names)}
+
     images = min(len(data), options.limit or len(data))
     settings = identity(fingerprint(options.model_path), data, images, options.flip)
     settings |= {"latent": options.latent, "seed": options.seed} if model.config.stochastic else {}
-    encode = with_codes(model, options.latent, options.seed)
     encode_to_file(
-        options.out, encode, data, settings, device, options.batch_size, options.num_workers,
-        beside=partial(beside, data), bad=noted(options.on_bad_image),
+        options.out, code_encoder(model, options.latent, options.seed), data, settings, device, options.batch_size,
+        options.num_workers, beside=beside, bad=noted(options.on_bad_image),
     )  # fmt: skip
     if distributed.rank() == 0:
         kept = read_arrays(options.out)[0]["index"].tolist()

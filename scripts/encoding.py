@@ -1,55 +1,53 @@
-"""Encode a data set with a frozen model into one file of codes, in any number of processes, resumably."""
+"""Send a data set through a frozen model, in any number of processes, resumably: the features in one file."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.bad_images import BadImages
+from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
 from dbae import distributed
-from dbae.io import image_generators
+from dbae.io import image_generators, randn_like
+from dbae.methods.dbae import DBAE
 from dbae.progress import progress_bar
-from eval.latents import Arrays, Encode, Store, encode_batches
+from eval.arrays import Arrays
+from eval.features import Encode, FeatureCache, encode_batches
 from scripts.bad_images import require_some
 
-if TYPE_CHECKING:
-    from datasets.bad_images import BadImages
-    from datasets.base import ImageDataset
-    from dbae.methods.dbae import DBAE
+
+def encoder(model: DBAE) -> Encode:
+    """What the model's encoder computes without any draw: its code, or the statistics of a stochastic one."""
+    return lambda x, index: model.encode_arrays(x, image_generators(0, index.tolist(), x.device))
 
 
-def statistics(model: "DBAE") -> Encode:
-    """``z`` of a deterministic encoder, ``mu`` and ``log_sigma`` of a stochastic one."""
+def code_encoder(model: DBAE, latent: str, seed: int) -> Encode:
+    """The same, and the code ``z``: of a stochastic encoder the mean, or a sample drawn from (seed, image)."""
+    arrays_of = encoder(model)
 
     def encode(x: Tensor, index: Tensor) -> dict[str, Tensor]:
-        if not model.config.stochastic:
-            return {"z": model.encode(x)}
-        mu, log_sigma = model.encode_stats(x)
-        return {"mu": mu, "log_sigma": log_sigma}
+        arrays = arrays_of(x, index)
+        like = next(iter(arrays.values())).cpu()
+        noise = randn_like(like, image_generators(seed, index.tolist())).to(x.device) if latent == "sample" else None
+        return {**arrays, "z": model.code(arrays, noise)}
 
     return encode
 
 
-def with_codes(model: "DBAE", latent: str, seed: int) -> Encode:
-    """The same, and the stochastic encoder's code ``z``: the mean, or a sample drawn from (seed, image)."""
-    parts = statistics(model)
+def block_encoder(model: DBAE, block: str, time: float, seed: int) -> Encode:
+    """Averaged activations of a block of the network, for images with noise of a time, drawn from (seed, image)."""
 
     def encode(x: Tensor, index: Tensor) -> dict[str, Tensor]:
-        arrays = parts(x, index)
-        if "mu" in arrays:
-            mu, log_sigma = arrays["mu"], arrays["log_sigma"]
-            drawn = torch.stack([torch.randn(mu.shape[1], generator=g) for g in image_generators(seed, index.tolist())])
-            noise = drawn.to(mu.device) if latent == "sample" else torch.zeros_like(mu)
-            arrays["z"] = mu + (log_sigma.exp() + 0.01) * noise
-        return arrays
+        generators = image_generators(seed, index.tolist(), x.device)
+        return {"z": model.features(x, time, [block], generator=generators)[block]}
 
     return encode
 
 
-def identity(weights: str, data: "ImageDataset", images: int, flip: bool) -> dict[str, Any]:
-    """What codes depend on: the weights' fingerprint, and which images at which size."""
+def identity(weights: str, data: ImageDataset, images: int, flip: bool) -> dict[str, Any]:
+    """What features depend on: the weights' fingerprint, and which images at which size."""
     return {
         "weights": weights,
         "data": data.title,
@@ -64,38 +62,37 @@ def identity(weights: str, data: "ImageDataset", images: int, flip: bool) -> dic
 def encode_to_file(
     path: str,
     encode: Encode,
-    data: "ImageDataset",
+    data: ImageDataset,
     settings: dict[str, Any],
     device: torch.device,
     batch_size: int = 64,
     num_workers: int = 0,
     desc: str = "encode",
-    beside: Callable[[np.ndarray], tuple[Arrays, dict[str, str]]] = lambda kept: ({}, {}),
-    bad: "BadImages | None" = None,
+    beside: Callable[[Arrays], tuple[Arrays, dict[str, str]]] = lambda arrays: ({}, {}),
+    bad: BadImages | None = None,
 ) -> None:
-    """Write the codes of the first ``settings["images"]`` images to ``path``, unless they are there already.
+    """Write the features of the first ``settings["images"]`` images to ``path``, unless they are there already.
 
-    Every process of the group calls it. With ``bad``, bad images are left out and noted there; of the numbers [n] of
-    those that are kept, ``beside`` makes further arrays and text for the file. Raises UserError where ``path`` holds
-    codes of other settings, and for bad images.
+    Every process of the group calls it; process r of W encodes the images r, r + W, ... With ``bad``, bad images are
+    left out and noted there; ``beside`` makes further arrays and text for the file from the arrays of those that are
+    kept. Raises UserError where ``path`` holds features of other settings, and for bad images.
     """
-    store = Store(path, settings, distributed.world(), batch_size)
-    if store.finished:
-        return
     rank, world, images = distributed.rank(), distributed.world(), settings["images"]
-    skip = store.done(rank)
+    cache = FeatureCache(path, settings, world, batch_size)
+    if cache.finished:
+        return
+    skip = cache.done(rank)
     batches = ordered_batches(data, batch_size, rank, world, images, num_workers, skip, bad)
-    encoded = encode_batches(encode, batches, device, settings["flip"])
-    before = min(skip * batch_size * world, images)
-    with progress_bar(images, "image", desc, initial=before, enabled=rank == 0) as bar:
-        for i, arrays in enumerate(encoded, start=skip):
-            store.add(rank, i, arrays)
+    with progress_bar(images, "image", desc, min(skip * batch_size * world, images), enabled=rank == 0) as bar:
+        for i, arrays in enumerate(encode_batches(encode, batches, device, settings["flip"]), start=skip):
+            cache.add(rank, i, arrays)
             bar.update(min(len(arrays["index"]) * world, images - bar.n))
     distributed.barrier()
     if rank == 0:
-        kept = store.kept()
-        if not len(kept):
-            store.discard()
-        require_some(data, images, kept)
-        store.combine(*beside(kept))
+        arrays = cache.collect()
+        if not len(arrays["index"]):
+            cache.discard()
+        require_some(data, images, arrays["index"])
+        further, text = beside(arrays)
+        cache.write(arrays | further, text)
     distributed.barrier()

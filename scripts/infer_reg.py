@@ -9,7 +9,7 @@ The last epoch and the best one are both reported; the best is selected on the t
 """
 
 from scripts.cli import run
-from scripts.probing import main
+from scripts.probe import RegressionOptions, main
 
 if __name__ == "__main__":
-    run(lambda: main("regression", __doc__))
+    run(lambda: main(RegressionOptions, __doc__))

@@ -125,7 +125,7 @@ def main() -> None:
     from dbae import distributed
     from dbae.progress import progress_bar
     from eval import samples
-    from eval.metrics import ReconstructionMetrics, describe
+    from eval.reconstruction import ReconstructionMetrics, describe
 
     device = distributed.setup(options.device)
     model = load(options, about, device)
