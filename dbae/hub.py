@@ -4,7 +4,6 @@ A folder holds ``model.safetensors``, which carries its configuration, the same 
 model card. Only the first two are downloaded, and nothing in them can be executed.
 """
 
-import dataclasses
 import os
 import re
 import tempfile
@@ -14,30 +13,53 @@ from typing import Any
 
 import torch
 
-from dbae.checkpoint import load_model, to_released_names, write_config
+from dbae.checkpoint import config_content, load_model, save_weights, write_config
 from dbae.config import UserError
 from dbae.io import atomic_write
-from dbae.methods.dbae import DBAE
-from dbae.safetensors_file import write_safetensors
+from dbae.methods import DiffusionModel
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+TEMPLATE = """---
+library_name: dbae
+pipeline_tag: image-to-image
+tags: [diffusion-autoencoder, representation-learning]
+---
+
+# {title}
+
+{millions:.3g}M parameters, trained on {dataset}.
+
+| setting | value |
+|---|---|
+{settings}
+
+```python
+from dbae.hub import from_pretrained
+
+model = from_pretrained("OWNER/NAME")  # this repository, or a folder with its files
+```
+
+Weights inherit the terms of the data they were trained on: state them here before you publish.
+"""
 
 
-def save_pretrained(model: DBAE, folder: str, dataset: str = "") -> None:
+def save_pretrained(model: DiffusionModel, folder: str, dataset: str = "") -> None:
     """Write a model's folder; ``dataset`` names what it was trained on. A card that is there already is kept.
 
     Raises UserError without the package safetensors.
     """
-    content = {"dataset": dataset, "model": dataclasses.asdict(model.config)}
-    write_safetensors(os.path.join(folder, WEIGHTS), to_released_names(model.state_dict()), content)
-    write_config(folder, dataset, model=model.config)
+    content = config_content(model, dataset)
+    save_weights(os.path.join(folder, WEIGHTS), model, content)
+    write_config(folder, content)
     card = os.path.join(folder, CARD)
     if not os.path.exists(card):
         with atomic_write(card, "w") as file:
             file.write(model_card(model, dataset))
 
 
-def from_pretrained(path_or_repo: str, revision: str | None = None, device: torch.device | str | None = None) -> DBAE:
+def from_pretrained(
+    path_or_repo: str, revision: str | None = None, device: torch.device | str | None = None
+) -> DiffusionModel:
     """The model in a folder that ``save_pretrained`` wrote, or in a repository OWNER/NAME of the Hub.
 
     It is in evaluation mode, on the CPU unless ``device`` says otherwise; ``revision`` is a branch, tag or commit of
@@ -48,69 +70,41 @@ def from_pretrained(path_or_repo: str, revision: str | None = None, device: torc
         if not os.path.isfile(path):
             raise UserError(f"{path_or_repo}: expected a folder with {WEIGHTS}, as save_pretrained writes it")
         return load_model(path, device=device)
-    _check_repo(path_or_repo)
-    hub = _client()
-    paths = [
-        _ask(path_or_repo, lambda name=name: hub.hf_hub_download(path_or_repo, name, revision=revision))
-        for name in (CONFIG, WEIGHTS)
-    ]
-    return load_model(paths[-1], device=device)
+    hub = _client(path_or_repo)
+    for name in (CONFIG, WEIGHTS):
+        path = _ask(path_or_repo, lambda name=name: hub.hf_hub_download(path_or_repo, name, revision=revision))
+    return load_model(path, device=device)
 
 
-def push_to_hub(model: DBAE, repo: str, dataset: str = "", private: bool = True, token: str | None = None) -> str:
+def push_to_hub(
+    model: DiffusionModel, repo: str, dataset: str = "", private: bool = True, token: str | None = None
+) -> str:
     """Upload a model's folder to the repository OWNER/NAME, which is made if need be; returns its address.
 
     ``token`` is one that may write (default: that of ``hf auth login``). Raises UserError where the Hub refuses.
     """
-    _check_repo(repo)
-    api = _client().HfApi(token=token)
+    api = _client(repo).HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, dataset)
         address = _ask(repo, lambda: api.create_repo(repo, private=private, exist_ok=True))
-        _ask(repo, lambda: api.upload_folder(repo_id=repo, folder_path=folder, commit_message="DBAE weights"))
+        _ask(repo, lambda: api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Weights"))
     return str(address)
 
 
-def model_card(model: DBAE, dataset: str = "") -> str:
+def model_card(model: DiffusionModel, dataset: str = "") -> str:
     """A model card in Markdown: what the model is, and how to load it."""
-    c = model.config
-    kind = "DBAE, stochastic encoder" if c.stochastic else "DBAE-d, deterministic encoder"
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    return f"""---
-library_name: dbae
-pipeline_tag: image-to-image
-tags: [diffusion-bridge-autoencoder, representation-learning]
----
-
-# Diffusion Bridge AutoEncoder
-
-| | |
-|---|---|
-| model | {kind}, {millions:.3g}M parameters |
-| images | {c.image_size}x{c.image_size}, RGB |
-| code | {c.latent_dim} numbers |
-| schedule | {c.schedule} |
-| trained on | {dataset or "not stated"} |
-
-```python
-from dbae.hub import from_pretrained
-
-model = from_pretrained("OWNER/NAME")  # this repository, or a folder with its files
-z = model.encode(x)  # x: [N, 3, {c.image_size}, {c.image_size}] in [-1, 1] -> [N, {c.latent_dim}]
-x_0 = model.reconstruct(x, steps=100)
-```
-
-The method is described in *Diffusion Bridge AutoEncoders for Unsupervised Representation Learning* (Kim et al., ICLR
-2025). Weights inherit the terms of the data they were trained on: state them here before you publish.
-"""
+    content = config_content(model, dataset)
+    return TEMPLATE.format(
+        title=type(model).__name__,
+        millions=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        dataset=dataset or "data that is not stated",
+        settings="\n".join(f"| {name} | {value} |" for name, value in content["model"].items()),
+    )
 
 
-def _check_repo(repo: str) -> None:
+def _client(repo: str) -> ModuleType:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
         raise UserError(f"{repo}: expected a folder, or a repository of the Hub like OWNER/NAME; neither is there")
-
-
-def _client() -> ModuleType:
     try:
         import huggingface_hub
     except ImportError:

@@ -6,17 +6,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from math import isfinite, nan
+from math import nan
 from statistics import fmean
 from typing import Any
 
 import blobfile as bf
 from tqdm import tqdm
 
-from dbae.config import UserError
-from dbae.distributed import warn0
+from dbae.config import TrainConfig, UserError
 from dbae.io import atomic_write
-from dbae.outcomes import Outcome
+from dbae.runtime import warn0
 
 COLUMNS = ("step", "images", "loss", "images_per_second", "seconds", "skipped")
 
@@ -42,27 +41,26 @@ def attempt(what: str, write: Callable[[], None]) -> str | None:
 
 
 class Progress:
-    """Collects the losses of a run and reports their mean every ``interval`` steps.
+    """Collects the losses of a run, which is at ``step``, and reports their mean every ``log_interval`` steps.
 
     ``quiet`` prints these reports as lines in place of a bar.
     """
 
-    def __init__(self, run_dir: str, step: int, total_steps: int, interval: int, quiet: bool = False) -> None:
-        self.interval, self.quiet = interval, quiet
+    def __init__(self, run_dir: str, step: int, config: TrainConfig, quiet: bool = False) -> None:
+        self.config, self.quiet = config, quiet
         self.path = bf.join(run_dir, "progress.csv")
         self.seconds = _continue_table(self.path, step)
         self.torn = False
-        self.bar = progress_bar(total_steps, "step", "train", initial=step, enabled=not quiet)
+        self.bar = progress_bar(config.total_steps, "step", "train", initial=step, enabled=not quiet)
         self.board = _tensorboard(run_dir)
         self._begin()
 
-    def update(self, outcome: Outcome, batch: int) -> None:
-        """Note a step over ``batch`` images."""
-        self.losses.append(outcome.loss if outcome.taken else nan)
-        self.images_since += batch
+    def update(self, step: int, images: int, loss: float | None) -> None:
+        """Note that step ``step`` is done, after ``images`` images in all; None: it was skipped."""
+        self.losses.append(loss)
         self.bar.update()
-        if outcome.step % self.interval == 0 or outcome.step == self.bar.total:
-            self._report(outcome.step, outcome.images)
+        if step % self.config.log_interval == 0 or step == self.config.total_steps:
+            self._report(step, images)
 
     def __enter__(self) -> "Progress":
         return self
@@ -73,14 +71,14 @@ class Progress:
             attempt("the last TensorBoard events", self.board.close)
 
     def _begin(self) -> None:
-        self.losses: list[float] = []
-        self.images_since, self.start = 0, time.monotonic()
+        self.losses: list[float | None] = []
+        self.start = time.monotonic()
 
     def _report(self, step: int, images: int) -> None:
-        finite = [loss for loss in self.losses if isfinite(loss)]
-        loss, skipped = fmean(finite) if finite else nan, len(self.losses) - len(finite)
+        taken = [loss for loss in self.losses if loss is not None]
+        loss, skipped = fmean(taken) if taken else nan, len(self.losses) - len(taken)
         elapsed = time.monotonic() - self.start
-        rate = self.images_since / elapsed
+        rate = len(self.losses) * self.config.batch_size / elapsed
         self.seconds += elapsed
         row = (step, images, f"{loss:.6g}", f"{rate:.1f}", f"{self.seconds:.1f}", skipped)
         self.torn = bool(attempt("a row of progress.csv", lambda: self._append(row)))

@@ -1,29 +1,50 @@
 """Everything a training run must remember: written as one set of files, restored from the newest undamaged one."""
 
+import copy
 from dataclasses import dataclass
 
 import blobfile as bf
 import torch
 from torch import nn
 
-from dbae import distributed
-from dbae.checkpoint import (
-    NAME,
-    complete_sets,
-    fingerprint,
-    load_weights,
-    read_tensors,
-    set_names,
-    step_of,
-    to_released_names,
-    write_tensors,
-)
+from dbae import runtime
+from dbae.checkpoint import NAME, complete_sets, load_weights, save_weights, set_names, step_of
 from dbae.config import TrainConfig, UserError
-from dbae.ema import EMA
-from dbae.io import listdir, remove_unfinished
-from dbae.optimizer import RAdam
+from dbae.io import fingerprint, listdir, read_tensors, remove_unfinished, write_tensors
+from dbae.methods import DiffusionModel
 
 FREQ = "freq_"
+OPTIMIZERS = {"radam": torch.optim.RAdam, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+# The rate of the average after k steps, at most the configured one
+EMA_RULES = {
+    "constant": lambda rate, k: rate,
+    "warmup": lambda rate, k: min(rate, (1 + k) / (10 + k)),
+    "inverse-power": lambda rate, k: min(rate, 1 - k ** (-2 / 3)),
+}
+
+
+class EMA:
+    """Exponential moving average: ``module`` holds averaged parameters and, after ``sync_buffers``, live buffers."""
+
+    def __init__(self, model: nn.Module, rate: float, rule: str = "constant") -> None:
+        self.rate, self.rule = rate, EMA_RULES[rule]
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        pairs = [
+            pair for pair in zip(self.module.parameters(), model.parameters(), strict=True) if pair[1].requires_grad
+        ]
+        self.averaged, self.live = [averaged for averaged, _ in pairs], [live for _, live in pairs]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the average towards the parameters as they are after ``step`` steps."""
+        torch._foreach_lerp_(self.averaged, self.live, 1 - self.rule(self.rate, step))
+
+    @torch.no_grad()
+    def sync_buffers(self, model: nn.Module) -> None:
+        """Copy the live model's buffers: running BatchNorm statistics and spectral-norm vectors are not averaged."""
+        for averaged, live in zip(self.module.buffers(), model.buffers(), strict=True):
+            averaged.copy_(live)
 
 
 @dataclass
@@ -35,21 +56,20 @@ class TrainState:
     order in which torch sums gradients over processes depends on the steps since the start.
     """
 
-    model: nn.Module
+    model: DiffusionModel
     ema: EMA
-    optimizer: RAdam
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
     images: int = 0
 
     @classmethod
-    def create(cls, model: nn.Module, config: TrainConfig, device: torch.device, half: bool) -> "TrainState":
-        """A fresh state. ``half``: fp16, whose gradients need a loss scale (the official initial one is 2^20)."""
+    def create(cls, model: DiffusionModel, config: TrainConfig, device: torch.device, scaled: bool) -> "TrainState":
+        """A fresh state. ``scaled``: fp16, whose gradients need a loss scale (the official initial one is 2^20)."""
         trained = [p for p in model.parameters() if p.requires_grad]
-        average = EMA(model, config.ema_rate, config.ema_warmup)
-        optimizer = RAdam(trained, config.lr, config.weight_decay)
-        scaler = torch.amp.GradScaler(device.type, init_scale=2.0**20, enabled=half)
-        return cls(model, average, optimizer, scaler)
+        optimizer = OPTIMIZERS[config.optimizer](trained, config.lr, weight_decay=config.weight_decay)
+        scaler = torch.amp.GradScaler(device.type, init_scale=2.0**20, enabled=scaled)
+        return cls(model, EMA(model, config.ema_rate, config.ema_rule), optimizer, scaler)
 
     def save(self, run_dir: str, prefix: str = "") -> None:
         """Write the set of this step; the optimizer file, written last, completes it and vouches for the other two.
@@ -74,14 +94,14 @@ class TrainState:
 
         None where there is no complete set. Each damaged one is named. Raises UserError where all are.
         """
-        sets = distributed.all_gather(complete_sets(run_dir, self.ema.rate))[0]
+        sets = runtime.all_gather(complete_sets(run_dir, self.ema.rate))[0]
         problem = None
         for step, prefix in reversed(sets):
             paths = self._paths(run_dir, step, prefix)
-            problem = next(filter(None, distributed.all_gather(self._problem_with(paths))), None)
+            problem = next(filter(None, runtime.all_gather(self._problem_with(paths))), None)
             if problem is None:
                 return paths["model"]
-            distributed.warn0(f"{problem}; the set of step {step} is left aside")
+            runtime.warn0(f"{problem}; the set of step {step} is left aside")
         if problem:
             raise UserError(f"{run_dir}: expected an undamaged checkpoint, none of its {len(sets)} can be used")
         return None
@@ -105,10 +125,7 @@ class TrainState:
 
     def _write(self, paths: dict[str, str]) -> None:
         self.ema.sync_buffers(self.model)
-        weights = {"ema": self.ema.module, "model": self.model}
-        prints = {
-            kind: write_tensors(paths[kind], to_released_names(module.state_dict())) for kind, module in weights.items()
-        }
+        prints = {kind: save_weights(paths[kind], m) for kind, m in (("ema", self.ema.module), ("model", self.model))}
         counters = {"step": self.step, "images": self.images, "scaler": self.scaler.state_dict()}
         write_tensors(paths["opt"], {"optimizer": self.optimizer.state_dict(), **counters, "fingerprints": prints})
 
@@ -139,7 +156,7 @@ class TrainState:
             self.step, self.images = int(saved["step"]), int(saved["images"])
         except UserError:
             raise
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{paths['opt']}: does not fit the optimizer ({error})") from None
         return paths["model"]
 
@@ -149,8 +166,19 @@ class TrainState:
                 raise UserError(f"{paths[kind]}: damaged: it is not the file that was saved with {paths['opt']}")
 
     def _load_optimizer(self, saved: dict) -> None:
-        """Load the optimizer's state, but keep the settings of this run: a lower learning rate is meant."""
-        settings = [{name: group[name] for name in ("lr", "weight_decay")} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(saved)
-        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(values)
+        """Load the optimizer's moments, but keep the settings of this run: a lower learning rate is meant.
+
+        Raises ValueError, KeyError or TypeError for moments that do not fit the parameters.
+        """
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if len(saved["state"]) != len(trained):
+            raise ValueError(f"expected the state of {len(trained)} parameters, got {len(saved['state'])}")
+        self.optimizer.load_state_dict(
+            {"state": saved["state"], "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
+        for parameter in trained:
+            moments = self.optimizer.state[parameter]
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameter.shape:
+                    raise ValueError(f"{name}: expected {list(parameter.shape)}, got {list(moments[name].shape)}")
+                moments[name] = torch.empty_like(parameter).copy_(moments[name])  # in the parameter's memory format

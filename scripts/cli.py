@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, get_args, get_type_hints
 
 from dbae.config import UserError
@@ -58,9 +58,23 @@ class Parser(argparse.ArgumentParser):
             group.add_argument(*names, dest=name, help=(about["help"] + shown).replace("%", "%%"), **kind)
 
 
-def given(namespace: argparse.Namespace, cls: type) -> dict[str, Any]:
-    """The fields of ``cls`` that were typed."""
-    return {f.name: getattr(namespace, f.name) for f in dataclasses.fields(cls) if hasattr(namespace, f.name)}
+def given(namespace: argparse.Namespace, cls: type, only: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fields of ``cls`` (or ``only`` these of them) that were typed."""
+    names = only or tuple(f.name for f in dataclasses.fields(cls))
+    return {name: getattr(namespace, name) for name in names if hasattr(namespace, name)}
+
+
+def peek(args: list[str] | None, name: str, known: Iterable[str], default: str) -> str:
+    """The value of ``--name`` among the arguments, read before the options that depend on it are known.
+
+    Raises UserError for one that is not ``known``.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", default=default)
+    value = getattr(parser.parse_known_args(args)[0], name)
+    if value not in known:
+        raise UserError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    return value
 
 
 def run(main: Callable[[], None]) -> None:

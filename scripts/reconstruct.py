@@ -14,82 +14,68 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from datasets.tolerant import FILE, POLICIES, Tolerant
+from dbae.diffusion import nfe
+from torch import Tensor
+
+from datasets.loader import ordered_batches
+from dbae import runtime
 from dbae.config import SampleConfig, option
-from scripts.bad_images import FILE, left_out, noted, report, require_some
+from dbae.io import save_grid
+from dbae.methods import METHODS
+from dbae.progress import progress_bar
+from eval import samples
+from eval.reconstruction import ReconstructionMetrics, describe
 from scripts.cli import Parser, given, run
-from scripts.inputs import Speed, SweepInputs, build_data, load, parse, print_dry_run, result_folder
-
-if TYPE_CHECKING:
-    import torch
-
-    from dbae.methods.dbae import DBAE
+from scripts.common import (
+    DataOptions,
+    RuntimeOptions,
+    TrainedModel,
+    build_data,
+    load_autoencoder,
+    parse,
+    print_dry_run,
+    result_folder,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class ReconOptions(SweepInputs, Speed):
+class ReconOptions(DataOptions, RuntimeOptions):
     """What to reconstruct and how to write it."""
 
+    on_bad_image: str = option("fail", "end at a bad image, or skip it and list it at the end", POLICIES)
     evaluate: bool = option(False, "compute the metrics in the same pass")
     metrics: str = option("MSE,SSIM,SSIM_official,LPIPS", "metrics to compute with --evaluate")
     lpips_backbone: str | None = option(None, "file with AlexNet's features for LPIPS")
     overwrite: bool = option(False, "replace reconstructions of other settings in the same folder")
 
 
-def output_folder(model_path: str, sampling: SampleConfig) -> str:
-    """Where the official code would write: beside the checkpoint, named by step and sampling settings."""
-    return result_folder(model_path, sampling.label)
-
-
-def settings_of(options: ReconOptions, sampling: SampleConfig, model: "DBAE", images: int) -> dict[str, Any]:
+def settings_of(options: ReconOptions, trained: TrainedModel, images: int) -> dict[str, Any]:
     """What the written numbers depend on: identifies a reconstruction and stands in metrics.json."""
-    from dbae import distributed
-    from dbae.performance import precision_of
-
     names = ("dataset", "split", "split_range", "data_dir", "limit", "batch_size", "latent", "seed")
+    config = trained.model.config
     return {
         "checkpoint": os.path.basename(options.model_path),
         **{name: getattr(options, name) for name in names},
-        "processes": distributed.world(),
+        "processes": runtime.world(),
         "images": images,
-        "end_data": model.config.end_data,
-        "precision": precision_of(model),
-        **dataclasses.asdict(sampling),
+        **{name: getattr(config, name) for name in trained.model.FREE},
+        "precision": trained.model.precision,
+        **trained.sampling.as_dict(),
     }
 
 
-def reconstruct_batch(
-    model: "DBAE", images: "torch.Tensor", index: "torch.Tensor", options: ReconOptions, sampling: SampleConfig
-) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Endpoints and reconstructions of uint8 images [n, 3, H, W], the same on the CPU; image i draws from (seed, i)."""
-    import torch
-
-    from dbae.io import image_generators, to_float, to_uint8
-
-    device = next(model.parameters()).device
-    generators = image_generators(options.seed, index.tolist(), device)
-    with torch.no_grad():
-        z = model.encode(to_float(images.to(device)), options.latent == "sample", generators)
-        x_T = model.decode(z)
-        x_0 = model.generate_from(z, x_T, generator=generators, **sampling.arguments)
-    return to_uint8(x_T).cpu(), to_uint8(x_0).cpu()
-
-
 def reconstruct_all(
-    model: "DBAE", batches: Iterator, options: ReconOptions, sampling: SampleConfig, folder: str
-) -> Iterator[tuple["torch.Tensor", "torch.Tensor", list[int]]]:
+    trained: TrainedModel, batches: Iterator, folder: str
+) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
     """Write this process's batches that are not there yet; yields real and fake, uint8 NHWC on the CPU, and numbers.
 
     A batch without a good image is no batch.
     """
-    import torch
-
-    from dbae import distributed
-    from dbae.io import save_grid
-    from eval import samples
-
-    rank = distributed.rank()
+    rank = runtime.rank()
     for i, (images, index) in enumerate(batches):
         real_path, fake_path = (samples.part_path(folder, rank, kind, i) for kind in ("real", "fake"))
         if os.path.exists(real_path) and os.path.exists(fake_path):
@@ -98,7 +84,7 @@ def reconstruct_all(
             continue
         if not len(images):
             continue
-        endpoint, fake = reconstruct_batch(model, images, index, options, sampling)
+        endpoint, fake = trained.reconstruct(images, index.tolist())
         rows = [("input", images), ("endpoint", endpoint), ("reconstruction", fake)]
         save_grid(os.path.join(folder, f"{rank}_sample_{i}.png"), [(label, row[:16]) for label, row in rows])
         real, fake = images.permute(0, 2, 3, 1), fake.permute(0, 2, 3, 1)
@@ -107,29 +93,22 @@ def reconstruct_all(
         yield real, fake, index.tolist()
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Parse, load, reconstruct, combine, and report."""
     parser = Parser(__doc__)
     parser.add_config("sampling", SampleConfig)
-    options, about, typed = parse(parser, ReconOptions, "reconstruction", None)
-    sampling = SampleConfig(**given(typed, SampleConfig))
-    folder = output_folder(options.model_path, sampling)
-
-    from dbae.sampler import nfe
-
-    calls = nfe(sampling.steps, sampling.sampler, sampling.churn_step_ratio)
+    options, about, typed = parse(parser, ReconOptions, "reconstruction", args)
+    method = METHODS[options.method]
+    sampling = dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
+    folder = result_folder(options.model_path, method.result_name(sampling))
+    calls = nfe(sampling.sampler, sampling.steps, sampling.churn)
     if options.dry_run:
-        return print_dry_run(options, about, sampling=dataclasses.asdict(sampling), nfe=calls, output=folder)
+        return print_dry_run(options, about, sampling=sampling.as_dict(), nfe=calls, output=folder)
 
-    from datasets.loader import ordered_batches
-    from dbae import distributed
-    from dbae.progress import progress_bar
-    from eval import samples
-    from eval.reconstruction import ReconstructionMetrics, describe
-
-    device = distributed.setup(options.device)
-    model = load(options, about, device)
-    data = build_data(options, model.config.image_size, options.whole)
+    device = runtime.setup(options.device)
+    trained = TrainedModel.of(load_autoencoder(options, about, device), options, sampling)
+    size = trained.model.config.image_size
+    data = build_data(options, size, whole=options.on_bad_image == "fail" and options.limit is None)
     names = options.metrics.split(",") if options.evaluate else []
     metrics = ReconstructionMetrics(names, device, options.lpips_backbone) if names else None
     if options.check:
@@ -137,15 +116,15 @@ def main() -> None:
 
     # Reconstruct: each process its share, each image once
     images = min(len(data), options.limit or len(data))
-    rank, world = distributed.rank(), distributed.world()
+    rank, world = runtime.rank(), runtime.world()
     if rank == 0:
-        samples.open_folder(folder, settings_of(options, sampling, model, images), options.overwrite)
-    distributed.barrier()
+        samples.open_folder(folder, settings_of(options, trained, images), options.overwrite)
+    runtime.barrier()
     start = time.monotonic()
-    bad, kept = noted(options.on_bad_image), []
-    batches = ordered_batches(data, options.batch_size, rank, world, options.limit, options.num_workers, bad=bad)
+    readable, kept = Tolerant(data, options.on_bad_image), []
+    batches = ordered_batches(readable, options.batch_size, rank, world, options.limit, options.num_workers)
     with progress_bar(images, "image", "reconstruct", enabled=rank == 0) as bar:
-        for real, fake, numbers in reconstruct_all(model, batches, options, sampling, folder):
+        for real, fake, numbers in reconstruct_all(trained, batches, folder):
             kept += numbers
             if metrics:
                 metrics.update(real, fake)
@@ -153,13 +132,13 @@ def main() -> None:
             bar.update(min(len(real) * world, images - bar.n))
 
     # Combine and report
-    distributed.barrier()
-    kept = list(itertools.chain(*distributed.all_gather(kept)))
+    runtime.barrier()
+    kept = list(itertools.chain(*runtime.all_gather(kept)))
     if metrics:
-        metrics.merge(distributed.all_gather((metrics.images, metrics.sums)))
+        metrics.merge(runtime.all_gather((metrics.images, metrics.sums)))
     if rank == 0:
-        require_some(data, images, kept)
-        n, size, seconds = len(kept), model.config.image_size, round(time.monotonic() - start, 1)
+        readable.check_kept(kept, images)
+        n, seconds = len(kept), round(time.monotonic() - start, 1)
         combined = os.path.join(folder, f"samples_{n}x{size}x{size}x3_nfe{calls}.npz")
         samples.write_combined(combined, samples.fake_images(folder), (n, size, size, 3))
         samples.update_report(
@@ -168,9 +147,9 @@ def main() -> None:
         if metrics:
             samples.add_metrics(folder, metrics.means(), metrics.images)
             print(f"{describe(metrics.means())}  ({metrics.images} images)")
-        report(os.path.join(folder, FILE), left_out(data, images, kept), images, "left out")
+        readable.report(os.path.join(folder, FILE), images)
         print(f"wrote {n} reconstructions to {folder}")
-    distributed.cleanup()
+    runtime.cleanup()
     return None
 
 

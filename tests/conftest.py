@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 def memory_that_goes_back():
     """Freed memory is the system's again, as one test's peak is no other's business."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dbae.distributed.keep_freed_memory", lambda: None)
+        patch.setattr("dbae.runtime.keep_freed_memory", lambda: None)
         yield
 
 
@@ -22,11 +22,11 @@ def checkpoint(tmp_path_factory):
     """The EMA file of a run folder with a small stochastic model of toy faces."""
     import tiny
 
-    from dbae.checkpoint import to_released_names, write_config, write_tensors
+    from dbae.checkpoint import config_content, save_weights, write_config
     from dbae.config import TrainConfig
 
     folder = tmp_path_factory.mktemp("run")
     model = tiny.model(stochastic=True)
-    write_config(str(folder), "toyfaces", model=model.config, train=TrainConfig())
-    write_tensors(str(folder / "ema_0.9999_000020.pt"), to_released_names(model.state_dict()))
+    write_config(str(folder), config_content(model, "toyfaces", train=TrainConfig()))
+    save_weights(str(folder / "ema_0.9999_000020.pt"), model)
     return folder / "ema_0.9999_000020.pt"

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dbae.checkpoint import from_released_names
-from dbae.config import ModelConfig
-from dbae.methods.dbae import DBAE
+from dbae.methods.dbae import DBAE, DBAEConfig
 
 FOLDER = Path(__file__).parent / "golden"
 VECTORS = np.load(FOLDER / "parity.npz")
@@ -55,8 +53,8 @@ def released_state(size: int, kind: str) -> dict[str, torch.Tensor]:
 
 def released_model(size: int, kind: str) -> DBAE:
     """A model with those weights, in evaluation mode."""
-    model = DBAE(ModelConfig(image_size=size, num_channels=size, stochastic=kind == "sto")).eval()
-    model.load_state_dict(from_released_names(released_state(size, kind)))
+    model = DBAE(DBAEConfig(image_size=size, num_channels=size, stochastic=kind == "sto")).eval()
+    model.load_state_dict(DBAE.from_official(released_state(size, kind)))
     return model
 
 

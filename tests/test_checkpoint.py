@@ -9,11 +9,11 @@ import tiny
 import torch
 from parity import released_state
 
-from dbae.checkpoint import complete_sets, load_model, read_tensors, step_of, to_released_names, write_config
-from dbae.checkpoint import write_tensors as write
-from dbae.config import ModelConfig, TrainConfig, UserError
-from dbae.io import atomic_write
-from dbae.methods.dbae import DBAE
+from dbae.checkpoint import complete_sets, config_content, load_model, save_weights, step_of, write_config
+from dbae.config import TrainConfig, UserError
+from dbae.io import atomic_write, read_tensors
+from dbae.io import write_tensors as write
+from dbae.methods.dbae import DBAE, DBAEConfig
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ def test_other_names_are_refused(name):
 def run_folder(tmp_path, **changes):
     """A folder as training leaves it, with one weight file."""
     model = tiny.model(**changes)
-    write_config(str(tmp_path), "toyfaces", model=model.config, train=TrainConfig())
+    write_config(str(tmp_path), config_content(model, "toyfaces", train=TrainConfig()))
     path = str(tmp_path / "ema_0.9999_000010.pt")
-    write(path, to_released_names(model.state_dict()))
+    save_weights(path, model)
     return model, path
 
 
@@ -56,12 +56,14 @@ def test_bare_released_file(tmp_path, kind):
     path = tmp_path / "ema_0.9999_1020000.pt"
     torch.save(released_state(64, kind), path)
     model = load_model(str(path), dataset="celeba", schedule="vp", stochastic=kind == "sto")
-    assert model.config == ModelConfig(image_size=64, num_channels=64, stochastic=kind == "sto")
+    assert model.config == DBAEConfig(image_size=64, num_channels=64, stochastic=kind == "sto")
     assert load_model(str(path), schedule="ve", end_data=0).config.end_data == 0
     for wrong, message in (
         ({"schedule": "vp", "dataset": "ffhq"}, "made for 64x64 images, but ffhq is 128x128"),
         ({"schedule": "vp", "stochastic": kind != "sto"}, "stochastic: .* was trained with"),
         ({}, "schedule: needed for"),
+        ({"schedule": "vp", "depth": 3}, "depth: dbae has no such setting"),
+        ({"method": "gan"}, "method: expected one of dbae"),
     ):
         with pytest.raises(UserError, match=message):
             load_model(str(path), **wrong)
@@ -73,7 +75,21 @@ def test_contradictions_with_config_json(tmp_path):
         load_model(path, schedule="ve")
     with pytest.raises(UserError, match=r"stochastic: .* was trained with False, got True"):
         load_model(path, stochastic=True)
+    with pytest.raises(UserError, match=r"method: .* is of dbae, got gan"):
+        load_model(path, method="gan")
     assert load_model(path, dataset="ffhq", schedule="vp").config.image_size == 32
+    assert load_model(path, method="dbae", end_data=0.0).config.end_data == 0.0
+
+
+def test_a_configuration_of_before_there_were_methods(tmp_path):
+    model, path = run_folder(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content.pop("method") == "dbae"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert load_model(path).config == model.config
+    (tmp_path / "config.json").write_text(json.dumps({"method": "gan", **content}))
+    with pytest.raises(UserError, match="method: expected one of dbae, got 'gan'"):
+        load_model(path)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +113,7 @@ def test_damaged_config_json(tmp_path, content, message):
 
 def test_weights_that_do_not_fit(tmp_path):
     model, path = run_folder(tmp_path)
-    state = to_released_names(model.state_dict())
+    state = DBAE.to_official(model.state_dict())
     for change, message in (
         ({"out.2.bias": None}, "lacks 1 tensors, e.g. 'out.2.bias'"),
         ({"extra": torch.zeros(1)}, "has unknown 1 tensors, e.g. 'extra'"),

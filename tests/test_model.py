@@ -4,9 +4,10 @@ import pytest
 import tiny
 import torch
 
-from dbae.config import SCHEDULES
+from dbae.config import UserError
+from dbae.diffusion import time_grid
 from dbae.io import image_generators
-from dbae.sampler import time_grid
+from dbae.methods.dbae import SCHEDULES
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -29,10 +30,10 @@ def test_reconstruct_is_encode_then_generate():
 
 def test_estimates_are_clamped_at_every_call(monkeypatch):
     model = tiny.model()
-    monkeypatch.setattr(model, "denoise", lambda x_t, t, x_T, z: torch.full_like(x_t, 7.0))
+    monkeypatch.setattr(model, "denoise", lambda x_t, t, **cond: torch.full_like(x_t, 7.0))
     z = torch.zeros(1, 8)
     once = model.generate_from(z, torch.zeros(1, 3, 32, 32), steps=5)
-    monkeypatch.setattr(model, "denoise", lambda x_t, t, x_T, z: torch.ones_like(x_t))
+    monkeypatch.setattr(model, "denoise", lambda x_t, t, **cond: torch.ones_like(x_t))
     assert torch.equal(once, model.generate_from(z, torch.zeros(1, 3, 32, 32), steps=5))
 
 
@@ -74,25 +75,57 @@ def test_loss_is_the_weighted_error_of_the_denoiser():
     t, noise = torch.tensor([0.1, 0.4, 0.7, 0.99]), torch.randn(4, 3, 32, 32)
     z = model.encode(x)
     x_T = model.decode(z)
-    a, b, c = (k[:, None, None, None] for k in model.bridge.abc(t))
-    D_x = model.denoise(a * x_T + b * x + c * noise, t, x_T, z)
-    expected = (D_x - x).square().mean(dim=(1, 2, 3)) / model.bridge.scalings(t)[1] ** 2
-    assert torch.allclose(model.loss(x, t, noise), expected, rtol=1e-4)
+    a, b, c = (k[:, None, None, None] for k in model.process.abc(t))
+    D_x = model.denoise(a * x_T + b * x + c * noise, t, x_T=x_T, z=z)
+    expected = (D_x - x).square().mean(dim=(1, 2, 3)) / model.precond.scalings(model.process, t)[1] ** 2
+    assert torch.allclose(model.loss(x, t=t, noise=noise), expected, rtol=1e-4)
 
 
 def test_end_data_changes_the_preconditioning_near_the_end_only():
     near, far = (model.denoise for model in (tiny.model(), tiny.model(end_data=0.0)))
     x, z = tiny.images(), torch.randn(4, 8)
-    ts = time_grid(tiny.model().bridge, 10)
+    ts = time_grid(tiny.model().process, 10)
     start, late = ts[0].float().expand(4), ts[-3].float().expand(4)
-    assert not torch.allclose(near(x, start, x, z), far(x, start, x, z), atol=1e-2)
-    assert torch.allclose(near(x, late, x, z), far(x, late, x, z), atol=1e-2)
+    assert not torch.allclose(near(x, start, x_T=x, z=z), far(x, start, x_T=x, z=z), atol=1e-2)
+    assert torch.allclose(near(x, late, x_T=x, z=z), far(x, late, x_T=x, z=z), atol=1e-2)
+
+
+@torch.no_grad()
+def test_features_are_pooled_activations_and_the_network_stops(monkeypatch):
+    model, x = tiny.model(), tiny.images()
+    names = model.block_names()
+    assert names[0] == "input_blocks.0" and "middle_block" in names and names[-1].startswith("output_blocks")
+    computed, noise = [], torch.randn(4, 3, 32, 32)
+    for name, module in model.unet.named_blocks():
+        module.register_forward_hook(lambda module, inputs, output, name=name: computed.append((name, output)))
+    every = model.features(x, 0.3, noise=noise)
+    assert list(every) == names == [name for name, _ in computed]
+    for name, output in computed:
+        assert torch.allclose(every[name], output.mean(dim=(2, 3)), atol=1e-6) and every[name].dtype == torch.float32
+    computed.clear()
+    some = model.features(x, 0.3, [names[3], names[1]], noise=noise)
+    assert [name for name, _ in computed] == names[:4] and list(some) == [names[3], names[1]]
+    assert all(torch.equal(some[name], every[name]) for name in some)
+    with pytest.raises(UserError, match="blocks: expected some of input_blocks"):
+        model.features(x, 0.3, ["out_6"])
+
+
+def test_predicted_noise_is_the_noise_that_the_estimate_implies():
+    model, x = tiny.model(), tiny.images()
+    model.denoise = lambda x_t, t, **cond: x
+    t, noise = torch.tensor([0.1, 0.4, 0.7, 0.9]), torch.randn(4, 3, 32, 32)
+    x_t = model.process.marginal(x, t, noise, torch.zeros_like(x))
+    assert torch.allclose(model.predict_noise(x_t, t), noise, atol=1e-4)
 
 
 def test_wrong_use():
     model = tiny.model()
     with pytest.raises(ValueError, match=r"expected \[N, 3, 32, 32\].*got \[2, 3, 64, 64\]"):
         model.encode(torch.zeros(2, 3, 64, 64))
+    with pytest.raises(UserError, match="unknown setting 'step'"):
+        model.reconstruct(tiny.images(), step=3)
+    with pytest.raises(UserError, match="eta: expected 0"):
+        model.reconstruct(tiny.images(), steps=3, sampler="heun", eta=0.5)
     with pytest.raises(ValueError, match="stochastic"):
         model.encode_stats(tiny.images())
     with pytest.raises(ValueError, match="one per image"):

@@ -5,9 +5,7 @@ import tiny
 import torch
 from parity import images, keys, released_model, vector, worst
 
-from dbae.checkpoint import to_released_names
-from dbae.config import ModelConfig
-from dbae.methods.dbae import DBAE
+from dbae.methods.dbae import DBAE, DBAEConfig
 
 # The tensors whose gradient norms the parity vectors hold, in their order
 GRADIENTS = (
@@ -20,15 +18,15 @@ GRADIENTS = (
 @pytest.mark.parametrize("kind", ["det", "sto"])
 def test_names_and_shapes_are_the_released_ones(size, kind):
     with torch.device("meta"):
-        model = DBAE(ModelConfig(image_size=size, num_channels=size, stochastic=kind == "sto"))
-    ours = {name: list(tensor.shape) for name, tensor in to_released_names(model.state_dict()).items()}
+        model = DBAE(DBAEConfig(image_size=size, num_channels=size, stochastic=kind == "sto"))
+    ours = {name: list(tensor.shape) for name, tensor in DBAE.to_official(model.state_dict()).items()}
     assert ours == keys(size, kind)
 
 
 @pytest.mark.parametrize(("size", "millions"), [(64, 120.62), (128, 162.43)])
 def test_parameter_counts(size, millions):
     with torch.device("meta"):
-        model = DBAE(ModelConfig(image_size=size, num_channels=size))
+        model = DBAE(DBAEConfig(image_size=size, num_channels=size))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
@@ -66,17 +64,17 @@ def test_decoder_unet_and_denoiser_parity(released):
     assert worst(x_T, vector(f"{name}/x_T")) < 1e-4
     F_x = model.unet(torch.cat([x, x_T], dim=1), vector(f"{name}/unet_t"), z)
     assert worst(F_x, vector(f"{name}/unet")) < 1e-4
-    D_x = model.denoise(x, torch.tensor([0.3, 0.9]), x_T, z)
+    D_x = model.denoise(x, torch.tensor([0.3, 0.9]), x_T=x_T, z=z)
     assert worst(D_x, vector(f"{name}/denoise_vp")) < 1e-4
 
 
 def test_loss_and_gradient_parity():
     model, name = released_model(64, "det"), "net/64_det/loss_vp"
-    loss = model.loss(images(2, 64), vector(f"{name}/t"), vector(f"{name}/noise"))
+    loss = model.loss(images(2, 64), t=vector(f"{name}/t"), noise=vector(f"{name}/noise"))
     assert worst(loss, vector(f"{name}/loss")) < 1e-4
-    assert worst(loss / model.bridge.weight(vector(f"{name}/t")), vector(f"{name}/xs_mse")) < 1e-4
+    assert worst(loss / model.precond.weight(model.process, vector(f"{name}/t")), vector(f"{name}/xs_mse")) < 1e-4
     loss.mean().backward()
-    parameters = to_released_names(dict(model.named_parameters()))
+    parameters = DBAE.to_official(dict(model.named_parameters()))
     norms = torch.stack([parameters[tensor].grad.norm() for tensor in GRADIENTS])
     assert torch.allclose(norms.double(), vector(f"{name}/grad_norms"), rtol=1e-4)
 
@@ -92,7 +90,7 @@ def test_reconstruction_parity():
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_every_size_and_latent(size, stochastic):
     with torch.device("meta"):
-        config = ModelConfig(image_size=size, num_channels=32, latent_dim=24, stochastic=stochastic)
+        config = DBAEConfig(image_size=size, num_channels=32, latent_dim=24, stochastic=stochastic)
         model = DBAE(config)
         x = torch.empty(2, 3, size, size)
         z = model.encode(x)
@@ -106,7 +104,7 @@ def test_unused_block_is_there_and_inert():
     unused = [name for name, p in model.named_parameters() if not p.requires_grad]
     assert unused and all(name.startswith("decoder.feat_256") for name in unused)
     with torch.device("meta"):
-        used = DBAE(ModelConfig(image_size=256, num_channels=32))
+        used = DBAE(DBAEConfig(image_size=256, num_channels=32))
     assert all(p.requires_grad for p in used.parameters())
 
 
@@ -115,6 +113,6 @@ def test_untrained_network_outputs_nothing():
     model, x = DBAE(tiny.config()).eval(), tiny.images()
     t = torch.full((4,), 0.5)
     z = model.encode(x)
-    D_x = model.denoise(x, t, model.decode(z), z)
-    c_skip = model.bridge.scalings(t)[0]
+    D_x = model.denoise(x, t, x_T=model.decode(z), z=z)
+    c_skip = model.precond.scalings(model.process, t)[0]
     assert torch.allclose(D_x, c_skip[:, None, None, None] * x)

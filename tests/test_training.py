@@ -1,4 +1,4 @@
-"""Training: micro-batches, resume, averages, precision, and two processes against one."""
+"""Training: micro-batches, resume, averages, optimizers, precision, and two processes against one."""
 
 import csv
 import subprocess
@@ -11,12 +11,10 @@ from conftest import ROOT
 
 from dbae.checkpoint import complete_sets
 from dbae.config import TrainConfig, UserError
-from dbae.ema import EMA
-from dbae.flat import flatten
 from dbae.methods.dbae import DBAE
-from dbae.performance import half_dtype, use_half
-from dbae.state import TrainState
-from dbae.training import train
+from dbae.runtime import Stop, amp_dtype
+from dbae.state import EMA, EMA_RULES, OPTIMIZERS, TrainState
+from dbae.training import take_step, train
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -29,15 +27,20 @@ DATA = ((tiny.images(8, seed=1) + 1) * 127.5).to(torch.uint8)
 def stream(position: int, microbatch: int):
     """Micro-batches of an endless repetition of DATA, from an image position on."""
     while True:
-        yield DATA[[p % len(DATA) for p in range(position, position + microbatch)]]
+        yield DATA[[p % len(DATA) for p in range(position, position + microbatch)]], None
         position += microbatch
+
+
+def create(config: TrainConfig, **changes) -> TrainState:
+    """A fresh state of the tiny model."""
+    torch.manual_seed(0)
+    return TrainState.create(DBAE(tiny.config(**changes)), config, CPU, scaled=False)
 
 
 def run(run_dir, previews=None, **changes) -> TrainState:
     """Train the tiny model, resuming where ``run_dir`` says."""
     config = TrainConfig(**{**SETTINGS, **changes})
-    torch.manual_seed(0)
-    state = TrainState.create(DBAE(tiny.config(stochastic=True)), config, CPU, half=False)
+    state = create(config, stochastic=True)
     state.restore_newest(str(run_dir))
     previews = [] if previews is None else previews
     batches = stream(state.images, config.microbatch)
@@ -92,7 +95,7 @@ def test_weights_alone_start_a_run(tmp_path):
     first = run(tmp_path / "first")
     path = tmp_path / "model_000004.pt"
     (tmp_path / "first" / "model_000004.pt").replace(path)
-    state = TrainState.create(DBAE(tiny.config(stochastic=True)), TrainConfig(**SETTINGS), CPU, half=False)
+    state = create(TrainConfig(**SETTINGS), stochastic=True)
     assert "weights alone" in state.restore_from(str(path))
     assert state.step == 0
     assert_same(first.model.state_dict(), state.model.state_dict())
@@ -106,7 +109,7 @@ def gradients(microbatch):
     x0 = tiny.images(8)
     for start in range(0, 8, microbatch):
         part = slice(start, start + microbatch)
-        (model.loss(x0[part], t[part], noise[part]).sum() / 8).backward()
+        (model.loss(x0[part], t=t[part], noise=noise[part]).sum() / 8).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -121,38 +124,73 @@ def test_uneven_micro_batches_weigh_images_equally(tmp_path, monkeypatch):
     seen = []
 
     class Counting(DBAE):
-        def forward(self, x0):
-            seen.append(len(x0))
+        def forward(self, x0, y=None):
+            seen.append((len(x0), y.tolist()))
             return super().loss(x0) * 0 + torch.arange(len(x0))
 
     config = TrainConfig(**{**SETTINGS, "total_steps": 1, "batch_size": 5, "microbatch": 3, "log_interval": 1})
-    state = TrainState.create(Counting(tiny.config()), config, CPU, half=False)
-    train(state, iter([DATA[:3], DATA[3:5]]), config, str(tmp_path), CPU, lambda model, step: None)
+    state = TrainState.create(Counting(tiny.config()), config, CPU, scaled=False)
+    batches = [(DATA[:3], torch.arange(3)), (DATA[3:5], torch.arange(3, 5))]
+    train(state, iter(batches), config, str(tmp_path), CPU, lambda model, step: None)
     row = next(csv.DictReader((tmp_path / "progress.csv").open()))
-    assert seen == [3, 2] and float(row["loss"]) == pytest.approx((0 + 1 + 2 + 0 + 1) / 5)
+    assert seen == [(3, [0, 1, 2]), (2, [3, 4])] and float(row["loss"]) == pytest.approx((0 + 1 + 2 + 0 + 1) / 5)
 
 
 def test_whole_batch_at_once(tmp_path):
     config = TrainConfig(**{**SETTINGS, "total_steps": 1, "microbatch": -1})
-    state = TrainState.create(DBAE(tiny.config()), config, CPU, half=False)
-    train(state, iter([DATA[:4]]), config, str(tmp_path), CPU, lambda model, step: None)
+    state = create(config)
+    train(state, iter([(DATA[:4], None)]), config, str(tmp_path), CPU, lambda model, step: None)
     assert state.images == 4
 
 
 def test_average_follows_its_definition():
     model = torch.nn.Linear(2, 1)
-    ema, warm = EMA(model, 0.9), EMA(model, 0.9999, warmup=True)
-    vector = flatten(list(model.parameters()))
-    expected = model.weight.detach().clone()
+    ema, expected = EMA(model, 0.9), model.weight.detach().clone()
     for step in range(1, 4):
-        vector += 1
-        ema.update(vector, step, torch.tensor(True))
-        ema.update(vector, step, torch.tensor(False))
+        with torch.no_grad():
+            model.weight += 1
+        ema.update(step)
         expected = 0.9 * expected + 0.1 * model.weight.detach()
     assert torch.allclose(ema.module.weight, expected)
-    before = warm.module.weight.clone()
-    warm.update(before.new_full(vector.shape, 1) + warm.vector, 8, torch.tensor(True))
-    assert torch.allclose(warm.module.weight, before + (1 - 9 / 18))
+
+
+@pytest.mark.parametrize(
+    ("rule", "step", "rate"),
+    [("constant", 1, 0.9999), ("warmup", 8, 0.5), ("warmup", 10**6, 0.9999), ("inverse-power", 1, 0.0)]
+    + [("inverse-power", 1000, 0.99), ("inverse-power", 10**7, 0.9999)],
+)
+def test_rates_of_the_average(rule, step, rate):
+    assert EMA_RULES[rule](0.9999, step) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_resumes_to_the_bit(tmp_path, name):
+    settings = {"optimizer": name, "weight_decay": 0.1, "clip": 0.5, "lr_warmup": 3}
+    whole = run(tmp_path / "whole", total_steps=3, **settings)
+    run(tmp_path / "parts", total_steps=2, **settings)
+    resumed = run(tmp_path / "parts", total_steps=3, **settings)
+    assert type(resumed.optimizer) is OPTIMIZERS[name]
+    assert_same(whole.model.state_dict(), resumed.model.state_dict())
+
+
+def test_clipping_and_warm_up():
+    """What torch's own clipping gives, at the learning rate of the step."""
+    config = TrainConfig(**{**SETTINGS, "optimizer": "adam", "clip": 1e-3, "lr_warmup": 4, "microbatch": 4})
+    state, reference = create(config), create(config)
+    for step in range(1, 4):
+        take_step(state.model, state, stream(state.images, 4), config, CPU, Stop())
+        assert state.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * step / 4)
+        gradients_only = TrainConfig(**{**SETTINGS, "optimizer": "adam", "microbatch": 4})
+        reference.optimizer.step, step_of_optimizer = lambda: None, reference.optimizer.step
+        reference.optimizer.zero_grad, zero = lambda: None, reference.optimizer.zero_grad
+        take_step(reference.model, reference, stream(reference.images, 4), gradients_only, CPU, Stop())
+        norm = torch.nn.utils.clip_grad_norm_([p for p in reference.model.parameters() if p.requires_grad], 1e-3)
+        assert norm > 1e-3
+        reference.optimizer.param_groups[0]["lr"] = 1e-2 * step / 4
+        step_of_optimizer(), zero()
+        reference.optimizer.step, reference.optimizer.zero_grad = step_of_optimizer, zero
+        for ours, theirs in zip(state.model.parameters(), reference.model.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def test_average_keeps_live_buffers(tmp_path):
@@ -163,18 +201,18 @@ def test_average_keeps_live_buffers(tmp_path):
 
 
 def test_precision():
-    assert half_dtype("auto", CPU) is None and half_dtype("fp32", CPU) is None
-    assert half_dtype("bf16", CPU) == torch.bfloat16
+    assert amp_dtype("auto", CPU) is None and amp_dtype("fp32", CPU) is None
+    assert amp_dtype("bf16", CPU) == torch.bfloat16
     with pytest.raises(UserError, match="precision: fp16 needs a GPU"):
-        half_dtype("fp16", CPU)
+        amp_dtype("fp16", CPU)
 
 
 def test_half_precision_stays_close():
     model, x, t = tiny.model(), tiny.images(), torch.full((4,), 0.5)
     noise = torch.randn_like(x)
-    full = model.loss(x, t, noise)
-    use_half(model, torch.bfloat16)
-    half = model.loss(x, t, noise)
+    full = model.loss(x, t=t, noise=noise)
+    model.use_amp(torch.bfloat16)
+    half = model.loss(x, t=t, noise=noise)
     assert half.dtype == torch.float32 and torch.allclose(full, half, rtol=0.05) and not torch.equal(full, half)
 
 

@@ -2,8 +2,7 @@
 
 import torch
 
-from dbae.config import ModelConfig
-from dbae.methods.dbae import DBAE
+from dbae.methods.dbae import DBAE, DBAEConfig
 
 OPTIONS = {
     "image_size": 32,
@@ -20,8 +19,8 @@ OPTIONS = {
 FLAGS = [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in OPTIONS.items()]
 
 
-def config(**changes) -> ModelConfig:
-    return ModelConfig(**{**OPTIONS, **changes})
+def config(**changes) -> DBAEConfig:
+    return DBAEConfig(**{**OPTIONS, **changes})
 
 
 def model(**changes) -> DBAE:

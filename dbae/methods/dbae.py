@@ -1,221 +1,191 @@
-"""The diffusion bridge autoencoder: z = Enc(x_0), x_T = Dec(z), and a bridge from x_T back to x_0 given z.
+"""DBAE: z = Enc(x_0), x_T = Dec(z), and a diffusion bridge from x_T back to x_0 given z.
 
-Images are [N, 3, H, W] in [-1, 1], float32. Time runs from ``bridge.t_min`` (data) to ``bridge.T`` (endpoint).
+Kim et al., Diffusion Bridge AutoEncoders for Unsupervised Representation Learning, ICLR 2025.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dbae.bridge import BRIDGES
-from dbae.config import ModelConfig
-from dbae.io import Generators, randn_like
-from dbae.methods.editing import PATHS, along, step
+from dbae.config import SampleConfig, UserError, check_choices, option, require_positive
+from dbae.diffusion import VE, VP, Bridge, Identity, Karras
+from dbae.io import Generators
+from dbae.methods.autoencoder import AutoEncoder
+from dbae.methods.base import Cond, preset
 from dbae.nn.decoder import Decoder
 from dbae.nn.encoder import Encoder
 from dbae.nn.unet import UNet
-from dbae.sampler import sample as sample_bridge
-from dbae.sampler import time_grid
+
+# Name -> noise schedule of the bridge, and whether the network is preconditioned
+SCHEDULES = {"vp": (VP, True), "ve": (VE, True), "vp_simple": (VP, False), "ve_simple": (VE, False)}
+
+# Channel multipliers by image size. 64, 128 and 256 are the published ones; 32 is ours.
+UNET_MULT = {32: (1, 2, 4), 64: (1, 2, 4, 8), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
+ENCODER_MULT = {32: (1, 2, 4, 4), 64: (1, 2, 4, 8, 8), 128: (1, 1, 2, 3, 4, 4), 256: (1, 1, 2, 2, 4, 4, 4)}
 
 
-class DBAE(nn.Module):
+@dataclass(frozen=True)
+class DBAEConfig:
+    """What is needed to rebuild a model around its weights. Raises UserError where the values do not fit together."""
+
+    image_size: int = option(128, "height and width in pixels: 32, 64, 128 or 256")
+    num_channels: int = option(128, "base width of the U-Net and the encoder, a multiple of norm_groups")
+    channel_mult: tuple[int, ...] = option((), "U-Net width of each level over the base width (default: by image size)")
+    encoder_mult: tuple[int, ...] = option((), "the same for the encoder (default: by image size)")
+    num_res_blocks: int = option(2, "residual blocks per level")
+    attention_sizes: tuple[int, ...] = option((32, 16, 8), "feature map sizes with attention in the U-Net")
+    encoder_attention_sizes: tuple[int, ...] = option((16,), "the same for the encoder")
+    norm_groups: int = option(32, "groups of every GroupNorm; 32 in all published models")
+    head_channels: int = option(64, "channels of an attention head in the U-Net")
+    decoder_channels: int = option(64, "base width of the endpoint decoder")
+    latent_dim: int = option(512, "length of the code z")
+    dropout: float = option(0.1, "dropout in the U-Net's residual blocks")
+    stochastic: bool = option(False, "stochastic encoder (DBAE) instead of the deterministic one (DBAE-d)", alias="sto")
+    schedule: str = option("vp", "noise schedule of the bridge", tuple(SCHEDULES), alias="pred_mode")
+    sigma_data: float = option(0.5, "standard deviation of the images, for the preconditioning")
+    end_data: float = option(0.5, "standard deviation of the endpoints, for the preconditioning")
+
+    def __post_init__(self) -> None:
+        if self.image_size not in UNET_MULT:
+            raise UserError(f"image_size: expected 32, 64, 128 or 256, got {self.image_size}")
+        for name, by_size in (("channel_mult", UNET_MULT), ("encoder_mult", ENCODER_MULT)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, by_size[self.image_size])
+            factors = getattr(self, name)
+            if min(factors) < 1 or self.image_size >> (len(factors) - 1) < 2:
+                raise UserError(f"{name}: expected positive factors that fit {self.image_size} px, got {factors}")
+        check_choices(self)
+        for name in ("norm_groups", "num_res_blocks", "head_channels", "latent_dim", "sigma_data"):
+            require_positive(name, getattr(self, name))
+        if self.num_channels < 1 or self.num_channels % self.norm_groups:
+            raise UserError(
+                f"num_channels: expected a multiple of norm_groups {self.norm_groups}, got {self.num_channels}"
+            )
+        if self.decoder_channels < 2 or self.decoder_channels % 2:
+            raise UserError(f"decoder_channels: expected an even number from 2, got {self.decoder_channels}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout: expected a number in [0, 1), got {self.dropout}")
+        if not 0 <= self.end_data < float("inf"):
+            raise UserError(f"end_data: expected a number from 0, got {self.end_data}")
+
+    @property
+    def name(self) -> str:
+        """``{size}_{channels}_{latent}d_{sto}_{schedule}``, as the official code names a run after its data set."""
+        shape = f"{self.image_size}_{self.num_channels}_{self.latent_dim}d"
+        return f"{shape}_{str(self.stochastic).lower()}_{self.schedule}"
+
+
+class DBAE(AutoEncoder):
     """Encoder, endpoint decoder and denoising U-Net around one bridge."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.bridge = BRIDGES[config.schedule]()
-        self.encoder, self.decoder, self.unet = Encoder(config), Decoder(config), UNet(config)
-        self.half: dict[str, torch.dtype] = {}  # what a network computes in, by its name; else it is float32
+    method = "dbae"
+    Config = DBAEConfig
+    TOLD = ("image_size", "schedule", "stochastic", "end_data")
+    FREE = ("end_data",)
+    SIZED = ("channel_mult", "encoder_mult")
+    FLOAT32 = ("decoder",)  # its weights are divided by a norm, for which half precision is too coarse
+
+    # One row per data set: what differs from the defaults of DBAEConfig and TrainConfig.
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "ffhq": {"image_size": 128, "num_channels": 128},
+        "ffhq256": {"image_size": 256, "num_channels": 128},
+        "celeba": {"image_size": 64, "num_channels": 64},
+        "celebahq": {"image_size": 128, "num_channels": 128},
+        "bedroom": {"image_size": 128, "num_channels": 128},
+        "horse": {"image_size": 128, "num_channels": 128},
+        "folder": {"image_size": 64, "num_channels": 64},
+        "toyfaces": {
+            "image_size": 32, "num_channels": 16, "channel_mult": (1, 2, 4), "encoder_mult": (1, 2, 4, 8),
+            "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "norm_groups": 4,
+            "head_channels": 16, "decoder_channels": 8, "latent_dim": 64, "dropout": 0.0,
+            "total_steps": 1_300, "batch_size": 32, "microbatch": 32, "lr": 3e-3, "ema_rule": "warmup",
+            "log_interval": 25, "sample_interval": 250, "save_interval": 500, "save_interval_for_preemption": 100,
+        },
+    }  # fmt: skip
+
+    def __init__(self, config: DBAEConfig) -> None:
+        super().__init__(config)
+        schedule, preconditioned = SCHEDULES[config.schedule]
+        self.process = Bridge(schedule())
+        self.precond = Karras(config.sigma_data, config.end_data) if preconditioned else Identity()
+        outputs = 2 * config.latent_dim if config.stochastic else config.latent_dim
+        self.encoder = Encoder(
+            config.image_size, outputs, config.num_channels, config.encoder_mult, config.num_res_blocks,
+            config.encoder_attention_sizes, config.norm_groups,
+        )  # fmt: skip
+        self.decoder = Decoder(config.image_size, config.latent_dim, config.decoder_channels)
+        self.unet = UNet(
+            config.image_size, 6, config.num_channels, config.channel_mult, config.num_res_blocks,
+            config.attention_sizes, config.head_channels, config.norm_groups, config.dropout, config.latent_dim,
+        )  # fmt: skip
         for network in (self.encoder, self.unet):  # not the decoder, whose BatchNorm is slow so on a CPU
             network.to(memory_format=torch.channels_last)
 
-    def encode(self, x: Tensor, sample: bool | None = None, generator: Generators = None) -> Tensor:
-        """Code z [N, latent] of images x.
-
-        A stochastic encoder draws ``z = mu + sigma eps`` as the official code does, or returns ``mu`` for
-        ``sample=False``. ``generator`` is one generator, or one per image. Raises ValueError for a wrong shape.
-        """
-        if not self.config.stochastic:
-            return self._compute("encoder", self._checked(x))
-        mu, log_sigma = self.encode_stats(x)
-        if sample is False:
-            return mu
-        return mu + (log_sigma.exp() + 0.01) * randn_like(mu, generator)
-
-    def encode_stats(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``mu`` and ``log_sigma`` [N, latent] of the stochastic encoder, soft-clamped to (-5, 5).
-
-        The standard deviation of z is ``exp(log_sigma) + 0.01``. Raises ValueError for a deterministic encoder.
-        """
-        if not self.config.stochastic:
-            raise ValueError("encode_stats: expected a model with a stochastic encoder, this one is deterministic")
-        mu, log_sigma = (5 * torch.tanh(self._compute("encoder", self._checked(x)) / 5)).chunk(2, dim=1)
-        return mu, log_sigma
-
-    def encode_arrays(self, x: Tensor, generator: Generators = None) -> dict[str, Tensor]:
-        """What the encoder computes, without any draw: ``z``, or ``mu`` and ``log_sigma`` of a stochastic one."""
-        return dict(zip(("mu", "log_sigma"), self.encode_stats(x))) if self.config.stochastic else {"z": self.encode(x)}
-
-    def code(self, arrays: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
-        """The code in what ``encode_arrays`` gave: with ``noise`` [N, latent] a draw, without it the mean."""
-        if "z" in arrays:
-            return arrays["z"]
-        return arrays["mu"] if noise is None else arrays["mu"] + (arrays["log_sigma"].exp() + 0.01) * noise
-
     def decode(self, z: Tensor) -> Tensor:
         """Endpoint image x_T [N, 3, H, W] of codes z [N, latent]; not bounded to [-1, 1]."""
-        return self._compute("decoder", z)
+        return self.compute("decoder", z)
 
-    def denoise(self, x_t: Tensor, t: Tensor, x_T: Tensor, z: Tensor) -> Tensor:
-        """Estimate of x_0 at times t [N] in (0, T]: the preconditioned network (DDBM eq. 11), not clamped."""
-        scalings = self.bridge.scalings(t, self.config.sigma_data, self.config.end_data)
-        c_skip, c_out, c_in, c_noise = scalings
-        inputs = torch.cat([_per_image(c_in) * x_t, x_T], dim=1)
-        F_x = self._compute("unet", inputs, c_noise, z)
-        return _per_image(c_skip) * x_t + _per_image(c_out) * F_x
+    def condition(
+        self, x0: Tensor | None = None, y: Tensor | None = None, z: Tensor | None = None, x_T: Tensor | None = None
+    ) -> Cond:
+        z = self.encode(x0) if z is None else z
+        return {"x_T": self.decode(z) if x_T is None else x_T, "z": z}
 
-    def loss(self, x0: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """Training loss [N], unreduced: ``w(t) mean((D - x_0)^2)`` at ``t ~ U(t_min, T)``.
+    def network(self, x: Tensor, c_noise: Tensor, x_T: Tensor, z: Tensor, blocks: tuple[str, ...] | None = None) -> Any:
+        return self.compute("unet", torch.cat([x, x_T], dim=1), c_noise, z, blocks=blocks)
 
-        Gradients reach the decoder through the bridge mean and the concatenated x_T, and the encoder through the
-        decoder and through the conditioning on z.
-        """
-        bridge = self.bridge
-        z = self.encode(x0)
-        x_T = self.decode(z)
-        if t is None:
-            t = bridge.t_min + (bridge.T - bridge.t_min) * torch.rand(len(x0), device=x0.device)
-        noise = torch.randn_like(x0) if noise is None else noise
-        a, b, c = bridge.abc(t)
-        x_t = _per_image(a) * x_T + _per_image(b) * x0 + _per_image(c) * noise
-        D_x = self.denoise(x_t, t, x_T, z)
-        weight = bridge.weight(t, self.config.sigma_data, self.config.end_data)
-        return weight * (D_x - x0).square().mean(dim=(1, 2, 3))
+    def start(self, z: Tensor, generator: Generators = None) -> Tensor:
+        return self.decode(z)
 
-    forward = loss  # so that one wrapped call covers encoder, decoder and U-Net
+    def infer_xT(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """``Dec(z)``: the image is looked at only where z is not given."""
+        return self.decode(self.encode(x) if z is None else z)
 
-    def reconstruct(
-        self,
-        x: Tensor,
-        steps: int = 100,
-        sampler: str = "euler",
-        churn: float = 0.0,
-        rho: float = 7.0,
-        guidance: float = 1.0,
-        sample: bool | None = None,
-        generator: Generators = None,
-        grid: str = "karras",
-        eta: float = 0.0,
-        boot: bool = False,
-    ) -> Tensor:
-        """Encode images x and decode the code alone: reconstructions like x, in [-1, 1]. See ``generate_from``."""
-        with torch.no_grad():
-            z = self.encode(x, sample, generator)
-        return self.generate_from(z, None, steps, sampler, churn, rho, guidance, generator, grid, eta, boot)
+    def between(self, x_1: Tensor, x_2: Tensor, z: Tensor, fractions: Tensor) -> Tensor:
+        return self.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
-    @torch.no_grad()
-    def generate_from(
-        self,
-        z: Tensor,
-        x_T: Tensor | None = None,
-        steps: int = 100,
-        sampler: str = "euler",
-        churn: float = 0.0,
-        rho: float = 7.0,
-        guidance: float = 1.0,
-        generator: Generators = None,
-        grid: str = "karras",
-        eta: float = 0.0,
-        boot: bool = False,
-    ) -> Tensor:
-        """Images [N, 3, H, W] in [-1, 1] of codes z, from the endpoint ``x_T`` (default: ``decode(z)``).
+    # Files: the official ones hold the U-Net's tensors at the top level
 
-        ``steps``, ``sampler``, ``churn``, ``rho``, ``guidance``, ``grid``, ``eta`` and ``boot`` are those of
-        ``dbae.sampler``. The estimate of x_0 is clamped to [-1, 1] at every call. Noise (``churn``, ``eta`` or
-        ``boot``) comes from ``generator``. Raises ValueError for settings that do not fit the sampler.
-        """
-        x_T = self.decode(z) if x_T is None else x_T
-        ts = time_grid(self.bridge, steps, rho, grid)
+    @staticmethod
+    def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name.removeprefix("unet."): tensor for name, tensor in state.items()}
 
-        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.denoise(x_t, t, x_T, z).clamp(-1, 1)
+    @staticmethod
+    def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = ("encoder.", "decoder.")
+        return {name if name.startswith(own) else f"unet.{name}": tensor for name, tensor in state.items()}
 
-        def noise(x: Tensor) -> Tensor:
-            return randn_like(x, generator)
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor], path: str, dataset: str | None, **fields: Any) -> DBAEConfig:
+        if fields.get("schedule") is None:
+            raise UserError(f"schedule: needed for {path}, which has no config.json beside it")
+        size = next((int(m[1]) for m in (re.fullmatch(r"decoder\.to_(\d+)\.weight_orig", n) for n in state) if m), None)
+        try:
+            latent_dim = state["label_emb.weight"].shape[1]
+            shapes = {
+                "image_size": size,
+                "num_channels": state["input_blocks.0.0.weight"].shape[0],
+                "decoder_channels": state["decoder.init.init.0.weight_orig"].shape[1] // 32,
+                "latent_dim": latent_dim,
+                "stochastic": state["encoder.out.3.bias"].shape[0] == 2 * latent_dim,
+            }
+        except (KeyError, IndexError) as error:
+            raise UserError(f"{path}: not a DBAE checkpoint ({error} is missing)") from None
+        if size is None:
+            raise UserError(f"{path}: not a DBAE checkpoint (it has no endpoint decoder)")
+        if dataset is not None and (expected := preset(cls, DBAEConfig, dataset, {}).image_size) != size:
+            raise UserError(f"{path}: made for {size}x{size} images, but {dataset} is {expected}x{expected}")
+        return DBAEConfig(**shapes, **{name: value for name, value in fields.items() if name not in shapes})
 
-        x_0 = sample_bridge(denoise, self.bridge, x_T, ts, sampler, churn, guidance, noise, eta, boot)
-        return x_0.clamp(-1, 1)
-
-    def interpolate(
-        self,
-        x_1: Tensor,
-        x_2: Tensor,
-        frames: int = 11,
-        path: str = "linear",
-        sample: bool | None = None,
-        generator: Generators = None,
-        **sampling: Any,
-    ) -> Tensor:
-        """Images [N, frames, 3, H, W] in [-1, 1] along the codes from x_1 to x_2, both [N, 3, H, W].
-
-        The first and last frame reconstruct x_1 and x_2. ``path`` is ``linear`` or ``spherical``; ``sampling`` goes to
-        ``generate_from``. With one generator per image, the frames of a pair share their noise.
-        """
-        with torch.no_grad():
-            z_1, z_2 = self.encode(x_1, sample, generator), self.encode(x_2, sample, generator)
-        z = PATHS[path](z_1, z_2, torch.linspace(0, 1, frames, device=z_1.device))
-        return self._frames(z, None, generator, sampling)
-
-    def manipulate(
-        self,
-        x: Tensor,
-        direction: Tensor,
-        scales: Sequence[float],
-        fix_xT: bool = True,
-        sample: bool | None = None,
-        generator: Generators = None,
-        **sampling: Any,
-    ) -> Tensor:
-        """Images [N, len(scales), 3, H, W] in [-1, 1] of codes ``z + scale sqrt(latent) w / |w|``; x is [N, 3, H, W].
-
-        ``direction`` is w [latent], such as a row of a linear classifier. ``fix_xT`` keeps the endpoint of the unedited
-        code, as the official code does. ``sampling`` and ``generator`` are those of ``interpolate``.
-        """
-        with torch.no_grad():
-            z = self.encode(x, sample, generator)
-            x_T = self.decode(z) if fix_xT else None
-        edited = along(z, step(direction.to(z)), torch.as_tensor(scales, dtype=z.dtype, device=z.device))
-        return self._frames(edited, x_T, generator, sampling)
-
-    def _frames(self, z: Tensor, x_T: Tensor | None, generator: Generators, sampling: dict[str, Any]) -> Tensor:
-        """Images of codes [N, frames, latent], all frames of an image from its endpoint and its generator."""
-        frames = z.shape[1]
-        x_T = x_T if x_T is None else x_T.repeat_interleave(frames, dim=0)
-        if isinstance(generator, Sequence):
-            generator = [each.clone_state() for each in generator for _ in range(frames)]
-        x_0 = self.generate_from(z.flatten(0, 1), x_T, generator=generator, **sampling)
-        return x_0.unflatten(0, (-1, frames))
-
-    def _compute(self, name: str, *inputs: Tensor) -> Tensor:
-        """What a network gives, in the inputs' precision, computed in the network's own.
-
-        A copy, because a CUDA graph writes its next result to the same place.
-        """
-        dtype = self.half.get(name)
-        with torch.autocast(inputs[0].device.type, dtype) if dtype else nullcontext():
-            return self.get_submodule(name)(*inputs).to(inputs[0].dtype, copy=True)
-
-    def _checked(self, x: Tensor) -> Tensor:
-        size = self.config.image_size
-        if x.ndim != 4 or x.shape[1:] != (3, size, size):
-            raise ValueError(f"images: expected [N, 3, {size}, {size}] in [-1, 1], got {list(x.shape)}")
-        return x
-
-
-def _per_image(coefficient: Tensor) -> Tensor:
-    """[N] -> [N, 1, 1, 1]."""
-    return coefficient[:, None, None, None]
+    @classmethod
+    def result_name(cls, sampling: SampleConfig) -> str:
+        """As the official code has it; our own settings are added where they are not the default."""
+        label = f"{sampling.sampler}_{sampling.rho}_{sampling.steps}_w={sampling.guidance}_churn={sampling.churn}"
+        for name in ("grid", "eta", "boot"):
+            if getattr(sampling, name) != getattr(SampleConfig, name):
+                label += f"_{name}={str(getattr(sampling, name)).lower()}"
+        return label

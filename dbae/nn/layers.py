@@ -1,4 +1,4 @@
-"""Layers that the U-Net and the encoder share. Parameter names are those of the released checkpoints."""
+"""Layers that the U-Net, the encoder and the decoder share. Parameter names are those of the released checkpoints."""
 
 import math
 from collections.abc import Callable

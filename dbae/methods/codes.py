@@ -1,7 +1,13 @@
-"""Moves among codes: between two of them, and along a direction. Pure functions of tensors."""
+"""Codes as vectors: the draw of a stochastic one, the way between two, the step along an attribute."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def draw_code(mu: Tensor, log_sigma: Tensor, noise: Tensor | None = None) -> Tensor:
+    """``mu + (exp(log_sigma) + 0.01) eps`` for standard normal ``noise`` like mu [N, latent]; mu itself for None."""
+    return mu if noise is None else mu + (log_sigma.exp() + 0.01) * noise
 
 
 def lerp(z_1: Tensor, z_2: Tensor, fractions: Tensor) -> Tensor:
@@ -12,7 +18,7 @@ def lerp(z_1: Tensor, z_2: Tensor, fractions: Tensor) -> Tensor:
 
 def slerp(z_1: Tensor, z_2: Tensor, fractions: Tensor) -> Tensor:
     """The same along the arc between the two directions (Shoemake 1985), lengths interpolated; lerp where parallel."""
-    unit_1, unit_2 = (torch.nn.functional.normalize(z.double(), dim=1) for z in (z_1, z_2))
+    unit_1, unit_2 = (F.normalize(z.double(), dim=1) for z in (z_1, z_2))
     angle = (unit_1 * unit_2).sum(dim=1).clamp(-1, 1).arccos()[:, None, None]
     part = fractions.double()[:, None]
     arc = ((1 - part) * angle).sin() * unit_1[:, None] + (part * angle).sin() * unit_2[:, None]
@@ -24,19 +30,12 @@ def slerp(z_1: Tensor, z_2: Tensor, fractions: Tensor) -> Tensor:
 PATHS = {"linear": lerp, "spherical": slerp}
 
 
-def step(direction: Tensor) -> Tensor:
-    """What scale 1 adds to a code: ``sqrt(latent) w / |w|`` for the row ``w`` [latent] of a linear classifier."""
-    return len(direction) ** 0.5 * direction / direction.norm()
+def attribute_step(w: Tensor, std: Tensor | None = None) -> Tensor:
+    """What scale 1 adds to a code: ``sqrt(latent) w / |w|`` for the row w [latent] of a linear classifier.
 
-
-def normalised_step(direction: Tensor, std: Tensor) -> Tensor:
-    """The same step taken among codes of unit variance, as DiffAE does, and expressed in codes as they are.
-
-    ``std`` [latent] is the codes' standard deviation; a classifier of ``z / std`` has the row ``std w``.
+    With ``std`` [latent], the standard deviation of the codes, the same step is taken among codes of unit variance, as
+    DiffAE does, and expressed in codes as they are: a classifier of ``z / std`` has the row ``std w``.
     """
-    return std * step(std * direction)
-
-
-def along(z: Tensor, step: Tensor, scales: Tensor) -> Tensor:
-    """``z + scale step``: codes [N, latent], scales [F] or one row per image [N, F] -> [N, F, latent]."""
-    return z[:, None] + scales[..., None].expand(len(z), -1, 1) * step
+    if std is None:
+        return len(w) ** 0.5 * w / w.norm()
+    return std * attribute_step(std * w)

@@ -1,0 +1,164 @@
+"""A diffusion model with an encoder: what DBAE and DiffAE share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dbae.io import Generators, randn_like
+from dbae.methods.base import Cond, DiffusionModel
+from dbae.methods.codes import PATHS, attribute_step, draw_code
+
+
+class AutoEncoder(DiffusionModel):
+    """A diffusion model conditioned on a code z of the image. Subclasses also define ``start`` and ``infer_xT``."""
+
+    # Of a method
+
+    def condition(
+        self, x0: Tensor | None = None, y: Tensor | None = None, z: Tensor | None = None, x_T: Tensor | None = None
+    ) -> Cond:
+        """What the network sees beside x_t, from the images or from their codes, and from where sampling starts."""
+        raise NotImplementedError
+
+    def start(self, z: Tensor, generator: Generators = None) -> Tensor:
+        """The state x_T [N, 3, H, W] from which codes z are decoded where none is given."""
+        raise NotImplementedError
+
+    def infer_xT(self, x: Tensor, z: Tensor | None = None, **settings: Any) -> Tensor:
+        """The state x_T from which the images x with codes z are reconstructed."""
+        raise NotImplementedError
+
+    def between(self, x_1: Tensor, x_2: Tensor, z: Tensor, fractions: Tensor) -> Tensor:
+        """States [N, F, 3, H, W] on the way from images x_1 to x_2, of which z [N, F, latent] are the codes."""
+        raise NotImplementedError
+
+    # Codes
+
+    def encode(self, x: Tensor, sample: bool | None = None, generator: Generators = None) -> Tensor:
+        """Code z [N, latent] of images x.
+
+        A stochastic encoder draws it as the official code does, or gives its mean for ``sample=False``. ``generator``
+        is one generator, or one per image. Raises ValueError for a wrong shape.
+        """
+        arrays = self.encode_arrays(x)
+        draws = "mu" in arrays and sample is not False
+        return self.code(arrays, randn_like(arrays["mu"], generator) if draws else None)
+
+    def encode_arrays(self, x: Tensor, generator: Generators = None) -> dict[str, Tensor]:
+        """What the encoder computes, without any draw: ``z``, or ``mu`` and ``log_sigma`` of a stochastic one."""
+        h = self.compute("encoder", self.checked(x))
+        if not self.config.stochastic:
+            return {"z": h}
+        mu, log_sigma = (5 * torch.tanh(h / 5)).chunk(2, dim=1)  # soft-clamped to (-5, 5)
+        return {"mu": mu, "log_sigma": log_sigma}
+
+    def encode_stats(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``mu`` and ``log_sigma`` [N, latent] of the stochastic encoder. Raises ValueError for a deterministic one."""
+        if not self.config.stochastic:
+            raise ValueError("encode_stats: expected a model with a stochastic encoder, this one is deterministic")
+        return tuple(self.encode_arrays(x).values())
+
+    def code(self, arrays: Mapping[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        """The code in what ``encode_arrays`` gave: with ``noise`` [N, latent] a draw, without it the mean."""
+        return arrays["z"] if "z" in arrays else draw_code(arrays["mu"], arrays["log_sigma"], noise)
+
+    # Images
+
+    @torch.no_grad()
+    def preview(self, images: Tensor) -> list[tuple[str, Tensor]]:
+        """Inputs, the states that decoding starts from, and 10-step reconstructions."""
+        z = self.encode(images, sample=False)
+        x_T = self.infer_xT(images, z)
+        return [("input", images), ("endpoint", x_T), ("reconstruction", self.generate_from(z, x_T, steps=10))]
+
+    @torch.no_grad()
+    def generate_from(
+        self, z: Tensor, x_T: Tensor | None = None, generator: Generators = None, **settings: Any
+    ) -> Tensor:
+        """Images [N, 3, H, W] in [-1, 1] of codes z, from the state ``x_T`` (default: ``start``).
+
+        ``settings`` are fields of SampleConfig, such as ``steps`` and ``sampler``. Raises UserError for settings that
+        do not fit the sampler.
+        """
+        sampling = self.sampling(**settings)
+        x_T = self.start(z, generator) if x_T is None else x_T
+        return self.sample(x_T, self.condition(z=z, x_T=x_T), sampling, generator)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, x: Tensor, sample: bool | None = None, generator: Generators = None, **settings: Any
+    ) -> Tensor:
+        """Encode images x and decode them again: images like x. See ``encode`` and ``generate_from``."""
+        z = self.encode(x, sample, generator)
+        return self.generate_from(z, self.infer_xT(x, z), generator, **settings)
+
+    @torch.no_grad()
+    def interpolation(
+        self, x_1: Tensor, x_2: Tensor, z_1: Tensor, z_2: Tensor, frames: int = 11, path: str = "linear"
+    ) -> tuple[Tensor, Tensor]:
+        """Codes [N, frames, latent] and states [N, frames, 3, H, W] from images x_1 with codes z_1 to x_2 with z_2."""
+        fractions = torch.linspace(0, 1, frames, device=z_1.device)
+        z = PATHS[path](z_1, z_2, fractions)
+        return z, self.between(x_1, x_2, z, fractions)
+
+    @torch.no_grad()
+    def shifted(
+        self, x: Tensor, z: Tensor, shifts: Tensor, fix_xT: bool = True, generator: Generators = None
+    ) -> tuple[Tensor, Tensor]:
+        """Codes [N, F, latent] of images x, z moved by ``shifts`` [F, latent] or [N, F, latent], and their states.
+
+        ``fix_xT`` keeps the state of the unedited code, as the official code does.
+        """
+        edited = z[:, None] + shifts
+        if fix_xT:
+            return edited, self.infer_xT(x, z)[:, None].expand(-1, edited.shape[1], -1, -1, -1)
+        return edited, self.start(edited.flatten(0, 1), generator).unflatten(0, edited.shape[:2])
+
+    def render(self, z: Tensor, x_T: Tensor, generator: Generators = None, **settings: Any) -> Tensor:
+        """Images [N, F, 3, H, W] of codes [N, F, latent] from states; with one generator each, images share noise."""
+        frames = z.shape[1]
+        if isinstance(generator, Sequence):
+            generator = [each.clone_state() for each in generator for _ in range(frames)]
+        x_0 = self.generate_from(z.flatten(0, 1), x_T.flatten(0, 1), generator, **settings)
+        return x_0.unflatten(0, (-1, frames))
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        x_1: Tensor,
+        x_2: Tensor,
+        frames: int = 11,
+        path: str = "linear",
+        sample: bool | None = None,
+        generator: Generators = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Images [N, frames, 3, H, W] in [-1, 1] along the codes from x_1 to x_2, whose reconstructions are the ends.
+
+        ``path`` is linear or spherical; ``settings`` go to ``generate_from``. With one generator per image, the frames
+        of a pair share their noise.
+        """
+        z_1, z_2 = (self.encode(x, sample, generator) for x in (x_1, x_2))
+        return self.render(*self.interpolation(x_1, x_2, z_1, z_2, frames, path), generator, **settings)
+
+    @torch.no_grad()
+    def manipulate(
+        self,
+        x: Tensor,
+        direction: Tensor,
+        scales: Sequence[float],
+        fix_xT: bool = True,
+        sample: bool | None = None,
+        generator: Generators = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Images [N, len(scales), 3, H, W] in [-1, 1] of codes ``z + scale sqrt(latent) w / |w|``.
+
+        ``direction`` is w [latent], such as a row of a linear classifier. The rest is as in ``interpolate``.
+        """
+        w = attribute_step(direction.to(x))
+        shifts = torch.as_tensor(scales, dtype=w.dtype, device=w.device)[:, None] * w
+        z = self.encode(x, sample, generator)
+        return self.render(*self.shifted(x, z, shifts, fix_xT, generator), generator, **settings)

@@ -1,0 +1,250 @@
+"""What every method shares.
+
+A method is a process over a noise schedule, a preconditioning, a network, and what the network is conditioned on. It
+states these in a subclass; the rest of the repository knows this class, and
+``AutoEncoder`` for methods with an encoder, alone.
+
+Images are [N, 3, H, W] in [-1, 1], float32. Time runs from the data to ``process.T``.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dbae.config import SampleConfig, UserError
+from dbae.diffusion import Preconditioning, Process, sample, time_grid
+from dbae.io import Generators, randn_like, to_float
+
+Cond = dict[str, Tensor]
+
+
+class DiffusionModel(nn.Module):
+    """A denoising network around a process. Subclasses set what follows, and define ``condition`` and ``network``."""
+
+    method: ClassVar[str]  # its name in config.json and on the command line
+    Config: ClassVar[type]  # a frozen dataclass of options, with ``image_size``, and ``name`` of a run's folder
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]  # data set -> fields of Config and TrainConfig
+    TOLD: ClassVar[tuple[str, ...]] = ("image_size",)  # fields of Config that evaluation takes, to check them
+    FREE: ClassVar[tuple[str, ...]] = ()  # those of them that it may change
+    SIZED: ClassVar[tuple[str, ...]] = ()  # fields of Config whose values in a preset belong to its image size
+    FLOAT32: ClassVar[tuple[str, ...]] = ()  # networks that autocast leaves alone
+    SAMPLING: ClassVar[SampleConfig] = SampleConfig()  # how the method is sampled unless told otherwise
+    TARGETS: ClassVar[str | None] = None  # kind of label that training conditions on: binary, class or real
+    FEATURES: ClassVar[tuple[str, float]]  # the block, and the time, whose features stand for an image
+
+    process: Process
+    precond: Preconditioning
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.amp: dict[str, torch.dtype] = {}  # dtype of autocast by network; the others compute in float32
+
+    # Of a method
+
+    def condition(self, x0: Tensor | None = None, y: Tensor | None = None) -> Cond:
+        """What the network sees beside x_t, for images x0 [N, 3, H, W] with targets y."""
+        raise NotImplementedError
+
+    def network(self, x: Tensor, c_noise: Tensor, blocks: Sequence[str] | None = None, **cond: Tensor) -> Any:
+        """The network's output like x_t for the scaled x_t; with ``blocks`` their activations by name."""
+        raise NotImplementedError
+
+    def block_names(self) -> list[str]:
+        """Names of the network's blocks, in the order in which they are computed."""
+        return [name for name, _ in self.unet.named_blocks()]
+
+    # Shared by all methods
+
+    def denoise(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        """Estimate of x_0 at times t [N]: the preconditioned network, not clamped. The only place that calls it."""
+        c_skip, c_out, c_in, c_noise = self.precond.scalings(self.process, t)
+        F_x = self.network(_per_image(c_in, x_t) * x_t, c_noise, **cond)
+        return _per_image(c_skip, x_t) * x_t + _per_image(c_out, x_t) * F_x
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        """The noise in x_t that the estimate of x_0 implies; of a network that predicts noise, its output."""
+        _, b, c = self.process.abc(t)
+        return (x_t - _per_image(b, x_t) * self.denoise(x_t, t, **cond)) / _per_image(c, x_t)
+
+    def draw_times(self, n: int, device: torch.device) -> Tensor:
+        """Times [n] of training."""
+        return self.process.draw_times(n, device)
+
+    def loss(self, x0: Tensor, y: Tensor | None = None, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Training loss [N], unreduced: ``w(t) mean((D - x_0)^2)``; t and noise are drawn unless given.
+
+        Gradients reach all networks through the state x_t and through what the denoiser is conditioned on.
+        """
+        cond = self.condition(x0, y)
+        t = self.draw_times(len(x0), x0.device) if t is None else t
+        noise = torch.randn_like(x0) if noise is None else noise
+        x_t = self.process.marginal(x0, t, noise, cond.get("x_T"))
+        D_x = self.denoise(x_t, t, **cond)
+        return self.precond.weight(self.process, t) * (D_x - x0).square().flatten(1).mean(dim=1)
+
+    forward = loss  # so that one wrapped call covers all networks
+
+    def prepare(self, batch: Tensor, flip: bool) -> Tensor:
+        """Training images from what a loader yields, uint8 [N, 3, H, W]: floats, half of them mirrored if asked."""
+        x = to_float(batch)
+        return torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x) if flip else x
+
+    @torch.no_grad()
+    def sample(self, x_start: Tensor, cond: Cond, sampling: SampleConfig, generator: Generators = None) -> Tensor:
+        """Images in [-1, 1] from the state ``x_start`` at the first time of the grid.
+
+        The estimate of x_0 is clamped to [-1, 1] at every call. Noise comes from ``generator``, one or one per image.
+        """
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.denoise(x_t, t, **cond).clamp(-1, 1)
+
+        def noise(x: Tensor) -> Tensor:
+            return randn_like(x, generator)
+
+        ts = time_grid(self.process, sampling.steps, sampling.rho, sampling.grid)
+        settings = sampling.solver_settings
+        return sample(denoise, self.process, x_start, ts, sampling.sampler, noise=noise, **settings).clamp(-1, 1)
+
+    def sampling(self, **settings: Any) -> SampleConfig:
+        """The method's own way to sample with some settings changed, fields of SampleConfig. UserError for others."""
+        unknown = settings.keys() - {f.name for f in dataclasses.fields(SampleConfig)}
+        if unknown:
+            raise UserError(f"sampling: unknown setting {min(unknown)!r}")
+        return dataclasses.replace(self.SAMPLING, **settings)
+
+    @torch.no_grad()
+    def generate(self, n: int, generator: Generators = None, **settings: Any) -> Tensor:
+        """``n`` images from noise; ``settings`` are fields of SampleConfig."""
+        size, device = self.config.image_size, next(self.parameters()).device
+        noise = randn_like(torch.empty(n, 3, size, size, device=device), generator)
+        *_, std = self.process.abc(torch.tensor(self.process.T, dtype=torch.float64))
+        return self.sample(noise * std.item(), self.condition(), self.sampling(**settings), generator)
+
+    def preview(self, images: Tensor) -> list[tuple[str, Tensor]]:
+        """Labelled rows of pictures in [-1, 1] that show how training goes; ``images`` are of the data set."""
+        generator = torch.Generator(images.device).manual_seed(0)
+        return [("sample", self.generate(len(images), generator, steps=20))]
+
+    @torch.no_grad()
+    def features(
+        self,
+        x0: Tensor,
+        t: float | Tensor,
+        blocks: Sequence[str] | None = None,
+        noise: Tensor | None = None,
+        generator: Generators = None,
+    ) -> dict[str, Tensor]:
+        """Activations of the network's ``blocks`` (default: all) for images noised to time t, averaged over H and W.
+
+        float32 [N, C] by name; the network stops after the last block asked for. Raises UserError for unknown names.
+        """
+        blocks = self.block_names() if blocks is None else blocks
+        unknown = [name for name in blocks if name not in self.block_names()]
+        if unknown or not blocks:
+            raise UserError(f"blocks: expected some of {', '.join(self.block_names())}, got {', '.join(unknown)}")
+        cond = self.condition(x0)
+        t = torch.as_tensor(t, device=x0.device).expand(len(x0))
+        noise = randn_like(x0, generator) if noise is None else noise
+        x_t = self.process.marginal(x0, t, noise, cond.get("x_T"))
+        _, _, c_in, c_noise = self.precond.scalings(self.process, t)
+        found = self.network(_per_image(c_in, x_t) * x_t, c_noise, blocks=tuple(blocks), **cond)
+        return {name: found[name].float().mean(dim=(2, 3)) for name in blocks}
+
+    def encode(self, x: Tensor, generator: Generators = None) -> Tensor:
+        """What stands for an image in probes, [N, d]: here the features of the method's block and time."""
+        block, t = self.FEATURES
+        return self.features(x, t, [block], generator=generator)[block]
+
+    def encode_arrays(self, x: Tensor, generator: Generators = None) -> dict[str, Tensor]:
+        """What is computed once per image and can be kept; ``code`` makes the code of it."""
+        return {"z": self.encode(x, generator)}
+
+    def code(self, arrays: Mapping[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        """The code z [N, d] in what ``encode_arrays`` gave; ``noise`` is for a stochastic encoder."""
+        return arrays["z"]
+
+    def use_amp(self, dtype: torch.dtype | None, networks: str = "all") -> None:
+        """Compute in autocast's ``dtype`` (None: float32): all networks but those of FLOAT32, or the U-Net alone."""
+        names = [name for name, _ in self.named_children() if name not in self.FLOAT32]
+        chosen = names if networks == "all" else [name for name in names if name == networks]
+        self.amp = dict.fromkeys(chosen, dtype) if dtype else {}
+
+    @property
+    def precision(self) -> str:
+        """What the networks compute in, in a word or two."""
+        names = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+        if not self.amp:
+            return "fp32"
+        return names[next(iter(self.amp.values()))] + " (U-Net alone)" * (list(self.amp) == ["unet"])
+
+    def compute(self, name: str, *inputs: Any, **options: Any) -> Any:
+        """What the network ``name`` gives, in its inputs' precision, computed under autocast where that is on.
+
+        A tensor is copied, because a CUDA graph writes its next result to the same place.
+        """
+        dtype = self.amp.get(name)
+        with torch.autocast(inputs[0].device.type, dtype) if dtype else nullcontext():
+            output = self.get_submodule(name)(*inputs, **options)
+        return output if isinstance(output, dict) else output.to(inputs[0].dtype, copy=True)
+
+    def checked(self, x: Tensor) -> Tensor:
+        """The images x. Raises ValueError for another shape than the model's."""
+        size = self.config.image_size
+        if x.ndim != 4 or x.shape[1:] != (3, size, size):
+            raise ValueError(f"images: expected [N, 3, {size}, {size}] in [-1, 1], got {list(x.shape)}")
+        return x
+
+    # Files
+
+    @staticmethod
+    def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of this class under the tensor names of the official release."""
+        return dict(state)
+
+    @staticmethod
+    def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse."""
+        return dict(state)
+
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor], path: str, dataset: str | None, **fields: Any) -> Any:
+        """The configuration of an official file, from its tensors' shapes and the ``fields`` that were typed."""
+        raise UserError(f"{path}: expected a config.json beside it, there is none")
+
+    @classmethod
+    def result_name(cls, sampling: SampleConfig) -> str:
+        """Name of a folder of results with these settings: the sampler, its steps, and what is not the default."""
+        settings = {k: v for k, v in sampling.as_dict().items() if v != getattr(cls.SAMPLING, k)}
+        rest = (f"{k}={str(v).lower()}" for k, v in settings.items() if k not in ("sampler", "steps"))
+        return "_".join([sampling.sampler, str(sampling.steps), *rest])
+
+
+def preset_name(method: type[DiffusionModel], dataset: str) -> str:
+    """Row of a method's PRESETS for a data set: its name, or ``folder`` for ``folder:PATH``. UserError for others."""
+    name = "folder" if dataset.startswith("folder:") else dataset
+    if name not in method.PRESETS or dataset == "folder":
+        known = ", ".join(row for row in method.PRESETS if row != "folder")
+        raise UserError(f"dataset: expected one of {known} or folder:PATH, got {dataset!r}")
+    return name
+
+
+def preset(method: type[DiffusionModel], cls: type, dataset: str, overrides: Mapping[str, Any]) -> Any:
+    """A ``cls`` (the method's Config or TrainConfig) from a data set's row and the overrides, which win."""
+    row = method.PRESETS[preset_name(method, dataset)]
+    values = {**row, **overrides}
+    if values.get("image_size") != row.get("image_size"):
+        for name in set(method.SIZED) - overrides.keys():
+            values.pop(name, None)
+    names = {f.name for f in dataclasses.fields(cls)}
+    return cls(**{name: value for name, value in values.items() if name in names})
+
+
+def _per_image(coefficient: Tensor, x: Tensor) -> Tensor:
+    """[N] -> [N, 1, ...], to multiply x [N, ...]."""
+    return coefficient.view(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,224 @@
+"""What every program that uses a trained model shares: options, loading, and the one driver of its images.
+
+Options come in groups: the model, the data it sees, and how it computes. ``TrainedModel`` sends images through a model,
+in batches, with random numbers by image, as uint8 in and out: reconstruction, encoding, editing and the web page all
+use it.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets import build
+from datasets.base import ImageDataset
+from dbae import runtime
+from dbae.checkpoint import load_model, read_config, step_of
+from dbae.config import (
+    AUTOCAST,
+    COMPILE,
+    PRECISIONS,
+    SampleConfig,
+    UserError,
+    option,
+    require_from_zero,
+    require_positive,
+)
+from dbae.io import image_generators, randn_like, to_float, to_uint8
+from dbae.methods import METHODS, AutoEncoder, DiffusionModel, preset, preset_name
+from dbae.progress import progress_bar
+from scripts.cli import Parser, given, peek
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A checkpoint, and how images pass through it. Raises UserError for values out of range."""
+
+    method: str = option("dbae", "method of an official file, which has no config.json", tuple(METHODS))
+    dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, toyfaces or folder:PATH")
+    model_path: str = option("", "weight file: ema_RATE_STEP.pt or model_STEP.pt", alias="model")
+    data_root: str = option("data", "folder of the data sets")
+    data_dir: str | None = option(None, "exact path of the data set instead")
+    batch_size: int = option(64, "images that pass through the model together, on each process")
+    latent: str = option("sample", "code of a stochastic encoder", ("sample", "mean"))
+    seed: int = option(0, "seed of every random number")
+    device: str = option("auto", "auto, cpu or cuda")
+    num_workers: int = option(0, "processes that read images")
+    dry_run: bool = option(False, "print the resolved configuration and exit")
+    check: int = option(0, "check arguments, weights and data for N processes, and exit; 0: run")
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "model_path"):
+            if not getattr(self, name):
+                raise UserError(f"{name}: expected one, got none")
+        preset_name(METHODS[self.method], self.dataset)  # an unknown data set ends here
+        require_positive("batch_size", self.batch_size)
+        for name in ("seed", "num_workers"):
+            require_from_zero(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class DataOptions(ModelOptions):
+    """A checkpoint, and the images to read. Raises UserError for values out of range."""
+
+    split: str = option("train", "part of the data set", ("train", "valid", "test"))
+    split_range: str | None = option(None, "cut A:B out of the split")
+    limit: int | None = option(None, "only the first N images")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limit is not None:
+            require_positive("limit", self.limit)
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """What a model computes in, by the names of training."""
+
+    precision: str = option("auto", "auto: bf16, fp16 or fp32, the best the device has", PRECISIONS)
+    autocast: str = option("all", "networks in half precision: all but an endpoint decoder, or unet alone", AUTOCAST)
+    compile: str = option("false", "compile the networks, which takes a minute or more: true, or graphs", COMPILE)
+
+
+def parse(parser: Parser, cls: type, title: str, args: list[str] | None = None) -> tuple[Any, dict[str, Any], Any]:
+    """Options of class ``cls`` (a ModelOptions), what was typed about the model, and the whole namespace."""
+    method = METHODS[peek(args, "method", METHODS, "dbae")]
+    parser.add_config(title, cls)
+    parser.add_config("model (checked against the checkpoint)", method.Config, method.TOLD)
+    typed = parser.parse_args(args)
+    return cls(**given(typed, cls)), given(typed, method.Config, method.TOLD), typed
+
+
+def load(options: ModelOptions, about: dict[str, Any], device: torch.device | None = None) -> DiffusionModel:
+    """The model, checked against everything typed about it, and as fast as the options say on ``device``."""
+    dataset = None if "image_size" in about or options.dataset.startswith("folder:") else options.dataset
+    content = read_config(os.path.dirname(options.model_path))
+    method = options.method if content is None and not options.model_path.endswith(".safetensors") else None
+    model = load_model(options.model_path, method, dataset, device, **about)
+    if device and isinstance(options, RuntimeOptions):
+        model.use_amp(runtime.amp_dtype(options.precision, device), options.autocast)
+        runtime.use_compile(model, options.compile, device)
+    return model
+
+
+def load_autoencoder(options: ModelOptions, about: dict[str, Any], device: torch.device | None = None) -> AutoEncoder:
+    """The same. Raises UserError for a model that cannot decode a code."""
+    model = load(options, about, device)
+    if not isinstance(model, AutoEncoder):
+        raise UserError(f"model_path: expected an autoencoder, {options.model_path} is a {type(model).__name__}")
+    return model
+
+
+def build_data(options: DataOptions, size: int, whole: bool = False) -> ImageDataset:
+    """The images that the options name, at the model's size; ``whole`` is as in ``datasets.build``."""
+    return build(
+        options.dataset, options.split, size, options.data_root, options.data_dir, options.split_range, whole=whole
+    )
+
+
+def result_folder(model_path: str, *names: str) -> str:
+    """Folder of results beside a checkpoint: ``sample_{step}/NAME/...``."""
+    return os.path.join(os.path.dirname(model_path), f"sample_{step_of(model_path)}", *names)
+
+
+def print_dry_run(options: ModelOptions, about: dict[str, Any], **more: Any) -> None:
+    """Print the resolved configuration; without the weight file, the data set's preset stands for its model."""
+    method = METHODS[options.method]
+    if os.path.exists(options.model_path):
+        model = load(options, about).config
+    else:
+        print(f"note: no such file yet: {options.model_path}; showing the preset's model", file=sys.stderr)
+        model = preset(method, method.Config, options.dataset, about)
+    print(json.dumps(dataclasses.asdict(options) | {"model": dataclasses.asdict(model)} | more, indent=2))
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with the settings that all images of a program share. Codes and states stay on its device.
+
+    Images are uint8 [n, 3, H, W]. Image i draws its random numbers from (seed, i), whatever batch it is in.
+    """
+
+    model: DiffusionModel
+    sampling: SampleConfig
+    latent: str = "sample"  # or "mean": the code of a stochastic encoder
+    seed: int = 0
+    batch_size: int = 64
+
+    @classmethod
+    def of(cls, model: DiffusionModel, options: ModelOptions, sampling: SampleConfig | None = None) -> "TrainedModel":
+        """With the settings that the options name."""
+        return cls(model, sampling or model.SAMPLING, options.latent, options.seed, options.batch_size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The sampling as keywords of the model's functions."""
+        return dataclasses.asdict(self.sampling)
+
+    @torch.no_grad()
+    def encode_arrays(self, images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
+        """What the encoder computes for one batch of images numbered ``index``, and its code ``z``."""
+        generators = image_generators(self.seed, index, self.device)
+        arrays = self.model.encode_arrays(to_float(images.to(self.device)), generators)
+        if "mu" in arrays:
+            noise = randn_like(arrays["mu"], generators) if self.latent == "sample" else None
+            arrays = {"z": self.model.code(arrays, noise), **arrays}
+        return arrays
+
+    def encode(self, images: Tensor, index: Sequence[int] | None = None) -> Tensor:
+        """Codes [n, latent] of any number of images, by default numbered from 0."""
+        index = range(len(images)) if index is None else index
+        parts = range(0, len(images), self.batch_size)
+        return torch.cat(
+            [self.encode_arrays(images[i : i + self.batch_size], index[i : i + self.batch_size])["z"] for i in parts]
+        )
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, index: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The states that decoding starts from, and reconstructions, on the CPU, of one batch numbered ``index``."""
+        generators = image_generators(self.seed, index, self.device)
+        x = to_float(images.to(self.device))
+        z = self.model.encode(x, self.latent == "sample", generators)
+        x_T = self.model.infer_xT(x, z)
+        x_0 = self.model.generate_from(z, x_T, generators, **self.settings)
+        return to_uint8(x_T).cpu(), to_uint8(x_0).cpu()
+
+    def interpolate(self, images: Tensor, frames: int, path: str) -> tuple[Tensor, Tensor]:
+        """States and images [n - 1, frames, 3, H, W] on the CPU, from each image to the next."""
+        x, z = to_float(images.to(self.device)), self.encode(images)
+        return self.render(*self.model.interpolation(x[:-1], x[1:], z[:-1], z[1:], frames, path), "interpolate")
+
+    def shift(self, images: Tensor, z: Tensor, shifts: Tensor, fix_xT: bool) -> tuple[Tensor, Tensor]:
+        """States and images [n, F, 3, H, W] on the CPU: codes z moved by ``shifts`` [F, latent] or [n, F, latent]."""
+        x = to_float(images.to(self.device))
+        return self.render(*self.model.shifted(x, z, shifts, fix_xT, self._shared_noise(len(x) * shifts.shape[-2])))
+
+    @torch.no_grad()
+    def render(self, z: Tensor, x_T: Tensor, desc: str = "sample") -> tuple[Tensor, Tensor]:
+        """States and images [n, F, 3, H, W] on the CPU, of codes [n, F, latent]. All share their noise.
+
+        So only codes and states tell the frames apart.
+        """
+        shape, z, x_T = z.shape[:2], z.flatten(0, 1), x_T.flatten(0, 1)
+        images = []
+        with progress_bar(len(z), "image", desc, enabled=len(z) > self.batch_size) as bar:
+            for first in range(0, len(z), self.batch_size):
+                rows = slice(first, first + self.batch_size)
+                generators = self._shared_noise(len(z[rows]))
+                x_0 = self.model.generate_from(z[rows], x_T[rows], generators, **self.settings)
+                images.append(to_uint8(x_0).cpu())
+                bar.update(len(x_0))
+        return to_uint8(x_T).cpu().unflatten(0, shape), torch.cat(images).unflatten(0, shape)
+
+    def _shared_noise(self, n: int) -> list[torch.Generator]:
+        return image_generators(self.seed, [0] * n, self.device)
