@@ -1,12 +1,12 @@
 """Features of images: computed once by a frozen model, kept on disk, drawn from as often as needed; and pixels.
 
-An ``Encode`` takes images [n, 3, H, W] in [-1, 1] and their numbers [n], and returns named arrays [n, d]: ``z`` where
-that is all there is to an image's code, or what its code is drawn from.
+An ``Encode`` takes uint8 images [n, 3, H, W] and their numbers, and returns named arrays [n, d] on any device: ``z``
+where that is all there is to an image's code, or what its code is drawn from.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -20,20 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dbae.config import UserError
-from dbae.io import seed_for, to_float
+from dbae.io import seed_for
 from eval.arrays import Arrays, read_arrays, write_arrays
 
-Encode = Callable[[Tensor, Tensor], dict[str, Tensor]]
+Encode = Callable[[Tensor, Sequence[int]], dict[str, Tensor]]
 Code = Callable[[dict[str, Tensor], Generator], Tensor]  # an epoch's arrays, and where random numbers come from -> z
 
 
 def encode_dataset(
-    encode: Encode,
-    dataset: Dataset,
-    batch_size: int = 64,
-    device: torch.device | str = "cpu",
-    flip: bool = False,
-    desc: str = "",
+    encode: Encode, dataset: Dataset, batch_size: int = 64, flip: bool = False, desc: str = ""
 ) -> Arrays:
     """Features of a whole data set, in its order, and ``index``: the one call to use in a notebook.
 
@@ -41,21 +36,18 @@ def encode_dataset(
     progress bar, without it there is none.
     """
     batches = tqdm(DataLoader(dataset, batch_size), desc=desc, unit="batch", disable=not desc, mininterval=1)
-    parts = list(encode_batches(encode, batches, device, flip))
+    parts = list(encode_batches(encode, batches, flip))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @torch.no_grad()
-def encode_batches(
-    encode: Encode, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu", flip: bool = False
-) -> Iterator[Arrays]:
+def encode_batches(encode: Encode, batches: Iterable[tuple[Tensor, Tensor]], flip: bool = False) -> Iterator[Arrays]:
     """Features of each batch of uint8 images [n, 3, H, W] and numbers [n]; the numbers stand under ``index``.
 
     Of a batch without images they are all there is.
     """
     for images, index in batches:
-        x = to_float(images.to(device))
-        features = encode(x.flip(3) if flip else x, index) if len(index) else {}
+        features = encode(images.flip(3) if flip else images, index.tolist()) if len(index) else {}
         yield {name: value.float().cpu().numpy() for name, value in features.items()} | {"index": index.numpy()}
 
 

@@ -1,47 +1,38 @@
 """Send a data set through a frozen model, in any number of processes, resumably: the features in one file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from datasets.bad_images import BadImages
 from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
-from dbae import distributed
-from dbae.io import image_generators, randn_like
-from dbae.methods.dbae import DBAE
+from datasets.tolerant import Tolerant
+from dbae import runtime
+from dbae.io import image_generators, to_float
 from dbae.progress import progress_bar
 from eval.arrays import Arrays
 from eval.features import Encode, FeatureCache, encode_batches
-from scripts.bad_images import require_some
+from scripts.common import TrainedModel
 
 
-def encoder(model: DBAE) -> Encode:
-    """What the model's encoder computes without any draw: its code, or the statistics of a stochastic one."""
-    return lambda x, index: model.encode_arrays(x, image_generators(0, index.tolist(), x.device))
+def array_encoder(trained: TrainedModel) -> Encode:
+    """What the model computes once per image, before its code is drawn from that."""
 
-
-def code_encoder(model: DBAE, latent: str, seed: int) -> Encode:
-    """The same, and the code ``z``: of a stochastic encoder the mean, or a sample drawn from (seed, image)."""
-    arrays_of = encoder(model)
-
-    def encode(x: Tensor, index: Tensor) -> dict[str, Tensor]:
-        arrays = arrays_of(x, index)
-        like = next(iter(arrays.values())).cpu()
-        noise = randn_like(like, image_generators(seed, index.tolist())).to(x.device) if latent == "sample" else None
-        return {**arrays, "z": model.code(arrays, noise)}
+    def encode(images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
+        generators = image_generators(trained.seed, index, trained.device)
+        return trained.model.encode_arrays(to_float(images.to(trained.device)), generators)
 
     return encode
 
 
-def block_encoder(model: DBAE, block: str, time: float, seed: int) -> Encode:
-    """Averaged activations of a block of the network, for images with noise of a time, drawn from (seed, image)."""
+def block_encoder(trained: TrainedModel, block: str, time: float) -> Encode:
+    """Averaged activations of a block of the network, for images with the noise of a time."""
 
-    def encode(x: Tensor, index: Tensor) -> dict[str, Tensor]:
-        generators = image_generators(seed, index.tolist(), x.device)
-        return {"z": model.features(x, time, [block], generator=generators)[block]}
+    def encode(images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
+        generators = image_generators(trained.seed, index, trained.device)
+        x = to_float(images.to(trained.device))
+        return {"z": trained.model.features(x, time, [block], generator=generators)[block]}
 
     return encode
 
@@ -62,37 +53,35 @@ def identity(weights: str, data: ImageDataset, images: int, flip: bool) -> dict[
 def encode_to_file(
     path: str,
     encode: Encode,
-    data: ImageDataset,
+    readable: Tolerant,
     settings: dict[str, Any],
-    device: torch.device,
     batch_size: int = 64,
     num_workers: int = 0,
     desc: str = "encode",
     beside: Callable[[Arrays], tuple[Arrays, dict[str, str]]] = lambda arrays: ({}, {}),
-    bad: BadImages | None = None,
 ) -> None:
     """Write the features of the first ``settings["images"]`` images to ``path``, unless they are there already.
 
-    Every process of the group calls it; process r of W encodes the images r, r + W, ... With ``bad``, bad images are
-    left out and noted there; ``beside`` makes further arrays and text for the file from the arrays of those that are
-    kept. Raises UserError where ``path`` holds features of other settings, and for bad images.
+    Every process of the group calls it; process r of W encodes the images r, r + W, ... From the arrays of the images
+    that could be read, ``beside`` makes further arrays and text for the file. Raises UserError where ``path`` holds
+    features of other settings, and for bad images as ``readable`` does.
     """
-    rank, world, images = distributed.rank(), distributed.world(), settings["images"]
+    rank, world, images = runtime.rank(), runtime.world(), settings["images"]
     cache = FeatureCache(path, settings, world, batch_size)
     if cache.finished:
         return
     skip = cache.done(rank)
-    batches = ordered_batches(data, batch_size, rank, world, images, num_workers, skip, bad)
+    batches = ordered_batches(readable, batch_size, rank, world, images, num_workers, skip)
     with progress_bar(images, "image", desc, min(skip * batch_size * world, images), enabled=rank == 0) as bar:
-        for i, arrays in enumerate(encode_batches(encode, batches, device, settings["flip"]), start=skip):
+        for i, arrays in enumerate(encode_batches(encode, batches, settings["flip"]), start=skip):
             cache.add(rank, i, arrays)
             bar.update(min(len(arrays["index"]) * world, images - bar.n))
-    distributed.barrier()
+    runtime.barrier()
     if rank == 0:
         arrays = cache.collect()
         if not len(arrays["index"]):
             cache.discard()
-        require_some(data, images, arrays["index"])
+        readable.check_kept(arrays["index"].tolist(), images)
         further, text = beside(arrays)
         cache.write(arrays | further, text)
-    distributed.barrier()
+    runtime.barrier()

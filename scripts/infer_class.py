@@ -10,8 +10,12 @@ With --kind class, one class of several is read from the code: its accuracy goes
 and kept in sample_STEP/latents/.
 """
 
+from functools import partial
+
+from scripts import probe
 from scripts.cli import run
-from scripts.probe import ClassificationOptions, main
+
+main = partial(probe.main, probe.ClassificationOptions, __doc__)
 
 if __name__ == "__main__":
-    run(lambda: main(ClassificationOptions, __doc__))
+    run(main)

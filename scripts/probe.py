@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any
@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from datasets.labelled import Labelled, labelled_splits
-from dbae import distributed
+from datasets import Labelled, labelled_splits
+from datasets.tolerant import Tolerant
+from dbae import runtime
 from dbae.config import UserError, option, require_positive
 from dbae.io import atomic_write, fingerprint, to_float, write_tensors
-from dbae.methods.dbae import DBAE
+from dbae.methods import AutoEncoder
 from eval.arrays import read_arrays
 from eval.features import CachedFeatures, FeatureCache, encode_dataset, pca, reduced
 from eval.probe import Part, Parts, Result, fit, fit_fractions, predict, summary
 from eval.scores import json_safe
 from scripts.cli import Parser
-from scripts.encoding import block_encoder, encode_to_file, encoder, identity
-from scripts.inputs import ModelInputs, load, parse, print_dry_run, result_folder
+from scripts.common import ModelOptions, TrainedModel, load, parse, print_dry_run, result_folder
+from scripts.encoding import array_encoder, block_encoder, encode_to_file, identity
 from scripts.probe_figure import draw, score_of
 
 # Kind of the targets -> folder of the official results, data set that is probed by default, mirrored training images
@@ -39,7 +40,7 @@ BASELINES = (
 
 
 @dataclass(frozen=True)
-class RegressionOptions(ModelInputs):
+class RegressionOptions(ModelOptions):
     """What to probe, and how."""
 
     kind = "real"
@@ -106,20 +107,22 @@ class ClassificationOptions(RegressionOptions):
 
 
 def model_codes(
-    model: DBAE, weights: str, splits: dict[str, Labelled], options: RegressionOptions, device: torch.device
+    trained: TrainedModel, weights: str, splits: dict[str, Labelled], options: RegressionOptions
 ) -> dict[str, CachedFeatures]:
     """Codes of every split, or features of a block, from files that all processes encode their shares of.
 
     ``weights`` is the checkpoint's fingerprint. Empty on other processes than the first.
     """
-    encode, more = encoder(model), {}
+    encode, more = array_encoder(trained), {}
     if options.features != "model":
-        encode = block_encoder(model, options.features, options.time, options.seed)
-        more = {"features": options.features, "time": options.time, "seed": options.seed}
+        encode = block_encoder(trained, options.features, options.time)
+        more = {"features": options.features, "time": options.time}
+    if more or not isinstance(trained.model, AutoEncoder):  # features of images with noise
+        more["seed"] = options.seed
 
     def code(arrays: dict[str, Tensor], generator: Generator) -> Tensor:
         noise = torch.randn(next(iter(arrays.values())).shape, generator=generator)
-        return model.code(arrays, noise if options.latent == "sample" else None)
+        return trained.model.code(arrays, noise if options.latent == "sample" else None)
 
     def orientations(split: str) -> Iterator[str]:
         data = splits[split].dataset
@@ -127,36 +130,33 @@ def model_codes(
             settings = identity(weights, data, len(data), flip) | more
             name = f"{split}{'_flip' * flip}_{FeatureCache('', settings).key}.npz"
             path, desc = result_folder(options.model_path, "latents", name), f"encode {split}{' mirrored' * flip}"
-            encode_to_file(path, encode, data, settings, device, options.batch_size, options.num_workers, desc)
+            encode_to_file(path, encode, Tolerant(data), settings, options.batch_size, options.num_workers, desc)
             yield path
 
     paths = {split: list(orientations(split)) for split in splits}
-    if distributed.rank():
+    if runtime.rank():
         return {}
     arrays = {split: [read_arrays(path)[0] for path in files] for split, files in paths.items()}
     return {split: CachedFeatures(*found, code=code, seed=options.seed) for split, found in arrays.items()}
 
 
-def baseline_codes(
-    splits: dict[str, Labelled], latent_dim: int, options: RegressionOptions
-) -> dict[str, CachedFeatures]:
-    """Pixels at 16x16, or as many pixels (up to a square) or their principal components as ``latent_dim``."""
-    encode = {
-        "pixels": lambda x, index: {"z": reduced(x, 16)},
-        "thumbnail": lambda x, index: {"z": reduced(x, ceil(sqrt(latent_dim / 3)))},
-        "pca": lambda x, index: {"z": reduced(x, 32)},
-    }[options.features]
+def baseline_codes(splits: dict[str, Labelled], length: int, options: RegressionOptions) -> dict[str, CachedFeatures]:
+    """Pixels at 16x16, or as many pixels (up to a square) or their principal components as ``length``."""
+    sizes = {"pixels": 16, "thumbnail": ceil(sqrt(length / 3)), "pca": 32}
+
+    def pixels(images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
+        return {"z": reduced(to_float(images), sizes[options.features])}
+
+    encode = pixels
     if options.features == "pca":
-        pixels = encode_dataset(encode, splits["train"].dataset, options.batch_size, desc="read pixels")
-        project = pca(pixels["z"], latent_dim, seed=options.seed)
-        encode = lambda x, index: {"z": project(reduced(x, 32))}  # noqa: E731
+        rows = encode_dataset(pixels, splits["train"].dataset, options.batch_size, desc="read pixels")["z"]
+        project = pca(rows, length, seed=options.seed)
+        encode = lambda images, index: {"z": project(pixels(images, index)["z"])}  # noqa: E731
 
     def codes(split: str) -> CachedFeatures:
         flips = (False, True) if options.flips and split == "train" else (False,)
         data, desc = splits[split].dataset, f"{options.features} of {split}"
-        return CachedFeatures(
-            *(encode_dataset(encode, data, options.batch_size, flip=flip, desc=desc) for flip in flips)
-        )
+        return CachedFeatures(*(encode_dataset(encode, data, options.batch_size, flip, desc) for flip in flips))
 
     return {split: codes(split) for split in splits}
 
@@ -216,36 +216,31 @@ def print_epoch(entry: dict[str, float]) -> None:
     print("  ".join(f"{name} {value:.4f}" if name != "epoch" else f"epoch {value:2d}" for name, value in entry.items()))
 
 
-def main(cls: type[RegressionOptions], doc: str) -> None:
+def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) -> None:
     """Parse, encode what is not cached, probe, write."""
-    options, about, _ = parse(Parser(doc), cls, "probe", None)
+    options, about, _ = parse(Parser(doc), cls, "probe", args)
     if options.dry_run:
         return print_dry_run(options, about, probe_data=options.data, output=options.folder)
     read_baseline(options)  # a wrong one ends before any work
-    device = distributed.setup(options.device)
-    model = load(options, about, device)
-    splits = labelled_splits(
-        options.data, "regression" if options.kind == "real" else "classification", model.config.image_size,
-        options.data_root, options.data_dir, options.labels,
-    )  # fmt: skip
+    trained = TrainedModel.of(load(options, about, runtime.setup(options.device)), options)
+    size = trained.model.config.image_size
+    splits = labelled_splits(options.data, options.kind, size, options.data_root, options.data_dir, options.labels)
     if options.check:
         return None
 
-    # Features: baselines by the first process alone, those of the model by all
+    # Features: those of the model by all processes, baselines by the first alone
     weights = fingerprint(options.model_path)
-    first = to_float(splits["train"].dataset[0][0][None].to(device))
-    with torch.no_grad():
-        arrays = model.encode_arrays(first)
+    example = trained.encode_arrays(torch.zeros(1, 3, size, size, dtype=torch.uint8), [0])
     if options.features not in BASELINES:
-        codes = model_codes(model, weights, splits, options, device)
-    elif distributed.rank() == 0:
-        codes = baseline_codes(splits, model.code(arrays).shape[1], options)
+        codes = model_codes(trained, weights, splits, options)
+    elif runtime.rank() == 0:
+        codes = baseline_codes(splits, example["z"].shape[1], options)
 
     # Probe and report
-    if distributed.rank() == 0:
-        names = splits["train"].names
-        parts = {split: Part(codes[split].draw, data.values) for split, data in splits.items()}
-        how: dict[str, Any] = {"solver": options.solver, "device": device}
+    if runtime.rank() == 0:
+        names = splits["train"].targets.names
+        parts = {split: Part(codes[split].draw, each.targets.values) for split, each in splits.items()}
+        how: dict[str, Any] = {"solver": options.solver, "device": trained.device}
         if options.solver == "adam":
             how |= {"epochs": options.epochs, "batch_size": options.probe_batch_size, "lr": options.probe_lr}
             how |= {"seed": options.seed, "progress": print_epoch}
@@ -255,8 +250,9 @@ def main(cls: type[RegressionOptions], doc: str) -> None:
             "weights": weights,
             "data": options.data,
             "features": options.features,
+            **({} if options.time is None else {"time": options.time}),
             "solver": options.solver,
-            "latent_mode": options.latent if "mu" in arrays else "deterministic",
+            "latent_mode": options.latent if "mu" in example else "deterministic",
             **result.report,
         }
         if options.fractions():
@@ -264,5 +260,5 @@ def main(cls: type[RegressionOptions], doc: str) -> None:
             report["label_fractions"] = fit_fractions(options.kind, parts, names, *shares, **how)
         path = write(result, report, parts, names, options)
         print("  ".join(f"{name} {value:.4f}" for name, value in summary(report).items()), f"({path})")
-    distributed.cleanup()
+    runtime.cleanup()
     return None

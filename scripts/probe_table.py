@@ -81,12 +81,12 @@ def trained_on(checkpoint: str) -> str:
         return json.load(file).get("dataset", "")
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Collect and write."""
     parser = Parser(__doc__)
     parser.add_argument("--runs", required=True, metavar="DIR,DIR,...", help="folders with probed checkpoints")
     parser.add_argument("--out", default="", metavar="PATH", help="file to write, .md or .csv (default: print)")
-    options = parser.parse_args()
+    options = parser.parse_args(args)
 
     rows = [*published_rows(), *(row for run_dir in options.runs.split(",") for row in rows_of(run_dir))]
     if options.out.endswith(".csv"):
