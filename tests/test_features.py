@@ -12,9 +12,14 @@ from dbae.config import UserError
 from eval.arrays import read_arrays, write_arrays
 from eval.features import CachedFeatures, FeatureCache, encode_batches, encode_dataset
 from eval.probe import Part, fit
-from scripts.encoding import code_encoder, encoder
+from scripts.common import TrainedModel
+from scripts.encoding import array_encoder
 
 DATA = [(((image + 1) * 127.5).to(torch.uint8), i) for i, image in enumerate(tiny.images(10, seed=3))]
+
+
+def trained(model, latent="sample", seed=5):
+    return TrainedModel(model, model.SAMPLING, latent, seed)
 
 
 @pytest.mark.parametrize("ending", ["npz", "safetensors"])
@@ -45,20 +50,20 @@ def test_files_that_are_no_arrays(tmp_path):
 
 def test_encode_dataset_is_the_models_code():
     model = tiny.model()
-    arrays = encode_dataset(encoder(model), DATA, batch_size=4)
+    arrays = encode_dataset(array_encoder(trained(model)), DATA, batch_size=4)
     with torch.no_grad():
         x = torch.stack([image for image, _ in DATA]).float() / 127.5 - 1
         assert torch.allclose(torch.from_numpy(arrays["z"]), model.encode(x), atol=1e-5)
-        mirrored = encode_dataset(encoder(model), DATA, batch_size=4, flip=True)
+        mirrored = encode_dataset(array_encoder(trained(model)), DATA, batch_size=4, flip=True)
         assert torch.allclose(torch.from_numpy(mirrored["z"]), model.encode(x.flip(3)), atol=1e-5)
     assert arrays["index"].tolist() == list(range(10))
 
 
 def test_sampled_codes_do_not_depend_on_batches():
     model = tiny.model(stochastic=True)
-    small, large = (encode_dataset(code_encoder(model, "sample", 5), DATA, size) for size in (3, 10))
+    small, large = (encode_dataset(trained(model).encode_arrays, DATA, size) for size in (3, 10))
     assert np.allclose(small["z"], large["z"], atol=1e-4) and not np.allclose(small["z"], small["mu"], atol=0.01)
-    assert np.allclose(small["mu"], encode_dataset(code_encoder(model, "mean", 5), DATA)["z"], atol=1e-4)
+    assert np.allclose(small["mu"], encode_dataset(trained(model, "mean").encode_arrays, DATA)["z"], atol=1e-4)
 
 
 def shares(rank, world, batch_size, skip=0):
@@ -73,17 +78,19 @@ def test_cache_resumes_and_collects_in_order(tmp_path, world):
     cache = FeatureCache(str(tmp_path / "codes.npz"), {"images": 10}, world)
     assert cache.collect()["index"].tolist() == []
     for rank in range(world):
-        encoded = encode_batches(encoder(model), shares(rank, world, 2))
+        encoded = encode_batches(array_encoder(trained(model)), shares(rank, world, 2))
         cache.add(rank, 0, next(encoded))
         assert cache.done(rank) == 1 and not cache.finished
     for rank in range(world):
-        for i, arrays in enumerate(encode_batches(encoder(model), shares(rank, world, 2, skip=1)), start=1):
+        for i, arrays in enumerate(
+            encode_batches(array_encoder(trained(model)), shares(rank, world, 2, skip=1)), start=1
+        ):
             cache.add(rank, i, arrays)
     cache.write(cache.collect() | {"labels": np.ones((10, 2), np.float32)}, {"names": "[]"})
     arrays, about = read_arrays(cache.path)
     assert cache.finished and arrays["index"].tolist() == list(range(10)) and arrays["labels"].shape == (10, 2)
     assert json.loads(about["settings"]) == {"images": 10} and about["names"] == "[]"
-    assert np.allclose(arrays["z"], encode_dataset(encoder(model), DATA)["z"], atol=1e-5)
+    assert np.allclose(arrays["z"], encode_dataset(array_encoder(trained(model)), DATA)["z"], atol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["codes.npz"]
     with pytest.raises(UserError, match="holds codes with weights None, expected other; move it away"):
         _ = FeatureCache(cache.path, {"images": 10, "weights": "other"}, world).finished
@@ -96,7 +103,7 @@ def test_cache_resumes_and_collects_in_order(tmp_path, world):
 def test_cached_probe_equals_the_protocol_that_encodes_every_epoch(stochastic):
     """Same flips, same noise, same batches: encoding once must give the same weights."""
     model = tiny.model(stochastic=stochastic)
-    encode = encoder(model)
+    encode = array_encoder(trained(model))
 
     def code(arrays, generator):
         return model.code(arrays, torch.randn(10, 8, generator=generator))

@@ -94,7 +94,7 @@ def test_lpips_backbone_errors(tmp_path, backbone, monkeypatch):
     with pytest.raises(UserError, match=r"has no tensor 'features.0.bias'"):
         load_lpips(str(tmp_path / "part.pth"))
     (tmp_path / "text.pth").write_text("text")
-    with pytest.raises(UserError, match="text.pth: refused: damaged or no torch file"):
+    with pytest.raises(UserError, match=r"text.pth: refused: damaged or no torch file"):
         load_lpips(str(tmp_path / "text.pth"))
 
     def unreachable(*args, **kwargs):
