@@ -1,7 +1,7 @@
 """Named arrays and text in one file: ``.npz`` by NumPy, or ``.safetensors`` by its own package."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import IO
 
@@ -36,10 +36,10 @@ def read_arrays(path: str) -> Content:
     """The arrays and the text of a file. Raises UserError where it is missing, damaged or holds objects."""
     if not bf.exists(path):
         raise UserError(f"no such file: {path}")
-    read = _read_safetensors(_safetensors(path)) if path.endswith(".safetensors") else _read_npz
+    library = _safetensors(path) if path.endswith(".safetensors") else None
     try:
         with bf.BlobFile(path, "rb") as file:
-            return read(file)
+            return _read_safetensors(library, file.read()) if library else _read_npz(file)
     except Exception as error:  # each library raises its own kinds, and what Python raises for odd headers
         raise UserError(f"{path}: damaged, or not a file of arrays ({' '.join(str(error).split())})") from None
 
@@ -53,14 +53,10 @@ def _read_npz(file: IO[bytes]) -> Content:
     return {n: v for n, v in arrays.items() if n not in text}, {name: str(arrays[name]) for name in text}
 
 
-def _read_safetensors(library: ModuleType) -> Callable[[IO[bytes]], Content]:
-    def read(file: IO[bytes]) -> Content:
-        data = file.read()
-        arrays = library.load(data)  # checks the header, from which the text is read
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return arrays, header.get("__metadata__", {})
-
-    return read
+def _read_safetensors(library: ModuleType, data: bytes) -> Content:
+    arrays = library.load(data)  # checks the header, from which the text is read
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return arrays, header.get("__metadata__", {})
 
 
 def _safetensors(path: str) -> ModuleType:

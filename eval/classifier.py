@@ -35,17 +35,13 @@ class AttributeClassifier:
         known = ", ".join(self.names)
         raise UserError(f"attributes: expected a number under {len(plain)} or one of {known}, got {attribute!r}")
 
-    def code_std(self) -> Tensor:
-        """Standard deviation [latent] of the training codes. Raises UserError where the file has none."""
-        return self._known("std")
-
     def scale_to_median(self, z: Tensor, row: int, direction: Tensor) -> Tensor:
         """Scales [N] by which codes z go along ``direction`` [latent] to the median logit of positives (DiffAE).
 
         0 for a code that is beyond it. Raises UserError where that median is unknown.
         """
         logit = z @ self.weight[row] + self.bias[row]
-        median = self._known("median_logits")[row]
+        median = self.known("median_logits")[row]
         if not median.isfinite():
             raise UserError(f"{self.path}: {self.names[row]}: no training image has it, so its strength is unknown")
         return ((median - logit) / (direction @ self.weight[row])).clamp(min=0)
@@ -55,7 +51,8 @@ class AttributeClassifier:
         moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **moved)
 
-    def _known(self, name: str) -> Tensor:
+    def known(self, name: str) -> Tensor:
+        """The statistic ``std`` or ``median_logits``. Raises UserError where the file has none."""
         value = getattr(self, name)
         if value is None:
             raise UserError(f"{self.path}: expected beside it the best.json that infer_class_dbae.sh writes")

@@ -217,10 +217,9 @@ def label_fractions(
 ) -> list[Report]:
     """Scores of ``fit(rows)`` on random subsets of ``n`` training rows: mean, standard deviation, 95 % t-interval.
 
-    With 0/1 ``targets`` [n, k] a subset that misses a class of some attribute has rows exchanged, as few as needed and
-    none that are the last of another class, until it has a row of every class there is (as far as its size allows).
-    Rows come sorted. A subset depends on the seed, its size and its number only. The interval tells how much the
-    choice of labels matters; the test images are the same throughout.
+    A subset depends on the seed, its size and its number only, and its rows are sorted. With 0/1 ``targets`` [n, k] it
+    has a row of either class of every column, as far as its size allows. The interval tells how much the choice of
+    labels matters; the test images are the same throughout.
     """
     if repeats < 2 or not all(0 < fraction <= 1 for fraction in fractions):
         raise UserError(f"fractions: expected 2 repeats or more of shares in (0, 1], got {repeats} of {fractions}")
@@ -235,26 +234,15 @@ def label_fractions(
         size = max(1, round(fraction * n))
         orders = (np.random.default_rng([seed, size, i]).permutation(n) for i in range(repeats))
         scores = np.array([fit(_subset(order, size, classes)) for order in orders], np.float64)
-        mean, std = scores.mean(), scores.std(ddof=1)
-        reach = stats.t.ppf(0.975, repeats - 1) * std / math.sqrt(repeats)
-        numbers = {"mean": mean, "std": std, "low": mean - reach, "high": mean + reach}
-        found.append(
-            {"fraction": fraction, "rows": size, "scores": scores.tolist()}
-            | {name: float(number) for name, number in numbers.items()}
-        )
+        mean, std = float(scores.mean()), float(scores.std(ddof=1))
+        reach = float(stats.t.ppf(0.975, repeats - 1)) * std / math.sqrt(repeats)
+        interval = {"mean": mean, "std": std, "low": mean - reach, "high": mean + reach}
+        found.append({"fraction": fraction, "rows": size, "scores": scores.tolist(), **interval})
     return found
 
 
 def _subset(order: np.ndarray, size: int, classes: np.ndarray) -> np.ndarray:
-    """The first ``size`` rows of ``order``, exchanged until all classes [n, c] are there as far as possible; sorted."""
-    rows, rest = order[:size].copy(), order[size:]
-    counts = classes[rows].sum(axis=0)
-    for missing in np.flatnonzero(classes.any(axis=0)):
-        if counts[missing]:
-            continue
-        candidates = rest[classes[rest, missing]]
-        spare = np.flatnonzero((~classes[rows] | (counts > 1)).all(axis=1))
-        if len(spare):
-            old, rows[spare[-1]] = rows[spare[-1]], candidates[0]
-            counts += classes[candidates[0]].astype(int) - classes[old]
-    return np.sort(rows)
+    """The first ``size`` rows of ``order``, but in any case the first of each of the classes [n, c]; sorted."""
+    firsts = classes[order].argmax(axis=0)[classes.any(axis=0)]
+    places = np.concatenate([np.unique(firsts), np.setdiff1d(np.arange(len(order)), firsts)])
+    return np.sort(order[places[:size]])

@@ -107,12 +107,6 @@ def read_report(folder: str) -> dict[str, Any]:
     return report
 
 
-def write_report(folder: str, report: dict[str, Any]) -> None:
-    """Write ``metrics.json``."""
-    with atomic_write(bf.join(folder, "metrics.json"), "w") as file:
-        file.write(json.dumps(report, indent=2) + "\n")
-
-
 def open_folder(folder: str, settings: dict[str, Any], overwrite: bool) -> None:
     """Begin or continue a reconstruction in ``folder``.
 
@@ -132,12 +126,14 @@ def open_folder(folder: str, settings: dict[str, Any], overwrite: bool) -> None:
             "give --overwrite true to replace them, or move them away"
         )
     if earlier != settings:
-        write_report(folder, {"settings": settings, "complete": False})
+        update_report(folder, settings=settings, complete=False)
 
 
 def update_report(folder: str, **entries: Any) -> None:
     """Set entries of ``metrics.json`` and keep the others."""
-    write_report(folder, read_report(folder) | entries)
+    report = read_report(folder) | entries
+    with atomic_write(bf.join(folder, "metrics.json"), "w") as file:
+        file.write(json.dumps(report, indent=2) + "\n")
 
 
 def add_metrics(folder: str, means: dict[str, float], images: int) -> None:

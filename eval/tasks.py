@@ -21,14 +21,18 @@ Report = dict[str, Any]
 
 
 class Task:
-    """What the tasks share: targets with a name per column, and the settings of the official protocol."""
+    """What the tasks share: targets with a name per column, and the settings of the official protocol.
+
+    Each also has ``watch`` (scores that tell which epoch is best, by the first of them), ``results`` (scores of the
+    reported layers' outputs on test, and by name) and perhaps ``votes`` (the same for nearest neighbours).
+    """
 
     name: str  # in reports
     splits = ("train", "valid", "test")
     checked = splits  # where some target must vary
     solvers = ("adam", "exact", "knn")
     batch_size = 128
-    selected_on = "valid"  # split whose ``watch`` tells, by its first number, which epoch is best
+    selected_on = "valid"  # split that ``watch`` looks at
     reported = ("best",)  # which layers, of the last epoch and the best; the first is what one goes on with
     loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) [b, k] -> mean
     regression: Callable[..., tuple[nn.Linear, list[float]]]  # the exact solution
@@ -44,14 +48,6 @@ class Task:
         """Raise UserError for targets of a split that cannot be probed."""
         if split in self.checked and scores.constant(y).all():
             raise UserError(f"{split}: expected a target that varies, got none in {len(y)} images")
-
-    def watch(self, y: Tensor, output: np.ndarray) -> dict[str, float]:
-        """Scores after an epoch."""
-        raise NotImplementedError
-
-    def results(self, names: Names, y: Tensor, outputs: Mapping[str, np.ndarray]) -> Report:
-        """Scores of the reported layers' outputs on test, and by name under ``attributes``."""
-        raise NotImplementedError
 
     def left_out(self, names: Names, targets: Mapping[str, Tensor]) -> Report:
         """Which targets, by split, no mean contains."""

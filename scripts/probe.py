@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from datasets import Labelled, labelled_splits
+from datasets import ImageDataset, labelled_splits
 from datasets.tolerant import Tolerant
 from dbae import runtime
 from dbae.config import UserError, option, require_positive
 from dbae.io import atomic_write, fingerprint, to_float, write_tensors
 from dbae.methods import AutoEncoder
-from eval.arrays import read_arrays
-from eval.features import CachedFeatures, FeatureCache, encode_dataset, pca, reduced
+from eval.arrays import Arrays, read_arrays
+from eval.features import CachedFeatures, Encode, FeatureCache, encode_dataset, pca, reduced
 from eval.probe import Part, Parts, Result, fit, fit_fractions, predict, summary
 from eval.scores import json_safe
 from scripts.cli import Parser
@@ -52,7 +52,7 @@ class RegressionOptions(ModelOptions):
     epochs: int = option(15, "epochs of the official protocol")
     probe_batch_size: int | None = option(None, "its batch size (default: 128 to classify, 64 to regress)")
     probe_lr: float = option(1e-3, "its learning rate")
-    label_fraction: str = option("", "also repeat with shares of the labels, such as 0.01,0.1")
+    label_fraction: tuple[float, ...] = option((), "also repeat with shares of the labels, such as 0.01,0.1")
     repeats: int = option(5, "random subsets per share of the labels")
     baseline: str | None = option(None, "results.json of another probe, to draw beside")
 
@@ -67,17 +67,8 @@ class RegressionOptions(ModelOptions):
             raise UserError("time: expected one with --features BLOCK, and only there")
         if self.baseline and not os.path.exists(self.baseline):
             raise UserError(f"baseline: no such file: {self.baseline}")
-        self.fractions()
-
-    def fractions(self) -> tuple[float, ...]:
-        """Shares of the labels in (0, 1]."""
-        try:
-            shares = tuple(float(part) for part in self.label_fraction.split(",") if part)
-        except ValueError:
-            shares = (0.0,)
-        if not all(0 < share <= 1 for share in shares):
-            raise UserError(f"label_fraction: expected shares in (0, 1] like 0.01,0.1, got {self.label_fraction!r}")
-        return shares
+        if not all(0 < share <= 1 for share in self.label_fraction):
+            raise UserError(f"label_fraction: expected shares in (0, 1] like 0.01,0.1, got {self.label_fraction}")
 
     @property
     def data(self) -> str:
@@ -106,59 +97,39 @@ class ClassificationOptions(RegressionOptions):
     kind: str = option("binary", "what the labels are: binary attributes, or one class of several", ("binary", "class"))
 
 
-def model_codes(
-    trained: TrainedModel, weights: str, splits: dict[str, Labelled], options: RegressionOptions
-) -> dict[str, CachedFeatures]:
-    """Codes of every split, or features of a block, from files that all processes encode their shares of.
+def model_features(
+    trained: TrainedModel, weights: str, data: ImageDataset, name: str, flip: bool, options: RegressionOptions
+) -> Arrays:
+    """What the code is drawn from, or features of a block, read from a file that all processes encode their share of.
 
-    ``weights`` is the checkpoint's fingerprint. Empty on other processes than the first.
+    ``weights`` is the checkpoint's fingerprint, ``name`` that of the split. Only the first process reads the file.
     """
-    encode, more = array_encoder(trained), {}
+    settings = identity(weights, data, len(data), flip)
+    encode = array_encoder(trained)
     if options.features != "model":
         encode = block_encoder(trained, options.features, options.time)
-        more = {"features": options.features, "time": options.time}
-    if more or not isinstance(trained.model, AutoEncoder):  # features of images with noise
-        more["seed"] = options.seed
-
-    def code(arrays: dict[str, Tensor], generator: Generator) -> Tensor:
-        noise = torch.randn(next(iter(arrays.values())).shape, generator=generator)
-        return trained.model.code(arrays, noise if options.latent == "sample" else None)
-
-    def orientations(split: str) -> Iterator[str]:
-        data = splits[split].dataset
-        for flip in (False, True) if options.flips and split == "train" else (False,):
-            settings = identity(weights, data, len(data), flip) | more
-            name = f"{split}{'_flip' * flip}_{FeatureCache('', settings).key}.npz"
-            path, desc = result_folder(options.model_path, "latents", name), f"encode {split}{' mirrored' * flip}"
-            encode_to_file(path, encode, Tolerant(data), settings, options.batch_size, options.num_workers, desc)
-            yield path
-
-    paths = {split: list(orientations(split)) for split in splits}
-    if runtime.rank():
-        return {}
-    arrays = {split: [read_arrays(path)[0] for path in files] for split, files in paths.items()}
-    return {split: CachedFeatures(*found, code=code, seed=options.seed) for split, found in arrays.items()}
+        settings |= {"features": options.features, "time": options.time}
+    if options.features != "model" or not isinstance(trained.model, AutoEncoder):  # features of images with noise
+        settings["seed"] = options.seed
+    file = f"{name}{'_flip' * flip}_{FeatureCache('', settings).key}.npz"
+    path = result_folder(options.model_path, "latents", file)
+    desc = f"encode {name}{' mirrored' * flip}"
+    encode_to_file(path, encode, Tolerant(data), settings, options.batch_size, options.num_workers, desc)
+    return read_arrays(path)[0] if runtime.rank() == 0 else {}
 
 
-def baseline_codes(splits: dict[str, Labelled], length: int, options: RegressionOptions) -> dict[str, CachedFeatures]:
+def pixel_encoder(train: ImageDataset, length: int, options: RegressionOptions) -> Encode:
     """Pixels at 16x16, or as many pixels (up to a square) or their principal components as ``length``."""
-    sizes = {"pixels": 16, "thumbnail": ceil(sqrt(length / 3)), "pca": 32}
+    size = {"pixels": 16, "thumbnail": ceil(sqrt(length / 3)), "pca": 32}[options.features]
 
     def pixels(images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
-        return {"z": reduced(to_float(images), sizes[options.features])}
+        return {"z": reduced(to_float(images), size)}
 
-    encode = pixels
-    if options.features == "pca":
-        rows = encode_dataset(pixels, splits["train"].dataset, options.batch_size, desc="read pixels")["z"]
-        project = pca(rows, length, seed=options.seed)
-        encode = lambda images, index: {"z": project(pixels(images, index)["z"])}  # noqa: E731
-
-    def codes(split: str) -> CachedFeatures:
-        flips = (False, True) if options.flips and split == "train" else (False,)
-        data, desc = splits[split].dataset, f"{options.features} of {split}"
-        return CachedFeatures(*(encode_dataset(encode, data, options.batch_size, flip, desc) for flip in flips))
-
-    return {split: codes(split) for split in splits}
+    if options.features != "pca":
+        return pixels
+    rows = encode_dataset(pixels, train, options.batch_size, desc="read pixels")["z"]
+    project = pca(rows, length, seed=options.seed)
+    return lambda images, index: {"z": project(pixels(images, index)["z"])}
 
 
 def read_baseline(options: RegressionOptions) -> dict[str, Any] | None:
@@ -228,13 +199,26 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
     if options.check:
         return None
 
-    # Features: those of the model by all processes, baselines by the first alone
+    # Features: those of the model by all processes, of pixels by the first alone
     weights = fingerprint(options.model_path)
     example = trained.encode_arrays(torch.zeros(1, 3, size, size, dtype=torch.uint8), [0])
-    if options.features not in BASELINES:
-        codes = model_codes(trained, weights, splits, options)
-    elif runtime.rank() == 0:
-        codes = baseline_codes(splits, example["z"].shape[1], options)
+    pixels = options.features in BASELINES
+    splits = {} if pixels and runtime.rank() else splits
+    encode = pixel_encoder(splits["train"].dataset, example["z"].shape[1], options) if pixels and splits else None
+
+    def code(arrays: dict[str, Tensor], generator: Generator) -> Tensor:
+        noise = torch.randn(next(iter(arrays.values())).shape, generator=generator)
+        return trained.model.code(arrays, noise if options.latent == "sample" else None)
+
+    codes = {}
+    for split, each in splits.items():
+        orientations = [
+            encode_dataset(encode, each.dataset, options.batch_size, flip, f"{options.features} of {split}")
+            if encode
+            else model_features(trained, weights, each.dataset, split, flip, options)
+            for flip in ((False, True) if options.flips and split == "train" else (False,))
+        ]
+        codes[split] = CachedFeatures(*orientations, code=code, seed=options.seed)
 
     # Probe and report
     if runtime.rank() == 0:
@@ -255,8 +239,8 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
             "latent_mode": options.latent if "mu" in example else "deterministic",
             **result.report,
         }
-        if options.fractions():
-            shares = (options.fractions(), options.repeats, options.seed)
+        if options.label_fraction:
+            shares = (options.label_fraction, options.repeats, options.seed)
             report["label_fractions"] = fit_fractions(options.kind, parts, names, *shares, **how)
         path = write(result, report, parts, names, options)
         print("  ".join(f"{name} {value:.4f}" for name, value in summary(report).items()), f"({path})")
