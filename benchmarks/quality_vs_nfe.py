@@ -15,15 +15,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from scripts.inputs import Inputs, Speed, build_data, load, parse, print_dry_run
+
 from dbae.config import SampleConfig, option, require_positive
 from scripts.cli import Parser, run
-from scripts.inputs import Inputs, Speed, build_data, load, parse, print_dry_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from torch import Tensor
-
     from scripts.editing import Editor
+    from torch import Tensor
 
 OFFICIAL = {
     "MSE": SampleConfig("euler", 100),
@@ -78,7 +78,8 @@ def measure(editor: "Editor", sampling: SampleConfig, images: "Tensor", z: "Tens
     from dataclasses import replace
 
     from dbae.sampler import nfe
-    from eval.metrics import ReconstructionMetrics
+
+    from eval.reconstruction import ReconstructionMetrics
 
     names = ["MSE", "SSIM"] + ["LPIPS"] * bool(options.lpips_backbone)
     metrics = ReconstructionMetrics(names, editor.device, options.lpips_backbone)
@@ -175,10 +176,10 @@ def main() -> None:
         return print_dry_run(options, about, settings=[sampling.label for sampling in rows(options)])
 
     import torch
+    from scripts.editing import Editor
 
     from dbae import distributed
     from dbae.io import atomic_write
-    from scripts.editing import Editor
 
     device = distributed.setup(options.device)
     editor = Editor(load(options, about, device), SampleConfig(), options.latent, options.seed, options.batch_size)

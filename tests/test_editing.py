@@ -6,9 +6,9 @@ import math
 import pytest
 import tiny
 import torch
+from dbae.attributes import read_classifier
 from dbae.methods.editing import PATHS, along, lerp, normalised_step, slerp, step
 
-from dbae.attributes import read_classifier
 from dbae.config import UserError
 from dbae.io import image_generators
 

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from eval.perceptual import import_torchvision
 from lmdb_fixtures import encoded, image_folder, image_lmdb, picture
 from PIL import Image
 
@@ -13,7 +14,6 @@ from datasets import build, labelled_splits, toyfaces
 from datasets.labels import read_csv
 from datasets.lfw import ORIGINS, centre
 from dbae.config import UserError
-from eval.perceptual import import_torchvision
 
 PEOPLE = {  # and the number of their images
     "train": {"Ann_Lee": 2, "Abdul_Rahman_al-Omari": 1, "George_W_Bush": 3},

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ class Net(nn.Module):
 
 class Toy(DiffusionModel):
     method, Config, TARGETS, FEATURES = "toy", ToyConfig, "binary", ("two", 100)
-    PRESETS = {"toyfaces": {"total_steps": 4, "batch_size": 8, "microbatch": 4, "optimizer": "adam", "lr": 1e-2}}
+    PRESETS = MappingProxyType({"toyfaces": {"total_steps": 4, "batch_size": 8, "microbatch": 4, "optimizer": "adam"}})
     SAMPLING = SampleConfig("ddim", 10, grid="uniform")
 
     def __init__(self, config):
