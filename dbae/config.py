@@ -6,10 +6,10 @@ from the fields.
 
 import dataclasses
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf
 from typing import Any, get_type_hints
 
-from dbae.diffusion import GRIDS, SOLVERS, check_settings
+from dbae.diffusion import DEFAULTS, GRIDS, SOLVERS, check_settings
 
 OPTIMIZERS = ("radam", "adam", "adamw")
 EMA_RULES = ("constant", "warmup", "inverse-power")
@@ -105,30 +105,25 @@ class SampleConfig:
     sampler: str = option("euler", "solver; for few steps ddim (the same as dbim), dbim2, dbim3, dbm2", tuple(SOLVERS))
     steps: int = option(100, "steps of the time grid; one-step takes one whatever is given")
     churn: float = option(
-        0.0, "part of each step taken by the SDE, in [0, 1); 0 is the ODE (euler, heun)", alias="churn_step_ratio"
+        DEFAULTS["churn"],
+        "part of each step taken by the SDE, in [0, 1); 0: the ODE (euler, heun)",
+        (),
+        "churn_step_ratio",
     )
-    guidance: float = option(1.0, "factor of the bridge's h-term; 1 is the model (euler, heun)")
+    guidance: float = option(DEFAULTS["guidance"], "factor of the bridge's h-term; 1 is the model (euler, heun)")
     rho: float = option(7.0, "curvature of the karras grid")
     grid: str = option("karras", "time grid: karras, uniform in t, or uniform in the log of signal over noise", GRIDS)
-    eta: float = option(0.0, "stochasticity of DDIM and DBIM, in [0, 1]; 0 draws no noise (ddim, dbim)")
-    boot: bool = option(False, "booting noise: begin with a draw from the bridge instead of at x_T (dbim*, dbm2)")
-    S_churn: float = option(0.0, "EDM's stochasticity; 0 draws no noise (edm)")
-    S_min: float = option(0.0, "noise level from which EDM's churn acts (edm)")
-    S_max: float = option(inf, "noise level up to which EDM's churn acts (edm)")
-    S_noise: float = option(1.0, "factor of EDM's churn noise (edm)")
+    eta: float = option(DEFAULTS["eta"], "stochasticity of DDIM and DBIM, in [0, 1]; 0 draws no noise (ddim, dbim)")
+    boot: bool = option(DEFAULTS["boot"], "booting noise: begin with a draw from the bridge, not at x_T (dbim*, dbm2)")
+    S_churn: float = option(DEFAULTS["S_churn"], "EDM's stochasticity; 0 draws no noise (edm)")
+    S_min: float = option(DEFAULTS["S_min"], "noise level from which EDM's churn acts (edm)")
+    S_max: float = option(DEFAULTS["S_max"], "noise level up to which EDM's churn acts (edm)")
+    S_noise: float = option(DEFAULTS["S_noise"], "factor of EDM's churn noise (edm)")
 
     def __post_init__(self) -> None:
         check_choices(self)
         require_positive("steps", self.steps)
         require_positive("rho", self.rho)
-        if not 0 <= self.churn < 1:
-            raise UserError(f"churn: expected a number in [0, 1), got {self.churn}")
-        if not isfinite(self.guidance):
-            raise UserError(f"guidance: expected a finite number, got {self.guidance}")
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta: expected a number in [0, 1], got {self.eta}")
-        for name in ("S_churn", "S_min", "S_noise"):
-            require_from_zero(name, getattr(self, name))
         try:
             check_settings(self.sampler, **self.solver_settings)
         except ValueError as error:
@@ -137,8 +132,7 @@ class SampleConfig:
     @property
     def solver_settings(self) -> dict[str, Any]:
         """What ``dbae.diffusion.sample`` takes beside the sampler's name and the time grid."""
-        values = dataclasses.asdict(self)
-        return {name: values[name] for name in values if name not in ("sampler", "steps", "rho", "grid")}
+        return {name: getattr(self, name) for name in DEFAULTS}
 
     def as_dict(self) -> dict[str, Any]:
         """What the result depends on, ready for JSON: sampler, grid, and the settings that the sampler reads."""
