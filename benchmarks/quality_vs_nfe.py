@@ -13,21 +13,32 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from dbae import runtime
 from dbae.config import SampleConfig, option, require_positive
+from dbae.diffusion import nfe
+from dbae.io import atomic_write, image_generators, to_float, to_uint8
+from dbae.methods import AutoEncoder
+from dbae.progress import progress_bar
+from eval.reconstruction import ReconstructionMetrics
 from scripts.cli import Parser, run
-from scripts.inputs import Inputs, Speed, build_data, load, parse, print_dry_run
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from torch import Tensor
-
-    from scripts.editing import Editor
+from scripts.common import (
+    DataOptions,
+    RuntimeOptions,
+    TrainedModel,
+    build_data,
+    load_autoencoder,
+    parse,
+    print_dry_run,
+)
 
 OFFICIAL = {
     "MSE": SampleConfig("euler", 100),
-    "LPIPS": SampleConfig("euler", 333, churn_step_ratio=0.33),
+    "LPIPS": SampleConfig("euler", 333, churn=0.33),
 }
 # Settings compared at every number of calls: (sampler, grid, eta)
 SETTINGS = (
@@ -44,7 +55,7 @@ SETTINGS = (
 
 
 @dataclass(frozen=True)
-class QualityOptions(Inputs, Speed):
+class QualityOptions(DataOptions, RuntimeOptions):
     """What is compared, and where it is written."""
 
     dataset: str = option("toyfaces", "data set")
@@ -61,41 +72,64 @@ class QualityOptions(Inputs, Speed):
             require_positive("calls", calls)
 
 
-def rows(options: QualityOptions) -> Iterator[SampleConfig]:
-    """The settings to run, the official ones first."""
+def settings(options: QualityOptions) -> Iterator[SampleConfig]:
+    """What is run, the official settings first."""
     if options.official:
         yield from OFFICIAL.values()
     yield SampleConfig("one-step")
     for calls in options.calls:
         for sampler, grid, eta in SETTINGS:
-            two = sampler in ("heun", "dbm2")  # calls per step, one less in the last step
-            if not two or (calls % 2 and calls > 1):
-                yield SampleConfig(sampler, (calls + 1) // 2 if two else calls, grid=grid, eta=eta)
+            steps = next((n for n in range(1, calls + 1) if nfe(sampler, n) == calls), None)
+            if steps and (calls == 1) <= (nfe(sampler, 2) == 2):  # with one call, two-call samplers are no others
+                yield SampleConfig(sampler, steps, grid=grid, eta=eta)
 
 
-def measure(editor: "Editor", sampling: SampleConfig, images: "Tensor", z: "Tensor", options: QualityOptions) -> dict:
-    """Metrics and seconds of one setting."""
-    from dataclasses import replace
+class Comparison:
+    """Held-out images with their codes and the states that decoding starts from, which all settings share."""
 
-    from dbae.sampler import nfe
-    from eval.metrics import ReconstructionMetrics
+    def __init__(self, trained: TrainedModel, images: Tensor, lpips_backbone: str | None) -> None:
+        self.trained, self.images, self.lpips_backbone = trained, images, lpips_backbone
+        self.model: AutoEncoder = trained.model
+        self.z = trained.encode(images)
+        parts = zip(images.split(trained.batch_size), self.z.split(trained.batch_size), strict=True)
+        with torch.no_grad():
+            self.x_T = torch.cat([self.model.infer_xT(to_float(x.to(trained.device)), z) for x, z in parts])
 
-    names = ["MSE", "SSIM"] + ["LPIPS"] * bool(options.lpips_backbone)
-    metrics = ReconstructionMetrics(names, editor.device, options.lpips_backbone)
-    begin = time.monotonic()
-    _, made = replace(editor, sampling=sampling).generate(z, noise=range(len(z)), desc=sampling.label)
-    seconds = time.monotonic() - begin
-    for real, fake in zip(images.split(64), made.split(64), strict=True):
-        metrics.update(real.permute(0, 2, 3, 1), fake.permute(0, 2, 3, 1))
-    calls = nfe(sampling.steps, sampling.sampler, sampling.churn_step_ratio)
-    return {"setting": sampling.label, **asdict(sampling), "nfe": calls, "seconds": seconds, **metrics.means()}
+    def sample(self, sampling: SampleConfig, limit: int | None = None) -> Tensor:
+        """Reconstructions, uint8; each image has random numbers of its own."""
+        trained, made = self.trained, []
+        count = len(self.z[:limit])
+        with progress_bar(count, "image", self.label(sampling)) as bar:
+            for first in range(0, count, trained.batch_size):
+                batch = range(first, min(first + trained.batch_size, count))
+                rows, generators = slice(batch.start, batch.stop), image_generators(trained.seed, batch, trained.device)
+                x_0 = self.model.generate_from(self.z[rows], self.x_T[rows], generators, **asdict(sampling))
+                made.append(to_uint8(x_0).cpu())
+                bar.update(len(batch))
+        return torch.cat(made)
+
+    def measure(self, sampling: SampleConfig) -> dict[str, Any]:
+        """Metrics and seconds of one setting."""
+        names = ["MSE", "SSIM"] + ["LPIPS"] * bool(self.lpips_backbone)
+        metrics = ReconstructionMetrics(names, self.trained.device, self.lpips_backbone)
+        begin = time.monotonic()
+        made = self.sample(sampling)
+        seconds = time.monotonic() - begin
+        for real, fake in zip(self.images.split(64), made.split(64), strict=True):
+            metrics.update(real.permute(0, 2, 3, 1), fake.permute(0, 2, 3, 1))
+        cost = {"nfe": nfe(sampling.sampler, sampling.steps, sampling.churn), "seconds": seconds}
+        return {"setting": self.label(sampling), **sampling.as_dict(), **cost, **metrics.means()}
+
+    def label(self, sampling: SampleConfig) -> str:
+        """Name of a setting."""
+        return self.model.result_name(sampling)
 
 
-def with_savings(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The table with each row's saving against every official setting that was run and that it is as good as."""
+def with_savings(table: list[dict[str, Any]], official: dict[str, str]) -> list[dict[str, Any]]:
+    """The table with each row's saving against the ``official`` setting of a metric, where it is as good by that."""
     for row in table:
-        for metric, sampling in OFFICIAL.items():
-            reference = next((other for other in table if other["setting"] == sampling.label), None)
+        for metric, setting in official.items():
+            reference = next((other for other in table if other["setting"] == setting), None)
             if reference and metric in row and row[metric] <= reference[metric]:
                 row[f"saves_{metric}"] = reference["nfe"] / row["nfe"]
                 row[f"faster_{metric}"] = reference["seconds"] / row["seconds"]
@@ -120,14 +154,10 @@ def print_table(table: list[dict[str, Any]], images: int) -> None:
 def series_of(row: dict[str, Any]) -> str:
     """Name of the line that a row is a point of."""
     name = row["sampler"] + f", {row['grid']}" * (row["sampler"] != "one-step")
-    return (
-        name
-        + f", eta {row['eta']}" * (row["eta"] > 0)
-        + f", churn {row['churn_step_ratio']}" * (row["churn_step_ratio"] > 0)
-    )
+    return name + "".join(f", {setting} {row[setting]}" for setting in ("eta", "churn") if row.get(setting))
 
 
-def draw(axis: "Axes", table: list[dict[str, Any]], metric: str, against: str, label: str) -> None:
+def draw(axis: Any, table: list[dict[str, Any]], metric: str, against: str, label: str) -> None:
     """Lines of a metric against a column of the table, on a logarithmic axis, cut to the useful part."""
     from matplotlib import pyplot as plt
 
@@ -151,8 +181,6 @@ def plot(table: list[dict[str, Any]], images: int, path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from dbae.io import atomic_write
-
     metrics = [name for name in ("MSE", "LPIPS", "SSIM") if name in table[0]]
     size = {"figsize": (4.6 * len(metrics), 7.2), "layout": "constrained", "squeeze": False}
     figure, (by_calls, by_time) = plt.subplots(2, len(metrics), **size)
@@ -168,25 +196,20 @@ def plot(table: list[dict[str, Any]], images: int, path: str) -> None:
         figure.savefig(file, format="png", dpi=110)
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Encode, sample with every setting, print, write."""
-    options, about, _ = parse(Parser(__doc__), QualityOptions, "comparison", None)
+    options, about, _ = parse(Parser(__doc__), QualityOptions, "comparison", args)
     if options.dry_run:
-        return print_dry_run(options, about, settings=[sampling.label for sampling in rows(options)])
+        return print_dry_run(options, about, settings=[sampling.as_dict() for sampling in settings(options)])
 
-    import torch
-
-    from dbae import distributed
-    from dbae.io import atomic_write
-    from scripts.editing import Editor
-
-    device = distributed.setup(options.device)
-    editor = Editor(load(options, about, device), SampleConfig(), options.latent, options.seed, options.batch_size)
-    data = build_data(options, editor.model.config.image_size)
+    device = runtime.setup(options.device)
+    trained = TrainedModel.of(load_autoencoder(options, about, device), options)
+    data = build_data(options, trained.model.config.image_size)
     images = torch.stack([data[i][0] for i in range(min(options.limit or len(data), len(data)))])
-    z = editor.encode(images)
-    editor.generate(z[: options.batch_size])  # the first calls of a process are slow
-    table = with_savings([measure(editor, sampling, images, z, options) for sampling in rows(options)])
+    comparison = Comparison(trained, images, options.lpips_backbone)
+    comparison.sample(SampleConfig(steps=10), options.batch_size)  # the first calls of a process are slow
+    official = {metric: comparison.label(sampling) for metric, sampling in OFFICIAL.items()}
+    table = with_savings([comparison.measure(sampling) for sampling in settings(options)], official)
     weights = os.path.basename(options.model_path)
     print(f"{weights}: {len(images)} {options.split} images of {options.dataset}, {device}, seed {options.seed}")
     print_table(table, len(images))
