@@ -1,21 +1,17 @@
 """The reference implementation of the speed benchmarks: the same work in the official code's manner, written anew.
 
 Contiguous tensors, no compiler; images are doubled before they are convolved; attention with einsum and softmax; one
-parameter after the other in optimizer and average; losses, and every state of a sampler, are copied to the host; images
-are read, made floats and flipped one by one. On a GPU the U-Net alone is in half precision, fp16.
+parameter after the other in optimizer and average; losses, and every state of a sampler, are copied to the host. On a
+GPU the U-Net alone is in half precision, fp16.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import ImageDataset
-from datasets.loader import Order
 from dbae.config import TrainConfig
 from dbae.diffusion import sample, time_grid
 from dbae.methods import AutoEncoder, DiffusionModel
@@ -99,19 +95,3 @@ def reference_reconstruct(model: AutoEncoder, x0: Tensor, steps: int) -> Tensor:
 
     ts = time_grid(model.process, steps, sampling.rho, sampling.grid)
     return sample(denoise, model.process, x_T, ts, sampling.sampler, **sampling.solver_settings).clamp(-1, 1)
-
-
-def reference_batches(data: ImageDataset, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """Endless batches of float32 [n, 3, s, s] in [-1, 1], everything done image by image in this process."""
-    order = Order(len(data), seed=0)
-    for first in count(0, batch_size):
-        images = [_read(data, i) for i in order.indices(first, first + batch_size)]
-        yield torch.stack(images).to(device)
-
-
-def _read(data: ImageDataset, i: int) -> Tensor:
-    """Image ``i`` as float32 [3, s, s] in [-1, 1], flipped or not."""
-    image = torch.from_numpy(np.array(data.image(data.indices[i]))).permute(2, 0, 1)
-    if torch.rand(()) < 0.5:
-        image = image.flip(2)
-    return image.float().div(255).sub(0.5).div(0.5)

@@ -1,4 +1,4 @@
-"""How fast training, sampling and reading images are, next to a reference implementation (benchmarks/reference.py).
+"""How fast training and sampling are, next to a reference implementation (benchmarks/reference.py), and reading images.
 
 commands:
   train    steps of training, on random images in host memory
@@ -12,7 +12,7 @@ Every variant is a process of its own; they run in alternating rounds. The ratio
 examples:
   python -m benchmarks.speed train --dataset toyfaces --variants reference,default,bf16
   python -m benchmarks.speed sample --model_path ckpt/toyfaces/det/ema_0.9999_016000.pt
-  python -m benchmarks.speed data --dataset celeba --images 20000 --image_size 64 --num_workers 8 --consumes 900
+  python -m benchmarks.speed data --dataset celeba --images 20000 --num_workers 8 --consumes 900
   python -m benchmarks.speed scaling --dataset celeba --processes 1,2,4,8 --weak
 """
 
@@ -30,12 +30,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.reference import reference, reference_batches, reference_reconstruct, reference_step
-from benchmarks.timing import Work, digits, matmul_peak, measure, operations, print_table, report, table
-from datasets import build
+from benchmarks.reference import reference, reference_reconstruct, reference_step
+from benchmarks.timing import PROFILE, Work, digits, matmul_peak, measure, operations, print_table, report, table
+from datasets import ImageDataset, build
 from datasets.cache import cached
 from datasets.loader import training_batches
 from dbae import runtime
@@ -67,7 +66,6 @@ SAMPLING = {  # precision, compilation, images at once (None: all)
     "one by one": ("auto", "false", 1),
 }
 LOADING = {  # whether there are worker processes, and where all images are held
-    "reference": (False, "none"),
     "no workers": (False, "none"),
     "workers": (True, "none"),
     "host cache": (False, "host"),
@@ -80,19 +78,31 @@ PREFETCHED = 4  # batches that wait for each worker process
 class Options:
     """What every command is asked. Raises UserError for a value that cannot be used."""
 
-    dataset: str = option("toyfaces", "data set, or folder:PATH: its preset's model, or its images")
+    method: str = option("dbae", "method whose preset it is", tuple(METHODS))
+    dataset: str = option("toyfaces", "data set or folder:PATH, whose preset says what the model is")
     device: str = option("auto", "auto, cpu or cuda")
     rounds: int = option(5, "timed rounds, in each of which every variant runs once")
     json: str = option("", "file to write the rows to as well")
 
     def __post_init__(self) -> None:
         check_choices(self)
+        preset_name(METHODS[self.method], self.dataset)
         if os.path.isdir(self.json):
             raise UserError(f"json: expected a file's path, {self.json} is a folder")
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
             if type(value) in (int, float):
                 (require_from_zero if each.name in ("profile", "microbatch") else require_positive)(each.name, value)
+
+    @property
+    def model(self) -> Any:
+        """The configuration of the preset's model."""
+        return preset(METHODS[self.method], METHODS[self.method].Config, self.dataset, {})
+
+    def build_model(self) -> DiffusionModel:
+        """The preset's model, with the same random weights everywhere."""
+        torch.manual_seed(0)
+        return METHODS[self.method](self.model)
 
     def names(self, known: dict[str, Any]) -> list[str]:
         """The variants to compare, of those that are ``known``."""
@@ -106,14 +116,12 @@ class Options:
 class TrainingOptions(Options):
     """What is trained."""
 
-    method: str = option("dbae", "what is trained", tuple(METHODS))
     batch_size: int = option(32, "images of a step, over all processes")
     microbatch: int = option(0, "images of a forward pass; 0: all of a step")
     steps: int = option(5, "steps of a timed run")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        preset_name(METHODS[self.method], self.dataset)
         if self.microbatch and self.batch_size % self.microbatch:
             raise UserError(f"microbatch: expected a divisor of {self.batch_size}, got {self.microbatch}")
 
@@ -147,16 +155,10 @@ class ScalingOptions(TrainingOptions):
 class SamplingOptions(Options):
     """What is sampled."""
 
-    method: str = option("dbae", "method of the preset", tuple(METHODS))
     model_path: str = option("", "checkpoint with a config.json (default: the preset, with random weights)")
     variants: str = option("reference,default", f"what to compare: {', '.join(SAMPLING)}")
     batch_size: int = option(64, "images")
     steps: int = option(10, "steps of the sampler")
-    profile: int = option(0, "after the timing, show the N operations that take most of a run")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        preset_name(METHODS[self.method], self.dataset)
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,7 @@ class LoadingOptions(Options):
 
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
-    split: str = option("train", "part of the data set", ("train", "valid", "test"))
-    images: int | None = option(None, "the first N images (default: all)")
-    image_size: int = option(32, "height and width in pixels")
+    images: int | None = option(None, "the first N training images (default: all)")
     batch_size: int = option(128, "images per batch")
     num_workers: int = option(2, "worker processes of the variant that has some")
     variants: str = option(",".join(LOADING), "what to compare")
@@ -184,7 +184,7 @@ def train_work(device_name: str, variant: str, options: TrainingOptions) -> Work
     method = METHODS[options.method]
     sizes = {"batch_size": options.batch_size, "microbatch": options.microbatch or options.batch_size}
     config = preset(method, TrainConfig, options.dataset, sizes | TRAINING[variant])
-    model = untrained(options).to(device).train()
+    model = options.build_model().to(device).train()
     size = model.config.image_size
     data = [
         torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8) for n in micro_batches(config, runtime.world())
@@ -194,13 +194,6 @@ def train_work(device_name: str, variant: str, options: TrainingOptions) -> Work
     make = reference_step if variant == "reference" else default_step
     step = make(reference(model) if variant == "reference" else model, config, batches)
     return Work(lambda: [step() for _ in range(options.steps)])
-
-
-def untrained(options: TrainingOptions | SamplingOptions) -> DiffusionModel:
-    """The preset's model, with the same random weights everywhere."""
-    torch.manual_seed(0)
-    method = METHODS[options.method]
-    return method(preset(method, method.Config, options.dataset, {}))
 
 
 def default_step(model: DiffusionModel, config: TrainConfig, batches: Batches) -> Callable[[], object]:
@@ -220,7 +213,7 @@ def default_step(model: DiffusionModel, config: TrainConfig, batches: Batches) -
 def sample_work(device_name: str, variant: str, options: SamplingOptions) -> Work:
     """Reconstructions, which a run returns."""
     device = torch.device(device_name) if variant == "reference" else runtime.setup(device_name)
-    model = load_model(options.model_path) if options.model_path else untrained(options)
+    model = load_model(options.model_path) if options.model_path else options.build_model()
     model = model.to(device).eval()
     size, generator = model.config.image_size, torch.Generator().manual_seed(0)
     x0 = 2 * torch.rand(options.batch_size, 3, size, size, generator=generator).to(device) - 1
@@ -236,15 +229,11 @@ def sample_work(device_name: str, variant: str, options: SamplingOptions) -> Wor
 
 def data_work(device_name: str, variant: str, options: LoadingOptions) -> Work:
     """As many batches as hold all images, at random places of the endless order. Caches are filled before."""
-    device = runtime.setup(device_name)
-    data = images_of(options)
+    device, data = runtime.setup(device_name), images_of(options)
     has_workers, place = LOADING[variant]
     workers, size = options.num_workers * has_workers, options.batch_size
-    if variant == "reference":
-        stream = reference_batches(data, size, device)
-    else:
-        source = cached(data, place, device, quiet=True)
-        stream = training_batches(source, size, size, 0, num_workers=workers, device=device)
+    source = cached(data, place, device, quiet=True)
+    stream = training_batches(source, size, size, 0, num_workers=workers, device=device)
 
     def take(batches: int) -> None:
         deque(islice(stream, batches), maxlen=0)
@@ -253,42 +242,46 @@ def data_work(device_name: str, variant: str, options: LoadingOptions) -> Work:
     return Work(partial(take, -(-len(data) // size)), before=partial(take, 1 + PREFETCHED * workers))
 
 
-def images_of(options: LoadingOptions) -> Any:
+def images_of(options: LoadingOptions) -> ImageDataset:
     """The data set that is read."""
     part = f"0:{options.images}" if options.images else None
-    return build(options.dataset, options.split, options.image_size, options.data_root, options.data_dir, part)
+    return build(options.dataset, "train", options.model.image_size, options.data_root, options.data_dir, part)
 
 
 # Commands
 
 
 def train(options: StepOptions) -> None:
-    """Compare variants of training. FLOPs are those of the reference: the default path reaches equal numbers with fewer.
+    """Compare variants of training.
 
     reference: float32, on a GPU with the U-Net in fp16 and a loss scale; default: what train_dbae.sh does, on a CPU
-    float32, on a GPU bf16 and compiled; the others change one setting of it.
+    float32, on a GPU bf16 and compiled; the others change one setting of it. FLOPs are those of the reference: the
+    default path reaches equal numbers with fewer.
     """
     names, device = options.names(TRAINING), runtime.setup(options.device)
-    show = [partial(operations, count=options.profile)] * bool(options.profile)
+    tasks = [partial(operations, count=options.profile)] * bool(options.profile)
     variants = {name: (str(device), name, options) for name in names}
-    timings, profiles = measure(train_work, variants, options.rounds, show)
-    images = options.batch_size * options.steps
+    timings, found = measure(train_work, variants, options.rounds, tasks)
     flops, peak = flops_of(options), matmul_peak(device, runtime.amp_dtype("auto", device) or torch.float32)
-    rows = table(timings, dict.fromkeys(names, images))
+    rows = table(timings, dict.fromkeys(names, options.batch_size * options.steps))
     for row in rows:
         row["matmul_share"] = flops * row["images_per_s"] / peak
     title = (
         f"{options.dataset}, batch {options.batch_size}, {options.steps} steps, {digits(flops / 1e9)} GFLOP per image"
     )
-    facts = {"matmul_flops": peak, "flops_per_image": flops, "operations": profiles if show else {}}
-    report(f"{title}, matmul {digits(peak / 1e12)} TFLOP/s", device, rows, options.json, **facts)
-    print_profiles(profiles if show else {})
+    profiles = {name: results[0] for name, results in found.items() if results}
+    facts = {"matmul_flops": peak, "flops_per_image": flops, "profiles": profiles}
+    title += f", {digits(flops / 1e9)} GFLOP per image, matmul {digits(peak / 1e12)} TFLOP/s"
+    report(title, device, rows, options.json, **facts)
+    for name, profile in profiles.items():
+        print(f"\n{name}:")
+        print_table(profile, PROFILE)
 
 
 def flops_of(options: TrainingOptions) -> float:
     """FLOPs of the reference for an image, forward and backward (a multiplication and an addition are two)."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = reference(untrained(options))
+        model = reference(options.build_model())
         size = model.config.image_size
         model.loss(torch.empty(1, 3, size, size), t=torch.ones(1)).sum().backward()
     return float(counter.get_total_flops())
@@ -298,54 +291,35 @@ def sample(options: SamplingOptions) -> None:
     """Compare variants of sampling. With --model_path, images are compared with the first variant's, too.
 
     reference: float32, on a GPU with the U-Net in fp16, every state copied to the host; default: what recon_dbae.sh
-    does, on a CPU float32, on a GPU bf16; one by one: default, one image after the other; the others change one setting.
+    does, on a CPU float32, on a GPU bf16; one by one: one image after the other; the others change one setting.
     """
     names, device = options.names(SAMPLING), runtime.setup(options.device)
-    show = [partial(operations, count=options.profile)] * bool(options.profile)
     variants = {name: (str(device), name, options) for name in names}
-    timings, found = measure(sample_work, variants, options.rounds, [made, *show])
+    timings, found = measure(sample_work, variants, options.rounds, [made])
     rows = table(timings, dict.fromkeys(names, options.batch_size))
     # What a random network makes turns on the last digit; one by one, a stochastic encoder draws other codes
     for row in rows if options.model_path else ():
         if row["variant"] != "one by one":
             row["difference"] = float(abs(found[row["variant"]][0] - found[names[0]][0]).max())
     name = os.path.basename(options.model_path) or options.dataset
-    profiles = {name: rest for name, (_, *rest) in found.items() if rest}
-    report(
-        f"{name}, {options.batch_size} images, {options.steps} steps", device, rows, options.json, operations=profiles
-    )
-    print_profiles(profiles)
+    report(f"{name}, {options.batch_size} images, {options.steps} steps", device, rows, options.json)
 
 
 def made(work: Work, device: torch.device) -> np.ndarray:
     """What a run makes; the codes of a stochastic encoder are drawn from the same seed in all variants."""
     torch.manual_seed(0)
-    images: Tensor = work.run()
-    return images.cpu().numpy()
-
-
-def print_profiles(profiles: dict[str, list[list[dict[str, Any]]]]) -> None:
-    """Print where the time of each variant goes."""
-    for name, (rows,) in profiles.items():
-        print(f"\n{name}:")
-        print_table(rows)
+    return work.run().cpu().numpy()
 
 
 def data(options: LoadingOptions) -> None:
-    """Compare ways to read a data set.
-
-    reference: one process reads, decodes and resizes each image, makes it float32 in [-1, 1], flips it, and copies the
-    batch to the device. The others are those of training: without and with worker processes, and with all images held
-    in the memory of the host or the device.
-    """
+    """Compare ways to read a data set: without and with worker processes, and with all images held in memory."""
     names, device = options.names(LOADING), runtime.setup(options.device)
     count = len(images_of(options))
     timings, _ = measure(data_work, {name: (str(device), name, options) for name in names}, options.rounds)
-    images = -(-count // options.batch_size) * options.batch_size
-    rows = table(timings, dict.fromkeys(names, images))
+    rows = table(timings, dict.fromkeys(names, -(-count // options.batch_size) * options.batch_size))
     for row in rows if options.consumes else ():
         row["feeds"] = row["images_per_s"] / options.consumes
-    title = f"{count} images of {options.dataset}, {options.image_size} px, batches of {options.batch_size}"
+    title = f"{count} images of {options.dataset}, {options.model.image_size} px, batches of {options.batch_size}"
     report(title, device, rows, options.json, consumes=options.consumes)
 
 
@@ -365,8 +339,7 @@ def scaling(options: ScalingOptions) -> None:
     }
     timings, _ = measure(train_work, variants, options.rounds, processes=groups)
     rows = table(timings, {name: batch * options.steps for name, batch in batches.items()})
-    for row in rows:
-        number = groups[row["variant"]]
+    for row, number in zip(rows, groups.values(), strict=True):
         row |= {"threads": max(1, torch.get_num_threads() // number), "efficiency": row["ratio"] / number}
     title = f"{options.dataset}, {options.batch_size} images per step{' and process' * options.weak}"
     report(f"{title}, {options.steps} steps", device, rows, options.json)

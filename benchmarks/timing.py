@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import socket
 import statistics
 import subprocess
@@ -28,6 +29,7 @@ from dbae.config import UserError
 from dbae.io import atomic_write
 
 MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}
+STATUS, CPUINFO = Path("/proc/self/status"), Path("/proc/cpuinfo")  # where Linux tells of a process and of the CPU
 
 
 @dataclass
@@ -68,7 +70,7 @@ def measure(
     """Time ``build(*arguments)`` of every variant once per round, each in a process (or several) of its own.
 
     One untimed run of each comes first; every second round goes the other way round. Then every variant does the
-    ``tasks``, whose results come second. Raises the UserError that a build raised, and RuntimeError where a process ends.
+    ``tasks``, whose results come second. Raises the UserError of a build, and RuntimeError where a process ends.
     """
     with ExitStack() as stack:
         asks = {
@@ -152,38 +154,22 @@ def _serve(pipe: Connection, build: Build, arguments: tuple[Any, ...], rank: int
 
 
 def clocked(work: Work, device: torch.device) -> tuple[float, int | None]:
-    """Seconds of a run until the device was done with it, and the peak of memory in bytes, where the system tells it.
+    """Seconds of a run until the device was done with it, and the peak of memory so far in bytes.
 
-    The peak is the allocator's on CUDA, on Linux otherwise the resident set of the whole process.
+    The peak is the allocator's on CUDA, on Linux otherwise the resident set of the whole process, elsewhere None.
     """
     work.before()
     gc.collect()
-    counting = _reset_peak(device)
+    synchronise = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    synchronise()
     begin = time.perf_counter()
     work.run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise()
     seconds = time.perf_counter() - begin
-    return seconds, _peak_bytes(device) if counting else None
-
-
-def _reset_peak(device: torch.device) -> bool:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return True
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(status["VmHWM"].removesuffix("kB"))
+        return seconds, torch.cuda.max_memory_allocated(device)
+    found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
+    return seconds, found and 1024 * int(found[1])
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, rounds: int = 10) -> float:
@@ -239,6 +225,10 @@ def digits(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
+def times(ratio: float) -> str:
+    return f"{digits(ratio)}x"
+
+
 def between(low: float, high: float) -> str:
     return f"{digits(low)} to {digits(high)}"
 
@@ -247,33 +237,35 @@ def between(low: float, high: float) -> str:
 Column = tuple[str, tuple[str, ...], Callable[..., str]]
 COLUMNS: tuple[Column, ...] = (
     ("variant", ("variant",), str),
-    ("operation", ("operation",), str),
     ("median s", ("median_s",), digits),
     ("range s", ("low_s", "high_s"), between),
     ("images/s", ("images_per_s",), digits),
-    ("ratio", ("ratio",), lambda ratio: f"{digits(ratio)}x"),
+    ("ratio", ("ratio",), times),
     ("ratio in rounds", ("ratio_low", "ratio_high"), between),
     ("peak MB", ("peak_mb",), digits),
     ("of matmul peak", ("matmul_share",), "{:.0%}".format),
     ("largest difference", ("difference",), "{:.1e}".format),
-    ("over consumption", ("feeds",), lambda ratio: f"{digits(ratio)}x"),
+    ("over consumption", ("feeds",), times),
     ("threads each", ("threads",), str),
     ("efficiency", ("efficiency",), "{:.0%}".format),
+)
+PROFILE: tuple[Column, ...] = (
+    ("operation", ("operation",), str),
     ("ms", ("ms",), digits),
     ("share", ("share",), "{:.0%}".format),
     ("calls", ("calls",), str),
 )
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column] = COLUMNS) -> None:
     """Print rows in Markdown; columns without any value are left out."""
 
     def cell(row: Mapping[str, Any], keys: tuple[str, ...], text: Callable[..., str]) -> str:
         values = [row.get(key) for key in keys]
         return "" if None in values else text(*values)
 
-    lines = [[title, *(cell(row, keys, text) for row in rows)] for title, keys, text in COLUMNS]
-    head, *body = zip(*(line for line in lines if any(line[1:])), strict=True)
+    filled = [[title, *(cell(row, keys, text) for row in rows)] for title, keys, text in columns]
+    head, *body = zip(*(column for column in filled if any(column[1:])), strict=True)
     for line in (head, ["---"] * len(head), *body):
         print("|", " | ".join(line), "|")
 
@@ -283,9 +275,8 @@ def about(device: torch.device) -> str:
     name = platform.machine()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    elif Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    elif CPUINFO.exists() and (found := re.search(r"model name\s*: (.*)", CPUINFO.read_text())):
+        name = found[1]
     return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
@@ -301,10 +292,17 @@ def commit(folder: Path = Path(__file__).parent) -> str | None:
         return None
 
 
-def report(title: str, device: torch.device, rows: Sequence[Mapping[str, Any]], path: str = "", **more: Any) -> None:
+def report(
+    title: str,
+    device: torch.device,
+    rows: Sequence[Mapping[str, Any]],
+    path: str = "",
+    columns: Sequence[Column] = COLUMNS,
+    **more: Any,
+) -> None:
     """Print the rows, and write them to a JSON file where a ``path`` is given, with machine, commit and ``more``."""
     print(f"{title}; {about(device)}")
-    print_table(rows)
+    print_table(rows, columns)
     if path:
         with atomic_write(path, "w") as file:
             json.dump(

@@ -13,7 +13,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks.small_runs import CONTEXT, results, start, statuses
+from benchmarks.faults import CONTEXT, equal, results, start, statuses
+from dbae import runtime
 
 SCRIPT = Path(__file__).parent / "one_rank_fails.py"
 
@@ -53,8 +54,7 @@ def test_torchrun_starts_again_and_goes_on(tmp_path):
     assert "RuntimeError: rank 1 lost its disk" in done.stderr
     assert "going on after step 0" in done.stdout and "going on after step 3" in done.stdout
     assert not any(statuses(start(tmp_path / "undisturbed", 2)))
-    found, expected = results(tmp_path / "run"), results(tmp_path / "undisturbed")
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert equal(results(tmp_path / "run"), results(tmp_path / "undisturbed"))
 
 
 def full_disk(batches):
@@ -78,14 +78,12 @@ def test_one_process_has_the_error_and_the_others_end_with_it(tmp_path, number):
 
 def wait_for_nobody(rank, port):
     """One of two processes: the second never comes to the barrier of the first."""
-    from dbae import distributed
-
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.setup("cpu", timeout=0.05)
+    runtime.setup("cpu", timeout=0.05)
     if rank:
         time.sleep(60)
     try:
-        distributed.barrier()
+        runtime.barrier()
     except RuntimeError as error:
         raise SystemExit(7 if "imed out" in str(error) else 8) from None
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from eval.reconstruction import load_lpips
 
-from benchmarks.small_runs import run_here
-from dbae.checkpoint import load_model, read_tensors
+from benchmarks.faults import run_here
+from dbae.checkpoint import load_model
 from dbae.config import UserError
+from dbae.io import read_tensors
 from eval.arrays import read_arrays
-from eval.perceptual import load_lpips
 from eval.samples import read_part
 
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if not {".venv", "tests"} & set(path.relative_to(ROOT).parts))
