@@ -5,14 +5,14 @@ Prints running and final MSE, SSIM, SSIM_official and LPIPS over all images and 
 
 import torch
 
-from dbae.distributed import setup
 from dbae.progress import progress_bar
+from dbae.runtime import setup
 from eval import samples
-from eval.metrics import METRICS, ReconstructionMetrics, describe
+from eval.reconstruction import METRICS, ReconstructionMetrics, describe
 from scripts.cli import Parser, run
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Read the pairs of real and reconstructed images, update the metrics, write the report."""
     parser = Parser(__doc__)
     parser.add_argument("--sample_path", required=True, metavar="DIR", help="folder that recon_dbae.sh wrote")
@@ -20,10 +20,10 @@ def main() -> None:
         "--metrics", default=",".join(METRICS), metavar="A,B,...", help=f"any of {', '.join(METRICS)} (default: all)"
     )
     parser.add_argument(
-        "--lpips_backbone", default=None, metavar="PATH", help="AlexNet's features, torchvision's names"
+        "--lpips_backbone", metavar="PATH", default=None, help="AlexNet's features, torchvision's names"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    options = parser.parse_args()
+    options = parser.parse_args(args)
 
     pairs = samples.pairs(options.sample_path)
     metrics = ReconstructionMetrics(options.metrics.split(","), setup(options.device), options.lpips_backbone)

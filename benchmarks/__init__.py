@@ -1,1 +1,1 @@
-"""Measurements: each program compares a plain baseline with the default path in one run and prints one table."""
+"""Measurements of speed, of quality against network calls, and of what a run survives; see RESULTS.md."""

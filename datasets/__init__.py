@@ -1,18 +1,32 @@
 """Data sets: LMDBs of the published sets, LFW, folders of images, and the embedded toy faces.
 
-``build`` is the one entrance. Everything heavy is imported where it is used, so importing this package is quick.
+``build`` is the one entrance to images, ``labelled_splits`` to those with labels.
 """
 
 import os
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from datasets.sources import DATASETS, OWN_LMDB, Source
+from datasets.base import ImageDataset, log_once, tenths
+from datasets.labels import KINDS, Targets
+from datasets.lfw import Lfw
+from datasets.lmdb import is_lmdb, open_store
+from datasets.sets import FolderImages, LmdbImages, ToyFaces
+from datasets.sources import DATASETS, OWN_LMDB, TENTHS, Source
 from dbae.config import UserError
 
-if TYPE_CHECKING:
-    from datasets.base import ImageDataset
+__all__ = ["DATASETS", "KINDS", "ImageDataset", "Labelled", "Source", "Targets", "build", "labelled_splits"]
 
-__all__ = ["DATASETS", "Source", "build"]
+OFFICIAL = ("celeba", "toyfaces", "lfw")  # sets that come with splits
+# The splits that labels of each kind are used with, and their tenths where there is no official split
+PARTS = {"binary": TENTHS, "class": TENTHS, "real": {"train": (0, 8), "test": (8, 10)}}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One split with its labels."""
+
+    dataset: ImageDataset
+    targets: Targets
 
 
 def build(
@@ -24,55 +38,96 @@ def build(
     split_range: str | None = None,
     labels: str | None = None,
     whole: bool = False,
-) -> "ImageDataset":
+) -> ImageDataset:
     """One split of a data set, whose images are uint8 [3, size, size].
 
     ``name`` is a row of DATASETS, ``toyfaces``, ``lfw`` or ``folder:PATH`` (images, or an LMDB that `prepare folder`
     made). ``data_dir`` is the exact path of the LMDB or of LFW's folder, in place of the usual names under
-    ``data_root``. ``split_range`` A:B cuts the split. ``labels`` is a CSV for a folder of images. With ``whole``
-    an LMDB must hold the split's last image, so that one which is shorter than it says is noticed before any work.
-    Raises UserError for what is unknown, missing or bad.
+    ``data_root``. ``split_range`` A:B cuts the split. ``labels`` is a CSV for a folder of images, or FILE.csv:COLUMN
+    for one column of it. With ``whole`` an LMDB must hold the split's last image, so that one which is shorter than it
+    says is noticed before any work. Raises UserError for what is unknown, missing or bad.
     """
     kind, _, path = name.partition(":")
     if labels and kind != "folder":
         raise UserError(f"labels: expected only with folder:PATH, got them with {name}")
     if kind == "folder" and path:
-        return _build_folder(path, split, size, split_range, labels, whole)
-    if name == "toyfaces":
-        return _build_toyfaces(split, size, data_root, data_dir, split_range)
-    if name == "lfw":
-        from datasets.lfw import Lfw
-
-        return Lfw(data_dir or os.path.join(data_root, "lfw"), split, size, split_range)
-    if name not in DATASETS:
-        raise UserError(f"data set: expected {', '.join(DATASETS)}, toyfaces, lfw or folder:PATH, got {name!r}")
-    from datasets.lmdb_images import LmdbImages, find_lmdb
-
-    source = DATASETS[name]
-    return LmdbImages(find_lmdb(source, data_root, data_dir), source, split, size, split_range, whole)
-
-
-def _build_folder(
-    path: str, split: str, size: int, split_range: str | None, labels: str | None, whole: bool
-) -> "ImageDataset":
-    from datasets.folder import FolderImages
-    from datasets.lmdb_images import LmdbImages
-    from datasets.lmdb_store import is_lmdb
-
-    if is_lmdb(path) and (os.path.isdir(path) or path.endswith(".lmdb")):
+        if not (is_lmdb(path) and (os.path.isdir(path) or path.endswith(".lmdb"))):
+            return FolderImages(path, split, size, split_range, labels)
         if labels:
             raise UserError(f"labels: expected only with a folder of images, {path} is an LMDB with its own labels.csv")
         return LmdbImages(path, OWN_LMDB, split, size, split_range, whole)
-    return FolderImages(path, split, size, split_range, labels)
+    if name == "toyfaces":
+        place = data_dir or os.path.join(data_root, name)
+        if data_dir and not is_lmdb(data_dir):
+            raise UserError(f"no LMDB of toyfaces at {data_dir}: make one with `python -m datasets.prepare toyfaces`")
+        return ToyFaces(split, size, split_range, open_store(place) if is_lmdb(place) else None)
+    if name == "lfw":
+        return Lfw(data_dir or os.path.join(data_root, name), split, size, split_range)
+    if name not in DATASETS:
+        raise UserError(f"data set: expected {', '.join(DATASETS)}, toyfaces, lfw or folder:PATH, got {name!r}")
+    source = DATASETS[name]
+    return LmdbImages(_find_lmdb(source, data_root, data_dir), source, split, size, split_range, whole)
 
 
-def _build_toyfaces(
-    split: str, size: int, data_root: str, data_dir: str | None, split_range: str | None
-) -> "ImageDataset":
-    from datasets.faces import ToyFaces
-    from datasets.lmdb_store import is_lmdb, open_store
+def labelled_splits(
+    name: str, kind: str, size: int, data_root: str = "data", data_dir: str | None = None, labels: str | None = None
+) -> dict[str, Labelled]:
+    """The splits of a data set with labels of a kind: train, valid and test; for ``real`` ones train and test.
 
-    path = data_dir or os.path.join(data_root, "toyfaces")
-    if data_dir and not is_lmdb(data_dir):
-        raise UserError(f"no LMDB of toyfaces at {data_dir}: make one with `python -m datasets.prepare toyfaces`")
-    return ToyFaces(split, size, split_range, open_store(path) if is_lmdb(path) else None)
+    The arguments are those of ``build``; lfw has real labels only. Without an official split images are split by index,
+    with classes each class for itself. No image is read. Raises UserError for labels that are missing or of another
+    kind, for a binary one without positives in a split, and for a class without images in train.
+    """
+    if kind not in KINDS:
+        raise UserError(f"labels: expected one of the kinds {', '.join(KINDS)}, got {kind!r}")
+    options = {"size": size, "data_root": data_root, "data_dir": data_dir, "labels": labels}
+    if name in OFFICIAL:
+        parts = {}
+        for split in PARTS[kind]:
+            dataset = build(name, split, **options)
+            parts[split] = Labelled(dataset, dataset.targets(kind))
+    else:
+        parts = _split_by_index(build(name, "train", **options), kind)
+    needed = {"binary": parts, "class": {"train": parts["train"]}, "real": {}}[kind]
+    lacking = [f"{names} in {split}" for split, part in needed.items() if (names := _missing(part.targets))]
+    if lacking:
+        where = parts["train"].dataset.labels_path or parts["train"].dataset.title
+        expected = "images of every class in train" if kind == "class" else "positives of every label in every split"
+        raise UserError(f"{where}: expected {expected}, there are none of {'; '.join(lacking)}")
+    return parts
+
+
+def _split_by_index(whole: ImageDataset, kind: str) -> dict[str, Labelled]:
+    percent = ", ".join(f"{10 * (last - first)} % {split}" for split, (first, last) in PARTS[kind].items())
+    log_once(f"{whole.title}: no official split, so by index, {percent}{' of each class' * (kind == 'class')}")
+    for share in PARTS[kind].values():
+        tenths(whole.title, len(whole), *share)  # before labels are looked at
+    targets, parts, groups = whole.targets(kind), {}, [range(len(whole))]
+    if kind == "class":  # a folder's images come class by class
+        groups = [(targets.values == c).nonzero().flatten().tolist() for c in range(len(targets.names))]
+    for split, (first, last) in PARTS[kind].items():
+        chosen = sorted(i for group in groups for i in group[len(group) * first // 10 : len(group) * last // 10])
+        parts[split] = Labelled(whole.part(chosen), Targets(kind, targets.names, targets.values[chosen]))
+    return parts
+
+
+def _missing(targets: Targets) -> str:
+    """Names of the binary labels without positives, or of the classes without images."""
+    if targets.kind == "class":
+        there = targets.values.bincount(minlength=len(targets.names)) > 0
+    else:
+        there = targets.values.bool().any(0)
+    return ", ".join(name for name, found in zip(targets.names, there.tolist(), strict=True) if not found)
+
+
+def _find_lmdb(source: Source, data_root: str, data_dir: str | None) -> str:
+    """Path of a data set's LMDB: ``data_dir`` exactly, else the first usual name under ``data_root`` that exists.
+
+    Raises UserError with the paths that were tried and the command that makes one.
+    """
+    tried = [data_dir] if data_dir else [os.path.join(data_root, folder) for folder in source.folders]
+    found = next(filter(is_lmdb, tried), None)
+    if found is None:
+        command = f"python -m datasets.prepare {source.prepare} --source ORIGINALS --out {tried[0]}"
+        raise UserError(f"no LMDB of {source.name} at {', '.join(tried)}: make one with `{command}`")
+    return found

@@ -5,7 +5,6 @@ import json
 import os
 import reprlib
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 from datasets.labels import read_csv, read_text
@@ -17,7 +16,6 @@ Quad = tuple[Point, Point, Point, Point]
 
 LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # left and right as seen in the picture
 MIN_SIDE = 8  # pixels
-_COLUMNS = tuple(f"{name}_{axis}" for name in LANDMARKS for axis in "xy")
 
 
 def read_landmarks(path: str) -> dict[str, Landmarks]:
@@ -27,10 +25,10 @@ def read_landmarks(path: str) -> dict[str, Landmarks]:
     Raises UserError naming the file, the row and what was expected.
     """
     ending = os.path.splitext(path)[1].lower()
-    if ending not in _READERS:
+    if ending not in (".json", ".csv"):
         raise UserError(f"{path}: expected landmarks in a .json or .csv file")
     found: dict[str, Landmarks] = {}
-    for name, value in _READERS[ending](path):
+    for name, value in _json_pairs(path) if ending == ".json" else _csv_pairs(path):
         image = os.path.basename(name)
         if image in found:
             raise UserError(f"{path}: expected landmarks once for every file name, got {image!r} twice")
@@ -44,13 +42,12 @@ def read_landmarks(path: str) -> dict[str, Landmarks]:
 def five_points(landmarks: Sequence[Sequence[float]]) -> Landmarks:
     """The landmarks as pairs of floats. Raises UserError unless they are five pairs of finite numbers."""
     try:
-        points = [(float(x), float(y)) for x, y in landmarks if _is_number(x) and _is_number(y)]
-        if len(landmarks) == len(points) == len(LANDMARKS) and all(cmath.isfinite(complex(*p)) for p in points):
-            return tuple(points)
+        points = tuple((float(x), float(y)) for x, y in landmarks if {type(x), type(y)}.isdisjoint((bool, str)))
+        if len(landmarks) == len(points) == len(LANDMARKS) and all(cmath.isfinite(complex(*point)) for point in points):
+            return points
     except (TypeError, ValueError, OverflowError):
         pass
-    got = reprlib.repr(landmarks)
-    raise UserError(f"expected five pairs of finite numbers ({', '.join(LANDMARKS)}), got {got}")
+    raise UserError(f"expected five pairs of finite numbers ({', '.join(LANDMARKS)}), got {reprlib.repr(landmarks)}")
 
 
 def face_square(landmarks: Sequence[Sequence[float]], width: int, height: int) -> Quad:
@@ -91,10 +88,10 @@ def central_square(width: int, height: int) -> Quad:
     return (left, top), (left, top + side), (left + side, top + side), (left + side, top)
 
 
-def _read_json(path: str) -> list[tuple[str, Any]]:
+def _json_pairs(path: str) -> list[tuple[str, Any]]:
     expected = f"{path}: expected a JSON object of file names and five [x, y] each"
     try:
-        found = json.loads(read_text(path), object_pairs_hook=tuple)
+        found = json.loads(read_text(path), object_pairs_hook=tuple)  # a dict would hide names that come twice
     except (ValueError, RecursionError) as error:
         raise UserError(f"{expected}: {error}") from None
     if not isinstance(found, tuple):
@@ -102,18 +99,11 @@ def _read_json(path: str) -> list[tuple[str, Any]]:
     return list(found)
 
 
-def _read_csv(path: str) -> list[tuple[str, Any]]:
-    table = read_csv(path)
-    if len(table.names) != len(_COLUMNS):
-        raise UserError(f"{path}: expected the header file,{','.join(_COLUMNS)}, got {len(table.names) + 1} columns")
-    return [(name, list(zip(row[::2], row[1::2], strict=True))) for name, row in table.rows.items()]
-
-
-_READERS = {".json": _read_json, ".csv": _read_csv}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _csv_pairs(path: str) -> list[tuple[str, Any]]:
+    table, columns = read_csv(path), [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
+    if len(table.names) != len(columns):
+        raise UserError(f"{path}: expected the header file,{','.join(columns)}, got {len(table.names) + 1} columns")
+    return list(zip(table.rows, table.numbers.reshape(-1, len(LANDMARKS), 2).tolist(), strict=True))
 
 
 def _listed(points: Landmarks) -> str:

@@ -1,7 +1,10 @@
-"""What every data set of images has in common."""
+"""What every data set of images has in common, and how a set is cut into splits."""
 
+import copy
+import logging
+import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -9,16 +12,22 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datasets.images import BadImage, UnreadableImage
+from datasets.labels import LabelTable, Targets
 from dbae.config import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class ImageDataset(Dataset):
     """A map-style data set of one split: ``ds[i]`` is a uint8 image [3, size, size] and its position ``i``.
 
-    Subclasses say what stands behind an index of the whole set: ``image``, ``name`` and, with labels, ``read_labels``.
+    Subclasses say what stands behind an index of the whole set: ``image``, ``name`` and, with labels, ``table``. An
+    item raises UnreadableImage, with the image's name, where that one image is at fault.
     """
 
-    has_labels = False
+    labels_path: str | None = None  # file of the labels
+    kinds: tuple[str, ...] = ()  # of labels that there can be
 
     def __init__(self, title: str, size: int, indices: Sequence[int]) -> None:
         """``title`` names the set in messages; ``indices`` are the split's, into the whole set: at least one."""
@@ -29,36 +38,91 @@ class ImageDataset(Dataset):
         self.title, self.size, self.indices = title, size, indices
 
     def image(self, index: int) -> Image.Image:
-        """RGB image of size x size pixels. Raises UnreadableImage naming one that cannot be had."""
+        """RGB image of size x size pixels. Raises BadImage, OSError or UnreadableImage for one that cannot be had."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
         """What a person finds the image by: key or file name."""
         raise NotImplementedError
 
-    def read_labels(self) -> tuple[tuple[str, ...], Tensor]:
-        """Names of the k labels and their values [n, k] float32 for this split; UserError where there are none."""
+    def table(self, kind: str | None) -> LabelTable:
+        """The file of labels of that kind. Raises UserError where there is none."""
         raise UserError(f"{self.title} has no labels")
+
+    def row_name(self, index: int) -> str:
+        """Name of an image in ``table``."""
+        return self.name(index)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is something for ``targets`` to read, though it may be wrong."""
+        return self.labels_path is not None
+
+    def targets(self, kind: str | None = None) -> Targets:
+        """Labels of the split's images: of a kind, or without one as they stand, so that -1 is no 0.
+
+        Raises UserError where there are none, and for values that are none of that kind.
+        """
+        if kind and kind not in self.kinds:
+            raise UserError(
+                f"{self.title}: expected labels of the kind {' or '.join(self.kinds) or 'none'}, got {kind}"
+            )
+        return self.table(kind).targets(map(self.row_name, self.indices), kind)
+
+    def part(self, positions: Sequence[int]) -> "ImageDataset":
+        """The same with the images at some positions only."""
+        other = copy.copy(self)
+        other.indices = [self.indices[i] for i in positions]
+        return other
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        pixels = np.asarray(self.image(self.indices[i])).transpose(2, 0, 1)
+        try:
+            pixels = np.asarray(self.image(self.indices[i])).transpose(2, 0, 1)
+        except (BadImage, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UnreadableImage(f"{self.title} has a bad image {self.name_of(i)}: {reason}") from error
         return torch.from_numpy(np.array(pixels, order="C")), range(len(self))[i]
 
     def name_of(self, i: int) -> str:
         """Name of the image at position ``i`` of the split."""
         return self.name(self.indices[i])
 
-    @cached_property
-    def _labels(self) -> tuple[tuple[str, ...], Tensor]:
-        return self.read_labels()
 
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return self._labels[0]
+def check_split(title: str, split: str, expected: Sequence[str]) -> None:
+    if split not in expected:
+        raise UserError(f"split of {title}: expected {' or '.join(expected)}, got {split!r}")
 
-    @property
-    def labels(self) -> Tensor:
-        return self._labels[1]
+
+def whole_set(title: str, split: str, length: int) -> range:
+    """Train and test are both the whole set, as in the official code."""
+    check_split(title, split, ("train", "test"))
+    return range(length)
+
+
+def cut(indices: Sequence[int], split_range: str | None) -> Sequence[int]:
+    """The part A:B (B excluded, either may be left out) of a split. Raises UserError if it is empty or reaches out."""
+    if split_range is None:
+        return indices
+    match = re.fullmatch(r"(\d*):(\d*)", split_range)
+    begin = int(match[1] or 0) if match else 0
+    end = int(match[2] or len(indices)) if match else 0
+    if not begin < end <= len(indices):
+        raise UserError(f"split range: expected A:B with 0 <= A < B <= {len(indices)}, got {split_range!r}")
+    return indices[begin:end]
+
+
+def tenths(title: str, length: int, first: int, last: int) -> range:
+    """Indices in the tenths first..last of a set. Raises UserError if so small a set has none there."""
+    part = range(length * first // 10, length * last // 10)
+    if not part:
+        raise UserError(f"{title}: expected 10 images or more to split by index, got {length}")
+    return part
+
+
+@lru_cache
+def log_once(message: str) -> None:
+    """Log a warning, unless this process has logged the same one before."""
+    logger.warning(message)

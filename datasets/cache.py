@@ -7,9 +7,9 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from datasets.bad_images import BadImages
 from datasets.base import ImageDataset
 from datasets.loader import CachedImages, ordered_batches
+from datasets.tolerant import Tolerant
 from dbae.config import UserError
 
 PLACES = ("none", "host", "device")
@@ -18,32 +18,29 @@ GB = 1e9  # bytes
 
 
 def cached(
-    dataset: ImageDataset,
-    where: str,
-    device: torch.device | str,
-    num_workers: int = 0,
-    bad: BadImages | None = None,
-    quiet: bool = False,
+    dataset: Dataset, where: str, device: torch.device | str, num_workers: int = 0, quiet: bool = False
 ) -> Dataset | CachedImages:
     """What ``training_batches`` reads: the data set itself, or all its images, read once by ``num_workers`` processes.
 
-    ``where`` is ``host`` or ``device`` for the memory that holds them, n 3 s^2 bytes, or ``none``. With ``bad``, the
-    images that stand in for bad ones are those of ``training_batches``, and all bad ones are noted while reading.
-    ``quiet`` shows no progress. Raises UserError where the images do not fit, like ``check_room``, before reading, and
-    like ``training_batches``.
+    ``where`` is ``host`` or ``device`` for the memory that holds them, n 3 s^2 bytes, or ``none``. The images of a
+    ``Tolerant`` data set that stand in for bad ones are those of ``training_batches``, and all bad ones are noted while
+    reading. ``quiet`` shows no progress. Raises UserError where the images do not fit, like ``check_room``, before
+    reading, and like ``training_batches``.
     """
-    check_room(dataset, where, device)
+    plain = dataset.dataset if isinstance(dataset, Tolerant) else dataset
+    check_room(plain, where, device)
     if where == "none":
         return dataset
-    shape = (len(dataset), 3, dataset.size, dataset.size)
-    images = torch.empty(shape, dtype=torch.uint8, device=_memory(where, device))
-    batches = ordered_batches(dataset, BATCH, num_workers=num_workers, bad=bad, replace=bad is not None)
-    pace = {"delay": 1, "mininterval": 0.1 if sys.stderr.isatty() else 10}  # seconds
-    with tqdm(total=len(dataset), desc="read", unit=" images", disable=quiet, **pace) as bar:
-        for batch, positions in batches:
-            images[positions[0] : positions[-1] + 1] = batch
+    n = len(dataset)
+    images = torch.empty((n, 3, plain.size, plain.size), dtype=torch.uint8, device=_memory(where, device))
+    positions = torch.empty(n, dtype=torch.long)
+    done, pace = 0, {"delay": 1, "mininterval": 0.1 if sys.stderr.isatty() else 10}  # seconds
+    with tqdm(total=n, desc="read", unit=" images", disable=quiet, **pace) as bar:
+        for batch, shown in ordered_batches(dataset, BATCH, num_workers=num_workers):
+            place = slice(done, done := done + len(batch))
+            images[place], positions[place] = batch, shown
             bar.update(len(batch))
-    return CachedImages(images)
+    return CachedImages(images, positions)
 
 
 def check_room(dataset: ImageDataset, where: str, device: torch.device | str) -> None:

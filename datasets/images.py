@@ -1,6 +1,8 @@
-"""Decoding, cropping and resizing of single images with PIL: the one place that knows about colour modes."""
+"""Image files: which ones of a folder are some, how they are decoded to RGB with PIL, cropped and resized."""
 
 import io
+import os
+import re
 import struct
 import warnings
 import zlib
@@ -122,6 +124,44 @@ def cover(image: Image.Image, size: int) -> Image.Image:
     return resized.crop(_central_square(*resized.size))
 
 
+# ---- files
+
+
+def read_image(path: str, upright: bool = False) -> Image.Image:
+    """RGB image in a file. Raises UnreadableImage naming a broken or missing one."""
+    try:
+        return decode(read_bytes(path), upright)
+    except (BadImage, OSError) as error:
+        raise UnreadableImage(f"{path} is a bad image: {getattr(error, 'strerror', None) or error}") from error
+
+
+def image_names(root: str) -> list[str]:
+    """Paths below ``root`` of all image files, in natural order (2.jpg before 10.jpg), without hidden ones.
+
+    Links to files count, links to folders are not followed, so that there are no circles. Raises UserError if there are
+    none, or for a folder that cannot be read.
+    """
+    if not os.path.isdir(root):
+        found = "this is a file" if os.path.exists(root) else "there is nothing of that name"
+        raise UserError(f"{root}: expected a folder of images, {found}")
+    names = sorted(filter(is_image_name, _files_below(root)), key=natural_order)
+    if not names:
+        raise UserError(f"{root}: expected images ({' '.join(sorted(EXTENSIONS))}), there are none in this folder")
+    return names
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a path is an image's by its ending; hidden files and what macOS adds to archives are not."""
+    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    return not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def natural_order(name: str) -> tuple[tuple[int, str, str], ...]:
+    """Sort key that compares runs of digits as numbers; for numbers of equal width it is the order of the names."""
+    parts = re.split(r"([0-9]+)", name)
+    return tuple(_as_number(part) if i % 2 else (0, part, "") for i, part in enumerate(parts))
+
+
 def _central_square(width: int, height: int) -> tuple[int, int, int, int]:
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -133,3 +173,21 @@ def _formats() -> tuple[str, ...]:
     """FORMATS that this PIL can read."""
     Image.init()
     return tuple(sorted(FORMATS & Image.OPEN.keys()))
+
+
+def _files_below(root: str) -> list[str]:
+    files = []
+    for folder, _, names in os.walk(root, onerror=_refuse):
+        below = os.path.relpath(folder, root)
+        files += [os.path.normpath(os.path.join(below, name)).replace(os.sep, "/") for name in names]
+    return files
+
+
+def _as_number(digits: str) -> tuple[int, str, str]:
+    """What digits of any length compare by; ``int`` refuses thousands of them."""
+    value = digits.lstrip("0")
+    return len(value), value, digits
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: expected a readable folder: {error.strerror}") from None

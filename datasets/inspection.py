@@ -3,103 +3,81 @@
 import io
 import os
 from collections import Counter
-from dataclasses import dataclass, field
 from itertools import islice
+from math import prod
 
 from PIL import Image
 from tqdm import tqdm
 
 from datasets.images import BadImage, decode
-from datasets.lmdb_store import LmdbStore, format_of, is_lmdb, open_store
-from datasets.lmdb_writer import RECORD_KEY, Record
+from datasets.lmdb import LmdbStore, format_of, is_lmdb, open_store
 from datasets.sources import DATASETS
+from datasets.writer import RECORD_KEY, Record
 from dbae.config import UserError
 
 SAMPLE = 500  # images decoded without `full`
 NAMED = 3  # examples of what is missing or skipped
+PROBLEM = "PROBLEM  "  # how a line begins that tells of one
+LABEL_FILES = {"labels.csv"} | {source.labels.name for source in DATASETS.values() if source.labels}
+LABEL_FILES |= {source.partition for source in DATASETS.values() if source.partition}
 
 
-@dataclass
-class Report:
-    """Lines to print, and those of them that are problems."""
+def inspect_lmdb(path: str, full: bool = False) -> list[str]:
+    """Lines on counts, gaps, and images: all are decoded, or an even sample. Problems begin with PROBLEM.
 
-    lines: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def problem(self, line: str) -> None:
-        self.problems.append(line)
-        self.lines.append(f"PROBLEM  {line}")
-
-
-def inspect_lmdb(path: str, full: bool = False) -> Report:
-    """Count, check and decode (all images, or an even sample). Raises UserError if there is no LMDB with images."""
+    Raises UserError if there is no LMDB with images.
+    """
     if not is_lmdb(path):
         raise UserError(f"{path}: expected an LMDB (a folder with data.mdb, or a single file)")
-    store, report = open_store(path), Report()
+    store = open_store(path)
     counts = Counter(filter(None, map(format_of, store.keys())))
     if not counts:
         raise UserError(f"{path}: expected keys like 256-00000, found no image keys")
-    key_format = counts.most_common(1)[0][0]
+    lines = [f"keys     {count} of format {found}" for found, count in counts.most_common()]
+    [(key_format, count)] = counts.most_common(1)
     length = store.length(key_format)
     stated = "with" if store.get("length") else "without"
-    for found, count in counts.most_common():
-        report.lines.append(f"keys     {count} of format {found}")
-    report.lines.append(f"range    {key_format % 0} to {key_format % (length - 1)}, {stated} a length key")
-    _check_gaps(store, key_format, length, counts[key_format], report)
-    _check_images(store, key_format, length, full, report)
-    _check_record(store, report)
-    report.lines.append(f"labels   {', '.join(_label_files(store.folder)) or 'no label files'}")
-    return report
-
-
-def _check_gaps(store: LmdbStore, key_format: str, length: int, count: int, report: Report) -> None:
+    lines.append(f"range    {key_format % 0} to {key_format % (length - 1)}, {stated} a length key")
     if count > length:
-        report.problem(f"the length key says {length}, there are {count} images")
+        lines.append(f"{PROBLEM}the length key says {length}, there are {count} images")
     elif count < length:
-        missing = (key_format % i for i in range(length) if store.get(key_format % i) is None)
-        report.problem(f"{length - count} of {length} images are missing: {', '.join(islice(missing, NAMED))} ...")
+        missing = ", ".join(islice((key for i in range(length) if store.get(key := key_format % i) is None), NAMED))
+        lines.append(f"{PROBLEM}{length - count} of {length} images are missing: {missing} ...")
+    lines += _images(store, key_format, length, full)
+    lines += _record(store)
+    files = sorted(name for name in LABEL_FILES if os.path.isfile(os.path.join(store.folder, name)))
+    return [*lines, f"labels   {', '.join(files) or 'no label files'}"]
 
 
-def _check_images(store: LmdbStore, key_format: str, length: int, full: bool, report: Report) -> None:
+def _images(store: LmdbStore, key_format: str, length: int, full: bool) -> list[str]:
     indices = range(0, length, 1 if full else max(1, length // SAMPLE))
-    sizes, formats, bad = Counter(), Counter(), []
+    sizes, formats, bad = set(), set(), []
     for index in tqdm(indices, unit=" images", disable=not full):
         data = store.get(key_format % index)
-        if data is None:
-            continue
-        try:
-            sizes[decode(data).size] += 1
-            formats[Image.open(io.BytesIO(data)).format] += 1
-        except BadImage as error:
-            bad.append(f"{key_format % index} ({error})")
-    report.lines.append(f"decoded  {len(indices)} of {length} images{'' if full else ', --full decodes all'}")
+        if data is not None:
+            try:
+                sizes.add(decode(data).size)
+                formats.add(Image.open(io.BytesIO(data)).format)
+            except BadImage as error:
+                bad.append(f"{key_format % index} ({error})")
+    lines = [f"decoded  {len(indices)} of {length} images{'' if full else ', --full decodes all'}"]
     if sizes:
-        smallest, largest = min(sizes, key=_area), max(sizes, key=_area)
-        span = "x".join(map(str, smallest)) + (f" to {largest[0]}x{largest[1]}" if smallest != largest else "")
-        report.lines.append(f"images   {span}, {'/'.join(sorted(formats))}")
+        span = " to ".join(dict.fromkeys("{}x{}".format(*choose(sizes, key=prod)) for choose in (min, max)))
+        lines.append(f"images   {span}, {'/'.join(sorted(formats))}")
     if bad:
-        report.problem(f"{len(bad)} bad images, the first is {bad[0]}")
+        lines.append(f"{PROBLEM}{len(bad)} bad images, the first is {bad[0]}")
+    return lines
 
 
-def _check_record(store: LmdbStore, report: Report) -> None:
-    data = store.get(RECORD_KEY.decode())
+def _record(store: LmdbStore) -> list[str]:
+    data, lines = store.get(RECORD_KEY.decode()), []
     if data is None:
-        return
+        return lines
     record = Record.from_bytes(data, store.path)
     if not record.finished:
         total = record.settings["images"]
-        report.problem(f"unfinished: {record.done} of {total} originals, run the same prepare command again")
+        lines.append(f"{PROBLEM}unfinished: {record.done} of {total} originals, run the same prepare command again")
     if record.skipped:
         named = ", ".join(name for name, _ in record.skipped[:NAMED])
-        report.lines.append(f"skipped  {len(record.skipped)} bad originals when it was prepared: {named} ...")
-
-
-def _label_files(folder: str) -> list[str]:
-    known = {"labels.csv"}
-    for source in DATASETS.values():
-        known |= {source.labels.name if source.labels else "", source.partition or ""}
-    return sorted(name for name in known if name and os.path.isfile(os.path.join(folder, name)))
-
-
-def _area(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
+        lines.append(f"skipped  {len(record.skipped)} bad originals when it was prepared: {named} ...")
+    return lines

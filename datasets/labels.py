@@ -1,41 +1,153 @@
-"""Label files: the attribute lists of CelebA and CelebA-HQ, the CelebA partition, and CSV tables of own data."""
+"""Labels of images, of three kinds in one container, and the text files that hold them.
+
+A label is binary (attributes that an image has or has not), a class (one of several, by name) or real (numbers).
+"""
 
 import csv
 import io
 import math
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dbae.config import UserError
+
+KINDS = ("binary", "class", "real")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The labels of n images, all of one kind.
+
+    Binary labels are 0 or 1 and real ones any finite numbers, both float32 [n, k]; ``names`` are those of the k labels.
+    Classes are int64 [n]; ``names`` are those of the classes that the values count.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Numeric labels by image name. Raises UserError if two labels have the same name."""
+    """Rows of text by image name, as a file has them. Raises UserError if two labels have the same name."""
 
     path: str
     names: tuple[str, ...]  # of the k labels
-    rows: dict[str, list[float]] = field(default_factory=dict)  # image name -> k values
+    rows: dict[str, tuple[int, list[str]]] = field(default_factory=dict)  # image name -> line of the file, k cells
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names):
             raise UserError(f"{self.path}: expected different label names in the header, got {', '.join(self.names)}")
 
-    def add(self, line: int, image: str, cells: list[str]) -> None:
-        """Add an image's row from a line of the file. Raises UserError if it has one, or for what is no number."""
+    def add(self, line: int, image: str, cells: Iterable[str]) -> None:
+        """Add the row of an image. Raises UserError if it has one, or too few or too many cells."""
+        cells = [sys.intern(cell.strip()) for cell in cells]  # few are different, and a table may have millions
         if image in self.rows:
             raise UserError(f"{self.path}: expected one row for {image!r}, line {line} is another")
-        self.rows[image] = _numbers(self.path, line, self.names, cells)
+        if len(cells) != len(self.names):
+            raise UserError(f"{self.path}: expected {len(self.names)} labels on line {line}, got {len(cells)}")
+        self.rows[image] = line, cells
 
-    def select(self, images: Iterable[str]) -> np.ndarray:
-        """Labels [n, k] float32 of the named images, in that order. Raises UserError naming an image without a row."""
+    def column(self, name: str) -> "LabelTable":
+        """The table with one of its columns only. Raises UserError where it has none of that name."""
+        if name not in self.names:
+            raise UserError(f"{self.path}: expected one of the columns {', '.join(self.names)}, got {name!r}")
+        k = self.names.index(name)
+        return LabelTable(self.path, (name,), {image: (line, [row[k]]) for image, (line, row) in self.rows.items()})
+
+    def targets(self, images: Iterable[str], kind: str | None = None) -> Targets:
+        """Labels of the named images, in that order. Without ``kind`` a column of text is a class, all else real.
+
+        The whole table is checked, so that the labels of every split are of one kind, and classes have the same names.
+        Raises UserError naming an image without a row, or a value that does not suit the kind.
+        """
+        place = {image: i for i, image in enumerate(self.rows)}
         try:
-            return np.array([self.rows[image] for image in images], np.float32)
+            chosen = torch.tensor([place[image] for image in images], dtype=torch.long)
         except KeyError as error:
             raise UserError(f"{self.path}: expected a row for every image, there is none for {error}") from None
+        kind = kind or ("class" if self.holds_text() else "real")
+        names, values = {"binary": self._binary, "class": self._classes, "real": self._real}[kind]()
+        return Targets(kind, names, values[chosen])
+
+    def holds_text(self) -> bool:
+        """Whether there is a single column, and nothing in it could be meant as a number."""
+        return len(self.names) == 1 and bool(self.rows) and all(map(_is_text, self._column_cells))
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """All cells as float64 [rows, k]. Raises UserError naming line and column of one that is no finite number."""
+        values = np.empty((len(self.rows), len(self.names)))
+        for i, (line, cells) in enumerate(self.rows.values()):
+            for k, cell in enumerate(cells):
+                if not _is_number(cell):
+                    where = f"line {line}, column {self.names[k]!r}"
+                    raise UserError(f"{self.path}: expected a number on {where}, got {cell[:60]!r}")
+                values[i, k] = float(cell)
+        return values
+
+    @property
+    def _column_cells(self) -> list[str]:
+        return [cells[0] for _, cells in self.rows.values()]
+
+    def _real(self) -> tuple[tuple[str, ...], Tensor]:
+        values = torch.from_numpy(self.numbers).float()
+        for name, column in zip(self.names, values.T, strict=True):
+            if not column.isfinite().all():
+                got = column[~column.isfinite()][0]
+                raise UserError(f"{self.path}, column {name!r}: expected finite 32-bit numbers, got {got:g}")
+        return self.names, values
+
+    def _binary(self) -> tuple[tuple[str, ...], Tensor]:
+        """Numbers with -1 turned into 0. A column has 0 and 1, or -1 and 1, not all three."""
+        names, values = self._real()
+        for name, column in zip(names, values.T, strict=True):
+            low = -1 if (column == -1).any() else 0
+            strange = column[(column != low) & (column != 1)]
+            if len(strange):
+                got = f"{strange[0]:g}{' beside -1' if low else ''}"
+                raise UserError(f"{self.path}, column {name!r}: expected 0 and 1, or -1 and 1, as binary, got {got}")
+        return names, values.clamp(min=0)
+
+    def _classes(self) -> tuple[tuple[str, ...], Tensor]:
+        """Names in order, by number where all are whole numbers, and each row's place among them."""
+        if len(self.names) != 1:
+            raise UserError(
+                f"{self.path}: expected one column for classes, got {', '.join(self.names)}; "
+                "give one as --labels FILE.csv:COLUMN"
+            )
+        cells = self._column_cells
+        numeric = all(map(_is_number, cells))
+        for (line, _), cell in zip(self.rows.values(), cells, strict=True):
+            if not cell or (numeric and not float(cell).is_integer()):
+                raise UserError(f"{self.path}: expected a class, text or a whole number, on line {line}, got {cell!r}")
+        found = [int(float(cell)) for cell in cells] if numeric else cells
+        classes = {name: i for i, name in enumerate(sorted(set(found)))}
+        return tuple(map(str, classes)), torch.tensor([classes[name] for name in found], dtype=torch.long)
+
+
+def class_folders(root: str, names: Sequence[str]) -> LabelTable:
+    """The first folder in each image's path as its class. Raises UserError unless all lie in two folders or more."""
+    table = LabelTable(root, ("class",))
+    for name in names:
+        folder, slash, _ = name.partition("/")
+        table.add(0, name, [folder if slash else ""])
+    folders = set(table._column_cells)
+    if len(folders) < 2 or "" in folders:
+        beside = os.path.join(root, "labels.csv")
+        raise UserError(f"{root} has no classes: expected {beside}, or all images in two or more folders, one a class")
+    return table
 
 
 def read_attributes(path: str) -> LabelTable:
@@ -53,14 +165,17 @@ def read_attributes(path: str) -> LabelTable:
 
 
 def read_csv(path: str) -> LabelTable:
-    """The table in a CSV file; see ``parse_csv``."""
+    """The table in a CSV file, or with FILE:COLUMN one column of it; see ``parse_csv``."""
+    file, colon, column = path.rpartition(":")
+    if colon and os.path.isfile(file) and not os.path.isfile(path):
+        return parse_csv(file, read_text(file)).column(column)
     return parse_csv(path, read_text(path))
 
 
 def parse_csv(path: str, text: str) -> LabelTable:
-    """A CSV with a header, whose first column names the file and whose others are numbers.
+    """A CSV with a header, whose first column names the file and whose others are labels.
 
-    Raises UserError naming ``path``, and the line and column, where it is not.
+    Raises UserError naming ``path``, and the line, where it is not.
     """
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
@@ -98,17 +213,17 @@ def read_text(path: str) -> str:
         raise UserError(f"{path}: expected a readable text file of labels: {reason}") from None
 
 
-def _numbers(path: str, line: int, names: tuple[str, ...], cells: list[str]) -> list[float]:
-    if len(cells) != len(names):
-        raise UserError(f"{path}: expected {len(names)} labels on line {line}, got {len(cells)}")
-    for name, cell in zip(names, cells, strict=True):
-        if not _is_number(cell):
-            raise UserError(f"{path}: expected a number on line {line}, column {name!r}, got {cell!r}")
-    return [float(cell) for cell in cells]
-
-
 def _is_number(cell: str) -> bool:
     try:
         return math.isfinite(float(cell))
     except ValueError:
         return False
+
+
+def _is_text(cell: str) -> bool:
+    """Whether a cell cannot be meant as a number, not even as one that is missing (empty or nan)."""
+    try:
+        float(cell or "nan")
+    except ValueError:
+        return True
+    return False

@@ -4,13 +4,10 @@ import os
 import re
 
 from PIL import Image
-from torch import Tensor, from_numpy
 
-from datasets.base import ImageDataset
-from datasets.folder import read_image
-from datasets.images import BadImage, UnreadableImage, check_pixels
+from datasets.base import ImageDataset, check_split, cut, log_once
+from datasets.images import check_pixels, decode, read_bytes
 from datasets.labels import LabelTable, read_text
-from datasets.splits import check_split, cut, log_once
 from dbae.config import UserError
 
 IMAGES = "lfw_funneled"
@@ -28,49 +25,39 @@ ORIGINS = {  # of every file that must be there
 class Lfw(ImageDataset):
     """The images of one split's people, in the order of its file; images without attributes are left out.
 
-    Labels are the attributes. Raises UserError for files that are missing or wrong.
+    Labels are the attributes, as real numbers. Raises UserError for files that are missing or wrong.
     """
 
-    has_labels = True
+    kinds = ("real",)
 
     def __init__(self, root: str, split: str, size: int, split_range: str | None = None) -> None:
         check_split("lfw", split, tuple(PEOPLE))
         _check_files(root)
         self.labels_path = os.path.join(root, ATTRIBUTES)
-        table, listed = read_attributes(self.labels_path), read_people(os.path.join(root, PEOPLE[split]))
-        self.names = [name for name in listed if name in table.rows]
+        self._table, listed = read_attributes(self.labels_path), read_people(os.path.join(root, PEOPLE[split]))
+        self.names = [name for name in listed if name in self._table.rows]
         if not self.names:
             raise UserError(f"{self.labels_path}: expected rows for the people of {PEOPLE[split]}, there are none")
         if len(self.names) < len(listed):
             without = len(listed) - len(self.names)
             log_once(f"{root}: {without} of {len(listed)} {split} images have no attributes and are left out")
         super().__init__(root, size, cut(range(len(self.names)), split_range))
-        self._table = table.names, from_numpy(table.select(self.names))
-        self._check_images()
+        self.targets()  # wrong numbers are an error now
+        missing = [self._path(index) for index in self.indices if not os.path.isfile(self._path(index))]
+        if missing:
+            raise UserError(f"{root}: {len(missing)} of {len(self)} images are missing, the first is {missing[0]}")
 
     def name(self, index: int) -> str:
         return self.names[index]
 
     def image(self, index: int) -> Image.Image:
-        """Raises UnreadableImage naming a missing or broken file."""
-        path = self._path(index)
-        try:
-            return centre(read_image(path), self.size)
-        except BadImage as error:
-            raise UnreadableImage(f"{path} is a bad image: {error}") from error
+        return centre(decode(read_bytes(self._path(index))), self.size)
 
-    def read_labels(self) -> tuple[tuple[str, ...], Tensor]:
-        attributes, values = self._table
-        return attributes, values[list(self.indices)]
+    def table(self, kind: str | None) -> LabelTable:
+        return self._table
 
     def _path(self, index: int) -> str:
         return os.path.join(self.title, IMAGES, self.names[index])
-
-    def _check_images(self) -> None:
-        missing = [index for index in self.indices if not os.path.isfile(self._path(index))]
-        if missing:
-            first = self._path(missing[0])
-            raise UserError(f"{self.title}: {len(missing)} of {len(self)} images are missing, the first is {first}")
 
 
 def centre(image: Image.Image, size: int) -> Image.Image:
@@ -89,25 +76,18 @@ def centre(image: Image.Image, size: int) -> Image.Image:
 def read_attributes(path: str) -> LabelTable:
     """By image: a comment line, a header, then rows of a person (with spaces), an image number and the values."""
     lines = [line.rstrip().split("\t") for line in read_text(path).splitlines()]
-    match lines[1] if len(lines) > 1 else []:
-        case ["#", "person", "imagenum", _, *_] as header:
-            table = LabelTable(path, tuple(name.strip() for name in header[3:]))
-        case _:
-            raise UserError(
-                f"{path}: expected a comment on line 1, and on line 2 #, person, imagenum and the names of attributes, "
-                "separated by tabs"
-            )
+    header = lines[1] if len(lines) > 1 else []
+    if header[:3] != ["#", "person", "imagenum"] or len(header) < 4:
+        expected = "a comment on line 1, and on line 2 #, person, imagenum and the names of attributes"
+        raise UserError(f"{path}: expected {expected}, separated by tabs")
+    table = LabelTable(path, tuple(name.strip() for name in header[3:]))
     for number, cells in enumerate(lines[2:], start=3):
-        match cells:
-            case [""]:
-                continue
-            case [person, image, *values] if person and image.isdecimal():
-                table.add(number, _image_name(person.replace(" ", "_"), int(image)), values)
-            case _:
-                raise UserError(
-                    f"{path}: expected a person, an image number and {len(table.names)} values on line {number}, "
-                    f"separated by tabs, got {' '.join(cells)[:60]!r}"
-                )
+        if cells == [""]:
+            continue
+        if len(cells) < 2 or not (cells[0] and cells[1].isdecimal()):
+            expected = f"a person, an image number and {len(table.names)} values on line {number}, separated by tabs"
+            raise UserError(f"{path}: expected {expected}, got {' '.join(cells)[:60]!r}")
+        table.add(number, _image_name(cells[0].replace(" ", "_"), int(cells[1])), cells[2:])
     return table
 
 

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.bad_images import BadImages, Fault, Reader, collate
+from datasets.tolerant import Tolerant, collate
 from dbae.config import UserError
 
 # What a signal that ended a worker process tells
@@ -25,23 +26,12 @@ KILLED = {
 class CachedImages:
     """A data set whose images [n, 3, s, s] uint8 are all in memory, the host's or the device's; see ``cached``."""
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    def __init__(self, images: Tensor, positions: Tensor) -> None:
+        """``positions`` [n] says which image of the data set each one is: another one, where it stands in for it."""
+        self.images, self.positions = images, positions
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def batch(self, indices: list[int], device: torch.device) -> Tensor:
-        """The images at some indices as uint8 [m, 3, s, s] on ``device``; the host does not wait for a GPU.
-
-        Only what moves to a GPU is pinned, indices or batch: to gather from all images, the host needs no pinned ones.
-        """
-        memory = self.images.device
-        index = torch.tensor(indices, pin_memory=memory.type == "cuda").to(memory, non_blocking=True)
-        moves = memory.type == "cpu" and device.type == "cuda"
-        batch = self.images.new_empty((len(indices), *self.images.shape[1:]), pin_memory=moves)
-        torch.index_select(self.images, 0, index, out=batch)
-        return batch.to(device, non_blocking=True)
 
 
 def training_batches(
@@ -54,29 +44,34 @@ def training_batches(
     world: int = 1,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
-    bad: BadImages | None = None,
-) -> Iterator[Tensor]:
-    """Endless uint8 micro-batches [m, 3, s, s] of this rank on ``device``, from global image position ``start`` on.
+    targets: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Endless micro-batches of this rank on ``device``, from global image position ``start`` on.
+
+    Each is images, uint8 [m, 3, s, s], and those rows of ``targets`` [n, ...] that belong to them, or None without.
 
     Step k covers the positions start + [k B, (k+1) B) of the endless order, B = ``batch_size`` over all ranks. Each
     rank takes its contiguous share, in pieces of ``microbatch`` (0 or less: the whole share), the last of which may
     be shorter. So the images of a step do not depend on the number of processes.
 
-    With ``bad``, another image stands in for each bad one, which is noted there: batches stay full, and a function of
-    seed and position. CachedImages have been read, and need neither ``num_workers`` nor ``bad``.
+    In a ``Tolerant`` data set that replaces bad images another one stands in for each, with its own target: batches
+    stay full, and a function of seed and position. Without, a bad image is an error. CachedImages have been read.
 
-    Raises UserError for an uneven share, without ``bad`` for a bad image, and where no image can be had at all or a
-    worker process is killed.
+    Raises UserError for an uneven share, for a bad image, and where no image can be had at all or a worker process is
+    killed.
     """
     if batch_size < 1 or batch_size % world:
         raise UserError(f"batch size: expected a positive multiple of the {world} processes, got {batch_size}")
-    steps = MicroBatches(Order(len(dataset), seed), batch_size, microbatch, start, rank, world)
-    device = torch.device(device)
+    device, order = torch.device(device), Order(len(dataset), seed)
+    steps = _micro_batches(order, batch_size, microbatch, start, rank, world)
     if isinstance(dataset, CachedImages):
-        return (dataset.batch(indices, device) for indices in steps)
-    reader = Reader(dataset, replace=bad is not None)
-    batches = _load(reader, steps, num_workers, device.type == "cuda", bad)
-    return (images.to(device, non_blocking=True) for images, _ in batches)
+        batches = ((gather(dataset.images, indices, device), dataset.positions[indices]) for indices in steps)
+    else:
+        batches = _load(dataset, steps, num_workers, device.type == "cuda")
+    return (
+        (images.to(device, non_blocking=True), None if targets is None else gather(targets, shown.tolist(), device))
+        for images, shown in batches
+    )
 
 
 def ordered_batches(
@@ -87,27 +82,22 @@ def ordered_batches(
     limit: int | None = None,
     num_workers: int = 0,
     skip: int = 0,
-    bad: BadImages | None = None,
-    replace: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images [n, 3, s, s] uint8 and positions [n] int64 of this rank, each once: rank, rank + world, ... below limit.
 
-    The last batch may be shorter; nothing is padded or repeated. ``skip`` leaves out the first batches. With ``bad``,
-    bad images are left out of their batches, even to the last one, and noted there; with ``replace`` others stand in
-    for them, as in ``training_batches``. Raises UserError like that.
+    The last batch may be shorter; nothing is padded or repeated. ``skip`` leaves out the first batches. A ``Tolerant``
+    data set leaves bad images out of their batches, even to the last one. Raises UserError like ``training_batches``.
     """
     mine = range(rank, len(dataset) if limit is None else min(len(dataset), limit), world)
     batches = [list(mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)]
-    return _load(Reader(dataset, replace), batches[skip:], num_workers, torch.cuda.is_available(), bad)
+    return _load(dataset, batches[skip:], num_workers, torch.cuda.is_available())
 
 
-def first_images(dataset: Dataset, count: int, bad: BadImages | None = None) -> Tensor:
-    """The first ``count`` images of a data set as uint8 [n, 3, s, s]; ``bad`` is as in ``training_batches``."""
-    reader = Reader(dataset, replace=bad is not None)
+def first_images(dataset: Dataset, count: int) -> Tensor:
+    """The first ``count`` images of a data set as uint8 [n, 3, s, s]; bad ones are as in its batches."""
+    reader = _tolerant(dataset)
     images, _, faults = collate([reader[i] for i in range(min(count, len(reader)))])
-    problem = _settle(faults, bad)
-    if problem:
-        raise UserError(problem)
+    reader.settle(faults)
     return images
 
 
@@ -115,45 +105,43 @@ class Order:
     """The endless order of training images: position p is element p % n of the permutation of epoch p // n."""
 
     def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed = n, seed
-        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+        self.n = n
+        self._permutation = lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(n))
 
     def indices(self, first: int, last: int) -> list[int]:
         """Images at the positions first..last-1."""
-        found: list[int] = []
-        while first < last:
-            epoch, begin = divmod(first, self.n)
-            end = min(self.n, begin + last - first)
-            found += self._of_epoch(epoch)[begin:end].tolist()
-            first += end - begin
-        return found
-
-    def _of_epoch(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.n)
-            self._epoch = epoch
-        return self._permutation
+        return [int(self._permutation(p // self.n)[p % self.n]) for p in range(first, last)]
 
 
-class MicroBatches:
-    """Endless index lists of one rank; see ``training_batches``."""
+def _micro_batches(
+    order: Order, batch_size: int, microbatch: int, start: int, rank: int, world: int
+) -> Iterator[list[int]]:
+    """Endless lists of the images of one rank; see ``training_batches``."""
+    share = batch_size // world
+    size = microbatch if microbatch > 0 else share
+    for begin in count(start + rank * share, batch_size):
+        mine = order.indices(begin, begin + share)
+        for first in range(0, share, size):
+            yield mine[first : first + size]
 
-    def __init__(self, order: Order, batch_size: int, microbatch: int, start: int, rank: int, world: int) -> None:
-        self.order, self.batch_size, self.start = order, batch_size, start
-        self.share = batch_size // world
-        self.offset = rank * self.share
-        self.microbatch = microbatch if microbatch > 0 else self.share
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for begin in count(self.start + self.offset, self.batch_size):
-            mine = self.order.indices(begin, begin + self.share)
-            for first in range(0, self.share, self.microbatch):
-                yield mine[first : first + self.microbatch]
+def gather(rows: Tensor, indices: list[int], device: torch.device) -> Tensor:
+    """A copy of some rows [n, ...] on ``device``; the host does not wait for a GPU.
+
+    Only what moves to a GPU is pinned, indices or result: to gather from all rows, the host needs no pinned ones.
+    """
+    memory = rows.device
+    index = torch.tensor(indices, pin_memory=memory.type == "cuda").to(memory, non_blocking=True)
+    moves = memory.type == "cpu" and device.type == "cuda"
+    batch = rows.new_empty((len(indices), *rows.shape[1:]), pin_memory=moves)
+    torch.index_select(rows, 0, index, out=batch)
+    return batch.to(device, non_blocking=True)
 
 
 def _load(
-    reader: Reader, batches: Iterable[list[int]], num_workers: int, pin_memory: bool, bad: BadImages | None
+    dataset: Dataset, batches: Iterable[list[int]], num_workers: int, pin_memory: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    reader = _tolerant(dataset)
     loader = DataLoader(
         reader,
         batch_sampler=batches,
@@ -165,11 +153,12 @@ def _load(
     )
     items, problem = _start(loader), None
     try:
-        while problem is None and (batch := next(items, None)) is not None:
+        while (batch := next(items, None)) is not None:
             images, positions, faults = batch
-            problem = _settle(faults, bad)
-            if problem is None:
-                yield images, positions
+            reader.settle(faults)
+            yield images, positions
+    except UserError as error:
+        problem = str(error)
     except RuntimeError:
         problem = _death(items)
         if problem is None:
@@ -180,13 +169,8 @@ def _load(
         raise UserError(problem)
 
 
-def _settle(faults: list[Fault], bad: BadImages | None) -> str | None:
-    """Note the faults of single images in ``bad``, if any. Returns the problem where one cannot be passed over."""
-    for fault in faults:
-        if bad is None or not fault.one_image:
-            return fault.problem
-        bad.note(fault)
-    return None
+def _tolerant(dataset: Dataset) -> Tolerant:
+    return dataset if isinstance(dataset, Tolerant) else Tolerant(dataset)
 
 
 def _start(loader: DataLoader) -> Iterator[Any]:

@@ -10,22 +10,14 @@ from functools import lru_cache
 
 from PIL import Image
 
-from datasets.folder_names import image_names, is_image_name, natural_order
-from datasets.images import MAX_BYTES, BadImage, decode, read_bytes
-from datasets.lmdb_store import is_lmdb, open_store
+from datasets import toyfaces
+from datasets.images import MAX_BYTES, BadImage, decode, image_names, is_image_name, natural_order, read_bytes
+from datasets.lmdb import is_lmdb, open_store
 from dbae.config import UserError
 
 # What zipfile and its decompressors raise for broken or encrypted archives
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    OSError,
-)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
+_ZIP_ERRORS += (EOFError, RuntimeError, ValueError, OSError)
 LABEL_FOLDERS = ("", "Anno", "Eval")  # in which the publisher of CelebA lays its text files
 
 
@@ -36,7 +28,7 @@ class Originals:
     path: str
 
     def names(self) -> list[str]:
-        """All images in natural order. Raises UserError if there are none."""
+        """All images in natural order, none where there are none."""
         raise NotImplementedError
 
     def read(self, name: str) -> bytes:
@@ -48,11 +40,16 @@ class Originals:
         return decode(self.read(name), upright=True)
 
     def companion(self, name: str) -> bytes | None:
-        """Contents of a text file that lies beside the folder, zip or LMDB, or None."""
-        return _first_file(os.path.dirname(os.path.abspath(self.path)), name)
+        """Contents of a text file in or beside the folder, zip or LMDB, or None."""
+        beside = os.path.dirname(os.path.abspath(self.path))
+        paths = [os.path.join(folder, below, name) for folder in (self.path, beside) for below in LABEL_FOLDERS]
+        found = next(filter(os.path.isfile, paths), None)
+        if found is None:
+            return None
+        with open(found, "rb") as file:
+            return file.read()
 
 
-@dataclass(frozen=True)
 class FolderOriginals(Originals):
     def names(self) -> list[str]:
         return image_names(self.path)
@@ -60,17 +57,10 @@ class FolderOriginals(Originals):
     def read(self, name: str) -> bytes:
         return read_bytes(os.path.join(self.path, name))
 
-    def companion(self, name: str) -> bytes | None:
-        return _first_file(self.path, name) or super().companion(name)
 
-
-@dataclass(frozen=True)
 class ZipOriginals(Originals):
     def names(self) -> list[str]:
-        names = sorted(filter(is_image_name, _open_zip(self.path, os.getpid()).namelist()), key=natural_order)
-        if not names:
-            raise UserError(f"{self.path}: expected images in this zip, there are none")
-        return names
+        return sorted(filter(is_image_name, _open_zip(self.path, os.getpid()).namelist()), key=natural_order)
 
     def read(self, name: str) -> bytes:
         archive = _open_zip(self.path, os.getpid())
@@ -92,15 +82,11 @@ class ZipOriginals(Originals):
             raise UserError(f"{self.path}: {member} cannot be unpacked: {error}") from None
 
 
-@dataclass(frozen=True)
 class LmdbOriginals(Originals):
     """LSUN's own export: arbitrary keys, encoded images as values."""
 
     def names(self) -> list[str]:
-        names = list(open_store(self.path).keys())
-        if not names:
-            raise UserError(f"{self.path}: expected images in this LMDB, it is empty")
-        return names
+        return list(open_store(self.path).keys())
 
     def read(self, name: str) -> bytes:
         return _open_store(self.path).get(name) or b""
@@ -117,8 +103,6 @@ class DrawnFaces(Originals):
         return [str(index) for index in range(self.count)]
 
     def image(self, name: str) -> Image.Image:
-        from datasets import toyfaces
-
         return toyfaces.render(toyfaces.describe(int(name), seed=0), self.size)
 
 
@@ -132,15 +116,6 @@ def open_originals(path: str) -> Originals:
         return FolderOriginals(path)
     found = "this is another kind of file" if os.path.exists(path) else "there is nothing of that name"
     raise UserError(f"source {path}: expected a folder of images, a zip or an LMDB, {found}")
-
-
-def _first_file(folder: str, name: str) -> bytes | None:
-    paths = (os.path.join(folder, below, name) for below in LABEL_FOLDERS)
-    found = next(filter(os.path.isfile, paths), None)
-    if found is None:
-        return None
-    with open(found, "rb") as file:
-        return file.read()
 
 
 @lru_cache(maxsize=2)

@@ -8,9 +8,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from datasets.alignment import MIN_SIDE, Quad, central_square, face_square, read_landmarks
-from datasets.folder import read_image
-from datasets.folder_names import image_names
-from datasets.images import fit, to_rgb
+from datasets.images import fit, image_names, read_image, to_rgb
 from dbae.config import UserError
 
 __all__ = ["Photo", "photo_paths", "read_landmarks", "read_photo"]
@@ -42,11 +40,11 @@ class Photo:
 
         Nothing changes outside of the square. A side along or beyond the photo's border does not fade.
         """
-        corner, axis = _origin(self.quad), _axis(self.quad)
+        axis = _axis(self.quad)
         side = min(round(abs(axis)), max(_SMOOTH, *edited.size))
         square = to_rgb(edited).resize((side, side), Image.Resampling.BICUBIC)
         start, end = _bounds(self.quad).clip(0, self.image.size)
-        placing = _similarity((complex(*start) - corner) / axis * side, side / axis)
+        placing = _similarity((complex(*start) - complex(*self.quad[0])) / axis * side, side / axis)
         size = tuple(end - start)
         mask = _fade(self.image.size, self.quad, side)
         mask = mask.transform(size, Image.Transform.AFFINE, placing, Image.Resampling.BILINEAR)
@@ -91,11 +89,7 @@ def read_photo(path: str, landmarks: Sequence[tuple[float, float]] | None = None
         raise UserError(f"{path}: {error}") from None
 
 
-# ---- squares as similarities: points are complex numbers, so that one factor turns and scales
-
-
-def _origin(quad: Quad) -> complex:
-    return complex(*quad[0])
+# Squares as similarities: points are complex numbers, so that one factor turns and scales
 
 
 def _axis(quad: Quad) -> complex:
@@ -113,12 +107,9 @@ def _warp(image: Image.Image, size: tuple[int, int], coefficients: tuple[float, 
 
     In floats, because PIL cuts off fractions: 8-bit interpolation would darken by half a level.
     """
-    bands = []
-    for band in image.split():
-        levels = band.convert("F").point(lambda level: level + 0.5)
-        moved = levels.transform(size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
-        bands.append(moved.convert("L"))
-    return Image.merge("RGB", bands)
+    bands = [band.convert("F").point(lambda level: level + 0.5) for band in image.split()]
+    moved = [band.transform(size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR) for band in bands]
+    return Image.merge("RGB", [band.convert("L") for band in moved])
 
 
 def _grey(opacity: np.ndarray) -> Image.Image:
@@ -131,55 +122,45 @@ def _bounds(quad: Quad) -> np.ndarray:
     return np.stack([np.floor(np.min(quad, axis=0)), np.ceil(np.max(quad, axis=0))]).astype(int)
 
 
-# ---- out of the photo
-
-
 def _upright(image: Image.Image, quad: Quad, least: int) -> Image.Image:
-    """The quad's content turned upright, shrunk by the largest whole factor that leaves at least ``least`` pixels."""
+    """The quad's content turned upright, shrunk by the largest whole factor that leaves at least ``least`` pixels.
+
+    Where the quad is outside of the photo, the photo is reflected, and blurred there: a mirrored eye is no eye.
+    """
     axis = _axis(quad)
     shrink = max(1, int(abs(axis) // least))
     side = round(abs(axis) / shrink)
-    around, origin = _surroundings(image, quad, shrink)
-    placing = _similarity((_origin(quad) - origin) / shrink, axis / side / shrink)
-    return _warp(around, (side, side), placing)
 
-
-def _surroundings(image: Image.Image, quad: Quad, shrink: int) -> tuple[Image.Image, complex]:
-    """The photo around a quad in 1/shrink of its size, reflected where the quad is outside; and its top left corner."""
+    # The box around the quad in 1/shrink of its size, with reflected margins [x, y] where it lies outside
     wanted = _bounds(quad)
     there = wanted.clip(0, image.size)
     before, after = -(-abs(wanted - there) // shrink)
     pixels = np.asarray(image.reduce(shrink, tuple(there.flat)))
     pixels = np.pad(pixels, ((before[1], after[1]), (before[0], after[0]), (0, 0)), mode="symmetric")
-    around = _soften(Image.fromarray(pixels), before, after, SOFTENING * abs(_axis(quad)) / shrink)
-    return around, complex(*there[0]) - shrink * complex(*before)
-
-
-def _soften(image: Image.Image, before: np.ndarray, after: np.ndarray, radius: float) -> Image.Image:
-    """The image with its reflected margins (x, y) blurred, fully so beyond ``radius``: a mirrored eye is no eye."""
-    if not (before.any() or after.any()):
-        return image
-    places = map(np.arange, image.size)
-    x, y = (
-        np.maximum(low - place, place - (len(place) - 1 - high)).clip(0)
-        for place, low, high in zip(places, before, after, strict=True)
-    )
-    opacity = (np.hypot(x, y[:, None]) / radius).clip(0, 1)
-    return Image.composite(image.filter(ImageFilter.GaussianBlur(radius)), image, _grey(opacity))
-
-
-# ---- into the photo
+    around = Image.fromarray(pixels)
+    if before.any() or after.any():
+        radius = SOFTENING * abs(axis) / shrink
+        places = map(np.arange, around.size)
+        x, y = (
+            np.maximum(low - place, place - (len(place) - 1 - high)).clip(0)
+            for place, low, high in zip(places, before, after, strict=True)
+        )
+        opacity = (np.hypot(x, y[:, None]) / radius).clip(0, 1)
+        around = Image.composite(around.filter(ImageFilter.GaussianBlur(radius)), around, _grey(opacity))
+    origin = complex(*there[0]) - shrink * complex(*before)
+    return _warp(around, (side, side), _similarity((complex(*quad[0]) - origin) / shrink, axis / side / shrink))
 
 
 def _fade(size: tuple[int, int], quad: Quad, side: int) -> Image.Image:
     """Opacity of a pasted square, side x side, falling smoothly to 0 at each edge that has photo beyond it."""
     inward = ((np.arange(side) + 0.5) / side / FEATHER).clip(0, 1)
     ramp = inward**2 * (3 - 2 * inward)
+
+    def on_border(edge: tuple) -> bool:  # on or beyond one of the photo's four sides
+        return any(
+            max(ends) <= 0 or min(ends) >= length for ends, length in zip(zip(*edge, strict=True), size, strict=True)
+        )
+
     edges = zip(quad, quad[1:] + quad[:1], strict=True)
-    left, bottom, right, top = (np.ones(side) if _along_border(size, *edge) else ramp for edge in edges)
+    left, bottom, right, top = (np.ones(side) if on_border(edge) else ramp for edge in edges)
     return _grey(np.outer(top * bottom[::-1], left * right[::-1]))
-
-
-def _along_border(size: tuple[int, int], start: tuple[float, float], end: tuple[float, float]) -> bool:
-    """Whether an edge lies on or beyond one of the photo's four sides."""
-    return any(max(a, b) <= 0 or min(a, b) >= length for a, b, length in zip(start, end, size, strict=True))

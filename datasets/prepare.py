@@ -1,12 +1,12 @@
 """Make LMDBs from original images, and inspect them.
 
-    python -m datasets.prepare celeba   --source img_align_celeba.zip
+    python -m datasets.prepare celeba --source img_align_celeba.zip
     python -m datasets.prepare celebahq --source CelebAMask-HQ.zip --size 128
-    python -m datasets.prepare ffhq     --source images1024x1024
-    python -m datasets.prepare lsun     --source bedroom_train_lmdb --category bedroom
-    python -m datasets.prepare folder   --source my_photos --size 128
+    python -m datasets.prepare ffhq --source images1024x1024
+    python -m datasets.prepare lsun --source bedroom_train_lmdb --category bedroom
+    python -m datasets.prepare folder --source my_photos --size 128
     python -m datasets.prepare toyfaces --size 32
-    python -m datasets.prepare inspect  data/celeba
+    python -m datasets.prepare inspect data/celeba --full
 
 An interrupted command goes on where it stopped when it is run again. Bad images are reported and left out: in celeba
 and celebahq, where labels go by number, they leave a gap in the keys (which `inspect` finds); elsewhere the next image
@@ -14,19 +14,21 @@ takes the place. Sources are only read, and no existing file is overwritten.
 """
 
 import argparse
+import csv
+import io
 import os
+import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from datasets.inspection import inspect_lmdb
-from datasets.label_files import check_numbers, read_companions, read_own_labels, rekeyed_csv, write_new_files
-from datasets.lmdb_writer import ENCODINGS, Job, Record, write_lmdb
+from datasets.inspection import PROBLEM, inspect_lmdb
+from datasets.labels import LabelTable, class_folders, parse_csv
 from datasets.originals import DrawnFaces, Originals, open_originals
 from datasets.sources import DATASETS, SIZES
+from datasets.writer import ENCODINGS, Job, Record, write_lmdb
 from dbae.config import UserError
-
-RAW = argparse.RawDescriptionHelpFormatter  # keeps the lines of descriptions and examples
+from dbae.io import atomic_write
 
 
 @dataclass(frozen=True)
@@ -34,57 +36,46 @@ class Recipe:
     """How one sub-command differs from the others."""
 
     about: str
-    example: str
     key: str  # printf format of the key, with {size}
     size: int | None = 256  # default; None: not resized
     sizes: tuple[int, ...] | None = SIZES  # to choose from; None: any
     encodings: tuple[str, ...] = tuple(ENCODINGS)  # to choose from, the first is the default
     subfolder: str | None = None  # the only one that counts, where the originals have it
     first: int | None = None  # number in the name of index 0, where labels go by number
-    companions: tuple[tuple[str, str], ...] = ()  # label files to copy: option, usual name
+    labels: dict[str, str] = field(default_factory=dict)  # files to copy: usual name by option
     categories: tuple[str, ...] = ()
 
 
 RECIPES = {
     "celeba": Recipe(
         "CelebA, aligned: img_align_celeba.zip or the unpacked folder; files are stored as they are, 178x218",
-        "--source img_align_celeba.zip --attributes list_attr_celeba.txt --partition list_eval_partition.txt",
         key="None-%07d",
         size=None,
         encodings=("png",),
         subfolder="img_align_celeba",
         first=1,
-        companions=(("attributes", DATASETS["celeba"].labels.name), ("partition", DATASETS["celeba"].partition)),
+        labels={"attributes": DATASETS["celeba"].labels.name, "partition": DATASETS["celeba"].partition},
     ),
     "celebahq": Recipe(
         "CelebA-HQ: CelebAMask-HQ.zip or a folder with 0.jpg to 29999.jpg",
-        "--source CelebAMask-HQ.zip --size 128",
         key="{size}-%05d",
         subfolder="CelebA-HQ-img",
         first=0,
-        companions=(("attributes", DATASETS["celebahq"].labels.name),),
+        labels={"attributes": DATASETS["celebahq"].labels.name},
     ),
-    "ffhq": Recipe(
-        "FFHQ: the folder images1024x1024 or a zip of it",
-        "--source images1024x1024 --size 256",
-        key="{size}-%05d",
-        subfolder="images1024x1024",
-    ),
+    "ffhq": Recipe("FFHQ: the folder images1024x1024 or a zip of it", key="{size}-%05d", subfolder="images1024x1024"),
     "lsun": Recipe(
         "LSUN: the publisher's LMDB, or a folder or zip of the exported images",
-        "--source bedroom_train_lmdb --category bedroom",
         key="{size}-%07d",
         categories=("bedroom", "horse"),
     ),
     "folder": Recipe(
         "Own images: any folder or zip; read the result as folder:OUT. A labels.csv is taken over",
-        "--source my_photos --size 128 --out data/my_photos",
         key="{size}-%05d",
         sizes=None,
     ),
     "toyfaces": Recipe(
         "The embedded drawn faces, drawn once and for all: faster than drawing them in training",
-        "--count 12000 --size 32",
         key="toy-%06d",
         size=32,
         sizes=None,
@@ -94,7 +85,10 @@ RECIPES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line, as everywhere here."""
+    """Errors are one line, as everywhere here; descriptions and examples keep their lines."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> None:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
@@ -104,7 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 problems found by `inspect`, 2 wrong usage or input, 130 interrupted."""
     options = build_parser().parse_args(argv)
     try:
-        return _inspect(options) if options.command == "inspect" else _prepare(RECIPES[options.command], options)
+        if options.command == "inspect":
+            lines = inspect_lmdb(options.path, options.full)
+            problems = any(line.startswith(PROBLEM) for line in lines)
+            print("\n".join([options.path, *lines, "not ok" if problems else "ok"]))
+            return int(problems)
+        return prepare(RECIPES[options.command], options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -114,94 +113,135 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m datasets.prepare", description=__doc__, formatter_class=RAW)
+    """A sub-command for every recipe, with the options that it has, and `inspect`."""
+    parser = Parser(prog="python -m datasets.prepare", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, about: str) -> Callable:
+        example = next(line.strip() for line in __doc__.splitlines() if f"prepare {name} " in line)
+        epilog = f"example:\n  {example}"
+        return commands.add_parser(name, help=about, description=f"{about}.", epilog=epilog).add_argument
+
     for name, recipe in RECIPES.items():
-        _add_recipe(commands, name, recipe)
-    inspect = commands.add_parser(
-        "inspect",
-        help="count the images of an LMDB and look for bad ones",
-        description="Counts, key format, sizes, label files, gaps and bad images. Exit status 1 if there are problems.",
-        epilog="example:\n  python -m datasets.prepare inspect data/celeba --full",
-        formatter_class=RAW,
+        add = command(name, recipe.about)
+        if name == "toyfaces":
+            add("--count", type=_positive, default=12_000, help="number of faces (default: %(default)s, all)")
+        else:
+            add("--source", required=True, metavar="PATH", help="the original images; only read")
+            add("--limit", type=_positive, metavar="N", help="take the first N images (default: all)")
+        if recipe.categories:
+            add("--category", required=True, choices=recipe.categories, help="which LSUN set it is")
+        if recipe.size:
+            what = "width and height of the stored images (default: %(default)s)"
+            add("--size", type=_positive, default=recipe.size, choices=recipe.sizes, help=what)
+        if len(recipe.encodings) > 1:
+            what = "file format of the stored images (default: %(default)s)"
+            add("--format", choices=recipe.encodings, default=recipe.encodings[0], help=what)
+        for option, usual in recipe.labels.items():
+            add(f"--{option}", metavar="PATH", help=f"{usual} (default: looked for in and beside the source)")
+        out = "data/CATEGORY" if recipe.categories else f"data/{name}"
+        add("--out", metavar="PATH", help=f"folder of the LMDB (default: {out})")
+        what = "worker processes (default: %(default)s, the CPUs here)"
+        add("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help=what)
+    add = command(
+        "inspect", "Count the images of an LMDB and look for gaps and bad ones: exit status 1 if there are some"
     )
-    inspect.add_argument("path", help="LMDB folder or file")
-    inspect.add_argument("--full", action="store_true", help="decode every image, not only a sample")
+    add("path", help="LMDB folder or file")
+    add("--full", action="store_true", help="decode every image, not only a sample")
     return parser
 
 
-def _add_recipe(commands, name: str, recipe: Recipe) -> None:
-    epilog = f"example:\n  python -m datasets.prepare {name} {recipe.example}"
-    parser = commands.add_parser(
-        name, help=recipe.about, description=f"{recipe.about}.", epilog=epilog, formatter_class=RAW
-    )
-    if name == "toyfaces":
-        parser.add_argument(
-            "--count", type=_positive, default=12_000, help="number of faces (default: %(default)s, all)"
-        )
-    else:
-        parser.add_argument("--source", required=True, metavar="PATH", help="the original images; only read")
-        parser.add_argument("--limit", type=_positive, metavar="N", help="take the first N images (default: all)")
-    if recipe.categories:
-        parser.add_argument("--category", required=True, choices=recipe.categories, help="which LSUN set it is")
-    if recipe.size:
-        what = "width and height of the stored images (default: %(default)s)"
-        parser.add_argument("--size", type=_positive, default=recipe.size, choices=recipe.sizes, help=what)
-    if len(recipe.encodings) > 1:
-        what = "file format of the stored images (default: %(default)s)"
-        parser.add_argument("--format", choices=recipe.encodings, default=recipe.encodings[0], help=what)
-    for option, usual in recipe.companions:
-        what = f"{usual} (default: looked for in and beside the source)"
-        parser.add_argument(f"--{option}", metavar="PATH", help=what)
-    out = "data/CATEGORY" if recipe.categories else f"data/{name}"
-    parser.add_argument("--out", metavar="PATH", help=f"folder of the LMDB (default: {out})")
-    what = "worker processes (default: %(default)s, the CPUs here)"
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help=what)
-
-
-def _prepare(recipe: Recipe, options: argparse.Namespace) -> int:
+def prepare(recipe: Recipe, options: argparse.Namespace) -> int:
+    """Write the LMDB and its label files, or what is missing of them, and say what was done."""
     given = vars(options)
     out = options.out or os.path.join("data", given.get("category") or options.command)
     size, encoding = given.get("size"), given.get("format", recipe.encodings[0])
-    originals = _originals(options)
-    names = _preferred(originals.names(), recipe.subfolder)[: given.get("limit")]
-    if recipe.first is not None:
-        check_numbers(options.source, names, recipe.first)
-    companions = read_companions(originals, {usual: given[option] for option, usual in recipe.companions})
-    table = read_own_labels(originals, names) if options.command == "folder" else None
+    if options.command == "toyfaces":
+        originals = DrawnFaces("", options.count, options.size)
+    else:
+        originals = open_originals(options.source)
+    names = choose(originals, recipe)[: given.get("limit")]
+
+    # Label files are read before the long work
+    labels = {usual: companion(originals, usual, given[option]) for option, usual in recipe.labels.items()}
+    table = own_labels(originals, names) if options.command == "folder" else None
     job = Job(originals, recipe.key.format(size=size), size, encoding, keep_holes=recipe.first is not None)
     record, worked = write_lmdb(out, job, names, options.workers)
     if table:
-        companions["labels.csv"] = rekeyed_csv(table, names, record, job.key_format)
-    write_new_files(out, companions)
-    _summarise(out, record, worked)
-    return 0
+        labels["labels.csv"] = rekeyed(table, names, record, job.key_format)
+    for name, data in labels.items():
+        if data is not None and not os.path.exists(os.path.join(out, name)):  # existing files stay as they are
+            with atomic_write(os.path.join(out, name)) as file:
+                file.write(data)
 
-
-def _originals(options: argparse.Namespace) -> Originals:
-    if options.command == "toyfaces":
-        return DrawnFaces("", options.count, options.size)
-    return open_originals(options.source)
-
-
-def _preferred(names: list[str], subfolder: str | None) -> list[str]:
-    """Only the images in the publisher's folder, where there is one: its archives hold masks and thumbnails too."""
-    return [name for name in names if subfolder in name.split("/")[:-1]] or names
-
-
-def _summarise(out: str, record: Record, worked: bool) -> None:
     state = "finished" if worked else "was finished before, nothing to do"
     print(f"{out}: {state}: {record.written} images, {len(record.skipped)} bad ones skipped")
     for name, reason in record.skipped[:10]:
         print(f"  skipped {name}: {reason}")
     if len(record.skipped) > 10:
         print(f"  ... and {len(record.skipped) - 10} more")
+    return 0
 
 
-def _inspect(options: argparse.Namespace) -> int:
-    report = inspect_lmdb(options.path, options.full)
-    print("\n".join([options.path, *report.lines, "ok" if not report.problems else "not ok"]))
-    return 1 if report.problems else 0
+def choose(originals: Originals, recipe: Recipe) -> list[str]:
+    """The images of the publisher's folder, where there is one: its archives hold masks and thumbnails too.
+
+    Raises UserError if there are none, or where labels go by number and the files are not numbered without gaps.
+    """
+    names = originals.names()
+    if not names:
+        raise UserError(f"{originals.path}: expected images in it, there are none")
+    names = [name for name in names if recipe.subfolder in name.split("/")[:-1]] or names
+    for number, name in enumerate(names if recipe.first is not None else (), start=recipe.first or 0):
+        found = re.search(r"(\d+)\.\w+$", name)
+        if not found or int(found[1]) != number:
+            raise UserError(
+                f"{originals.path}: expected files numbered from {recipe.first} without gaps, found {name} in place of "
+                f"{number}; for other images use `python -m datasets.prepare folder`"
+            )
+    return names
+
+
+def companion(originals: Originals, name: str, path: str | None) -> bytes | None:
+    """A label file from the path given for it, else from in or beside the originals; None, with a note, without."""
+    if not path:
+        data = originals.companion(name)
+        if data is None:
+            print(f"note: no {name} in or beside {originals.path}, so none is copied", file=sys.stderr)
+        return data
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{name}: expected a readable file at {path}: {error.strerror}") from None
+
+
+def own_labels(originals: Originals, names: list[str]) -> LabelTable | None:
+    """The originals' ``labels.csv``, or their folders as classes where these have names, not numbers; else None.
+
+    Raises UserError if the file is wrong or an image has no row.
+    """
+    data = originals.companion("labels.csv")
+    if data is not None:
+        table = parse_csv(f"labels.csv of {originals.path}", data.decode("utf-8-sig", errors="replace"))
+        table.targets(names)
+        return table
+    try:
+        table = class_folders(originals.path, names)
+    except UserError:
+        return None
+    return table if table.holds_text() else None
+
+
+def rekeyed(table: LabelTable, names: list[str], record: Record, key_format: str) -> bytes:
+    """The table as CSV with LMDB keys in place of file names, for the images that were not skipped."""
+    skipped = {name for name, _ in record.skipped}
+    kept = [name for name in names if name not in skipped]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["key", *table.names])
+    writer.writerows([key_format % index, *table.rows[name][1]] for index, name in enumerate(kept))
+    return text.getvalue().encode()
 
 
 def _positive(text: str) -> int:

@@ -1,8 +1,16 @@
-"""The table of LMDB data sets: everything in which they differ."""
+"""The table of LMDB data sets: everything in which they differ, and which of their images make a split."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from datasets.base import check_split, log_once, tenths, whole_set
 from datasets.images import CropBox
+from datasets.labels import read_partition
+from dbae.config import UserError
+
+SPLITS = ("train", "valid", "test")
+TENTHS = {"train": (0, 8), "valid": (8, 9), "test": (9, 10)}  # of the images, where there is no official split
 
 
 @dataclass(frozen=True)
@@ -69,3 +77,27 @@ DATASETS = {
     )
 }
 OWN_LMDB = Source("folder", "folder", keys=())  # an LMDB that `prepare folder` made, read as folder:PATH
+
+
+def source_split(source: Source, split: str, length: int, folder: str) -> Sequence[int]:
+    """Indices of a split of ``length`` images: by the partition file in ``folder``, official range, or 80/10/10 %."""
+    if source.splits is None:
+        if length != (source.complete or length):
+            log_once(f"{folder}: {length} images, the published {source.name} has {source.complete}")
+        return whole_set(source.name, split, length)
+    check_split(source.name, split, SPLITS)
+    path = os.path.join(folder, source.partition or "")
+    if os.path.isfile(path):
+        partition, number = read_partition(path), SPLITS.index(split)
+        indices = [index for index in range(length) if partition.get(source.labels.row_name(index)) == number]
+        if not indices:
+            without = "without this file they split 80/10/10 %"
+            raise UserError(f"{path} puts none of the {length} images in {split}; {without}")
+        return indices
+    if length == source.complete:
+        return range(*source.splits[split])
+    log_once(
+        f"{folder}: {length} of {source.complete} images and no {source.partition}: "
+        "split by index, 80 % train, 10 % valid, 10 % test"
+    )
+    return tenths(folder, length, *TENTHS[split])

@@ -112,7 +112,9 @@ class SampleConfig:
     )
     guidance: float = option(DEFAULTS["guidance"], "factor of the bridge's h-term; 1 is the model (euler, heun)")
     rho: float = option(7.0, "curvature of the karras grid")
-    grid: str = option("karras", "time grid: karras, uniform in t, or uniform in the log of signal over noise", GRIDS)
+    grid: str = option(
+        "karras", "time grid: karras, uniform in t, or uniform in the log of signal over noise", tuple(GRIDS)
+    )
     eta: float = option(DEFAULTS["eta"], "stochasticity of DDIM and DBIM, in [0, 1]; 0 draws no noise (ddim, dbim)")
     boot: bool = option(DEFAULTS["boot"], "booting noise: begin with a draw from the bridge, not at x_T (dbim*, dbm2)")
     S_churn: float = option(DEFAULTS["S_churn"], "EDM's stochasticity; 0 draws no noise (edm)")

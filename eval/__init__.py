@@ -1,1 +1,1 @@
-"""Evaluation: metrics over tensors, and the files they are computed from. Knows no model."""
+"""Evaluation: scores of tensors, linear probes, and the files around them. Knows no model and no data set."""

@@ -1,30 +1,36 @@
-"""Linear probes by the official protocol: what a linear layer reads from frozen codes.
+"""Probes: what a linear layer, or the nearest neighbours, read from frozen codes. ``fit`` is the one entrance.
 
 Epochs are numbered from 1 in reports; ``Draw`` is called with 0, 1, ... before each.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor, nn
 
 from dbae.config import UserError
-from eval.scores import auroc, average_precision, check_binary, check_rows, json_safe, mean_defined, mse, pearson
+from eval.linear import neighbour_votes
+from eval.scores import check_binary, check_rows
+from eval.tasks import TASKS, Names, Report, Task
 
-Draw: TypeAlias = Callable[[int], Tensor]  # epoch -> codes [n, d] in data-set order
-Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (predictions, targets) [b, k] -> mean
-Device: TypeAlias = torch.device | str
-Entry: TypeAlias = dict[str, float]
+Draw = Callable[[int], Tensor]  # epoch -> codes [n, d] in data-set order
+Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) [b, k] -> mean
+Device = torch.device | str
+Layers = dict[str, nn.Linear]  # of the last epoch and the best; of an exact solution, under either name
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split. ``draw`` may give other codes every epoch (flips, a stochastic encoder); ``targets`` is [n, k]."""
+    """One split. ``draw`` may give other codes every epoch (flips, a stochastic encoder).
+
+    ``targets`` are [n, k] for binary attributes and for real numbers, and whole numbers [n] for a class.
+    """
 
     draw: Draw
     targets: Tensor
@@ -34,13 +40,103 @@ class Part:
 class Result:
     """Layers on the CPU, ready for raw codes, and a report ready for JSON.
 
-    ``best`` is the best epoch's layer. ``layer`` is what the protocol goes on with: the best epoch's for
-    classification, the last epoch's for regression. Nearest neighbours have neither.
+    ``best`` is the best epoch's layer. ``layer`` is what the protocol goes on with: the best epoch's, or the last one's
+    for real numbers. Nearest neighbours have neither.
     """
 
     layer: nn.Linear | None
     best: nn.Linear | None
-    report: dict[str, Any]
+    report: Report
+
+
+Parts = Mapping[str, Part]
+
+
+def fit(kind: str, parts: Parts, names: Names, solver: str = "adam", device: Device = "cpu", **settings: Any) -> Result:
+    """Probe codes for targets of a kind (binary, class or real) and report its scores on the split ``test``.
+
+    ``parts`` are the splits train, valid (not for real) and test; ``names`` those of the attributes, classes or
+    numbers. ``solver`` is adam (the official protocol), exact or knn (not for real), and ``settings`` are those of its
+    function below. Scores that are undefined are left out of their means, and the report lists the targets. Raises
+    UserError for targets that do not fit.
+    """
+    task = TASKS[kind]
+    if solver not in task.solvers:
+        raise UserError(f"solver: expected {' or '.join(task.solvers)} for {task.name}, got {solver}")
+    parts = {s: Part(parts[s].draw, task.columns(s, parts[s].targets, names)) for s in task.splits}
+    for split, part in parts.items():
+        task.check(split, part.targets)
+    layers, report = SOLVERS[solver](task, parts, names, device, **settings)
+    targets = {split: part.targets for split, part in parts.items()}
+    head = {"task": task.name, "settings": report.pop("settings"), "images": {s: len(y) for s, y in targets.items()}}
+    report = head | report | task.left_out(names, targets)
+    return Result(layers.get(task.reported[0]), layers.get("best"), report)
+
+
+def _adam(
+    task: Task,
+    parts: Parts,
+    names: Names,
+    device: Device,
+    epochs: int = 15,
+    batch_size: int | None = None,
+    lr: float = 1e-3,
+    seed: int = 0,
+    progress: Callable[[dict[str, float]], object] = lambda entry: None,
+) -> tuple[Layers, Report]:
+    """The official protocol: Adam on a linear layer, not shuffled. ``progress`` gets each epoch's entry of the report.
+
+    ``batch_size`` is the task's by default.
+    """
+    settings = {"epochs": epochs, "batch_size": batch_size or task.batch_size, "lr": lr, "seed": seed, "device": device}
+    watched, entries, best_score = parts[task.selected_on], [], -math.inf
+    for epoch, layer in enumerate(train_linear(parts["train"], task.loss, **settings)):
+        output = predict(layer, task.selected_on, watched, epoch)
+        entries.append({"epoch": epoch + 1, **task.watch(watched.targets, output)})
+        progress(entries[-1])
+        score = list(entries[-1].values())[1]
+        if score > best_score:
+            best, best_score, best_entry = copy.deepcopy(layer), score, entries[-1]
+
+    layers = {"last": layer, "best": best}
+    ends = {"last": entries[-1], "best": best_entry | {"selected_on": task.selected_on}}
+    outputs = {w: predict(layers[w], "test", parts["test"], ends[w]["epoch"] - 1) for w in task.reported}
+    fixed = {"latent": layer.in_features, "loss": task.loss_name, "optimizer": "Adam", "shuffle": False}
+    report = {"settings": fixed | settings | {"device": str(device)}, "epochs": entries}
+    report |= task.results(names, parts["test"].targets, outputs) | {which: ends[which] for which in task.reported}
+    return {which: layer.cpu() for which, layer in layers.items()}, report
+
+
+def _exact(task: Task, parts: Parts, names: Names, device: Device) -> tuple[Layers, Report]:
+    """Logistic or ridge regression, its penalties chosen on ``valid`` or on a part of ``train``."""
+    data = [value for split, part in parts.items() if split != "test" for value in (part.draw(0), part.targets)]
+    layer, penalties = task.regression(*data, device=device)
+    outputs = {task.reported[0]: predict(layer, "test", parts["test"], 0)}
+    settings = {"latent": layer.in_features, "loss": task.regression_loss, "optimizer": "exact"}
+    report = {
+        "settings": settings | ({"selected_on": "valid"} if "valid" in parts else {}),
+        **task.results(names, parts["test"].targets, outputs),
+        "penalties": dict(zip(names, penalties, strict=True)),
+    }
+    return {"last": layer, "best": layer}, report
+
+
+def _knn(task: Task, parts: Parts, names: Names, device: Device, k: int = 20) -> tuple[Layers, Report]:
+    """The ``k`` nearest training codes vote; there is no layer."""
+    train, test = parts["train"], parts["test"]
+    codes = test.draw(0)
+    check_rows("test", codes, test.targets)
+    votes = neighbour_votes(train.draw(0), train.targets, codes, k, device)
+    settings = {"k": k, "distance": "Euclidean, standardised codes"}
+    return {}, {"settings": settings} | task.votes(names, test.targets, votes, train.targets.mean(dim=0))
+
+
+SOLVERS = {"adam": _adam, "exact": _exact, "knn": _knn}
+
+
+def summary(report: Report) -> dict[str, float]:
+    """The headline scores of a report: on test, of the last epoch for real numbers; the first is the main one."""
+    return {name: value for name, value in report.get("test", report.get("last")).items() if name != "epoch"}
 
 
 def train_linear(
@@ -67,94 +163,14 @@ def train_linear(
         yield layer
 
 
-def classify(
-    train: Part,
-    valid: Part,
-    test: Part,
-    names: Sequence[str],
-    epochs: int = 15,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    seed: int = 0,
-    device: Device = "cpu",
-    progress: Callable[[Entry], object] = lambda entry: None,
-) -> Result:
-    """Attributes from codes: the epoch with the best macro average precision on ``valid`` gives the scores on ``test``.
-
-    Targets are 0 or 1. An attribute without a positive in a split has no average precision there: it is left out of
-    that split's mean and listed. ``progress`` gets each epoch's entry.
-    """
-    parts = {"train": train, "valid": valid, "test": test}
-    _check(names, parts)
-    for split, part in parts.items():
-        check_binary(split, part.targets)
-        if not part.targets.any():
-            raise UserError(f"{split}: expected at least one positive target, got none in {len(part.targets)} images")
-    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device}
-    entries: list[Entry] = []
-    best, best_entry = None, {"valid_ap": -1.0}
-    for epoch, layer in enumerate(train_linear(train, F.binary_cross_entropy_with_logits, **settings)):
-        ap = mean_defined(average_precision(valid.targets, predict(layer, "valid", valid, epoch)))
-        entries.append({"epoch": epoch + 1, "valid_ap": ap})
-        progress(entries[-1])
-        if ap > best_entry["valid_ap"]:
-            best, best_entry = copy.deepcopy(layer), entries[-1]
-    report = _header("classification", "binary cross-entropy", settings, best, parts) | {
-        "epochs": entries,
-        "best": best_entry | {"selected_on": "valid"},
-        **classification_scores(names, test.targets, predict(best, "test", test, best_entry["epoch"] - 1)),
-        "without_positives": {
-            split: [name for name, some in zip(names, part.targets.any(dim=0), strict=True) if not some]
-            for split, part in parts.items()
-        },
-    }
-    return Result(best.cpu(), best, report)
-
-
-def regress(
-    train: Part,
-    test: Part,
-    names: Sequence[str],
-    epochs: int = 15,
-    batch_size: int = 64,
-    lr: float = 1e-3,
-    seed: int = 0,
-    device: Device = "cpu",
-    progress: Callable[[Entry], object] = lambda entry: None,
-) -> Result:
-    """Real-valued attributes from codes: mean Pearson r and MSE on ``test`` after the last epoch and after the best.
-
-    The best epoch is the one of the best r on ``test``, as in the official code: a number that flatters. A target that
-    is constant on ``test`` has no r: it is left out of the mean r, not of the mean MSE, and listed. A constant
-    prediction for another target explains nothing and counts as r = 0. ``progress`` gets each epoch's entry.
-    """
-    parts = {"train": train, "test": test}
-    _check(names, parts)
-    if constant_targets(test.targets).all():
-        raise UserError(f"test: expected a target that varies, got none in {len(test.targets)} images")
-    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device}
-    entries: list[Entry] = []
-    best, best_entry = None, {"r": -2.0}
-    for epoch, layer in enumerate(train_linear(train, F.mse_loss, **settings)):
-        prediction = predict(layer, "test", test, epoch)
-        entries.append({"epoch": epoch + 1, **regression_means(test.targets, prediction)})
-        progress(entries[-1])
-        if entries[-1]["r"] > best_entry["r"]:
-            best, best_entry, best_prediction = copy.deepcopy(layer), entries[-1], prediction
-    report = _header("regression", "mean squared error", settings, best, parts) | {
-        "epochs": entries,
-        "last": entries[-1],
-        "best": best_entry | {"selected_on": "test"},
-        **regression_attributes(names, test.targets, {"last": prediction, "best": best_prediction}),
-    }
-    return Result(layer.cpu(), best.cpu(), report)
-
-
-def _new_layer(inputs: int, outputs: int, seed: int) -> nn.Linear:
-    """A layer that depends on the seed only and leaves the global random state alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
-        return nn.Linear(inputs, outputs)
+@torch.no_grad()
+def predict(layer: nn.Linear, split: str, part: Part, epoch: int) -> np.ndarray:
+    """Outputs [n, k] for a split's codes of this epoch; logits for classification, whose order is all that counts."""
+    codes = _draw(split, part, epoch, layer.weight.device)
+    if codes.shape[1] != layer.in_features:
+        expected = f"expected codes of dimension {layer.in_features} as in training"
+        raise UserError(f"{split}: {expected}, got {codes.shape[1]}")
+    return layer(codes).cpu().numpy()
 
 
 def _draw(split: str, part: Part, epoch: int, device: Device) -> Tensor:
@@ -164,77 +180,69 @@ def _draw(split: str, part: Part, epoch: int, device: Device) -> Tensor:
     return codes.to(device, torch.float32)
 
 
-@torch.no_grad()
-def predict(layer: nn.Linear, split: str, part: Part, epoch: int) -> np.ndarray:
-    """Outputs [n, k] for a split's codes of this epoch; logits for classification, whose order is all that counts."""
-    codes = _draw(split, part, epoch, layer.weight.device)
-    if codes.shape[1] != layer.in_features:
-        raise UserError(
-            f"{split}: expected codes of dimension {layer.in_features} as in training, got {codes.shape[1]}"
-        )
-    return layer(codes).cpu().numpy()
+def _new_layer(inputs: int, outputs: int, seed: int) -> nn.Linear:
+    """A layer that depends on the seed only and leaves the global random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
+        return nn.Linear(inputs, outputs)
 
 
-def classification_scores(names: Sequence[str], y: Tensor, logits: np.ndarray) -> dict[str, Any]:
-    """``test`` means and ``attributes`` of a classification report."""
-    ap, area = average_precision(y, logits), auroc(y, logits)
-    return {
-        "test": {"ap": mean_defined(ap), "auroc": json_safe(mean_defined(area))},
-        "attributes": {
-            name: {"ap": json_safe(ap[i]), "auroc": json_safe(area[i]), "positives": int(y[:, i].sum())}
-            for i, name in enumerate(names)
-        },
-    }
+def fit_fractions(
+    kind: str,
+    parts: Parts,
+    names: Names,
+    fractions: Sequence[float] = (0.01, 0.1),
+    repeats: int = 5,
+    subset_seed: int = 0,
+    **options: Any,
+) -> list[Report]:
+    """The main score of ``fit`` (whose ``options`` these are) on shares of the training labels: ``label_fractions``."""
+    train = parts["train"]
+
+    def score(rows: np.ndarray) -> float:
+        part = Part(lambda epoch: train.draw(epoch)[rows], train.targets[rows])
+        return next(iter(summary(fit(kind, {**parts, "train": part}, names, **options).report).values()))
+
+    classes = None if kind == "real" else TASKS[kind].columns("train", train.targets, names)
+    return label_fractions(score, len(train.targets), fractions, repeats, subset_seed, classes)
 
 
-def regression_means(y: Tensor, prediction: np.ndarray) -> Entry:
-    """Mean r over the targets that vary, and mean MSE over all."""
-    r, error = _regression_scores(y, prediction)
-    return {"r": mean_defined(r), "mse": float(error.mean())}
+def label_fractions(
+    fit: Callable[[np.ndarray], float],
+    n: int,
+    fractions: Sequence[float] = (0.01, 0.1),
+    repeats: int = 5,
+    seed: int = 0,
+    targets: Tensor | None = None,
+) -> list[Report]:
+    """Scores of ``fit(rows)`` on random subsets of ``n`` training rows: mean, standard deviation, 95 % t-interval.
+
+    A subset depends on the seed, its size and its number only, and its rows are sorted. With 0/1 ``targets`` [n, k] it
+    has a row of either class of every column, as far as its size allows. The interval tells how much the choice of
+    labels matters; the test images are the same throughout.
+    """
+    if repeats < 2 or not all(0 < fraction <= 1 for fraction in fractions):
+        raise UserError(f"fractions: expected 2 repeats or more of shares in (0, 1], got {repeats} of {fractions}")
+    classes = np.zeros((n, 0), bool)
+    if targets is not None:
+        check_binary("train", targets)
+        if len(targets) != n:
+            raise UserError(f"train: expected targets of {n} images, got {len(targets)}")
+        classes = torch.cat([targets == 1, targets == 0], dim=1).numpy()
+    found = []
+    for fraction in fractions:
+        size = max(1, round(fraction * n))
+        orders = (np.random.default_rng([seed, size, i]).permutation(n) for i in range(repeats))
+        scores = np.array([fit(_subset(order, size, classes)) for order in orders], np.float64)
+        mean, std = float(scores.mean()), float(scores.std(ddof=1))
+        reach = float(stats.t.ppf(0.975, repeats - 1)) * std / math.sqrt(repeats)
+        interval = {"mean": mean, "std": std, "low": mean - reach, "high": mean + reach}
+        found.append({"fraction": fraction, "rows": size, "scores": scores.tolist(), **interval})
+    return found
 
 
-def regression_attributes(names: Sequence[str], y: Tensor, predictions: dict[str, np.ndarray]) -> dict[str, Any]:
-    """``attributes`` (scores of each of the named predictions) and ``constant`` targets of a regression report."""
-    scores = {which: _regression_scores(y, prediction) for which, prediction in predictions.items()}
-    constant = constant_targets(y)
-    return {
-        "attributes": {
-            name: {which: {"r": json_safe(r[i]), "mse": float(error[i])} for which, (r, error) in scores.items()}
-            for i, name in enumerate(names)
-        },
-        "constant": [name for name, flag in zip(names, constant, strict=True) if flag],
-    }
-
-
-def constant_targets(y: Tensor) -> np.ndarray:
-    """Which targets [k] do not vary."""
-    return (y == y[:1]).all(dim=0).numpy()
-
-
-def _regression_scores(y: Tensor, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(r, MSE) per attribute; r is NaN for the constant targets only."""
-    r = np.nan_to_num(pearson(y, prediction))
-    r[constant_targets(y)] = np.nan
-    return r, mse(y, prediction)
-
-
-def images_of(**parts: Part) -> dict[str, int]:
-    """Number of images of each split."""
-    return {split: len(part.targets) for split, part in parts.items()}
-
-
-def _check(names: Sequence[str], parts: dict[str, Part]) -> None:
-    for split, part in parts.items():
-        if part.targets.ndim != 2 or part.targets.shape[1] != len(names) or not part.targets.numel():
-            expected = f"expected targets [n, {len(names)}], one column per name"
-            raise UserError(f"{split}: {expected}, got {list(part.targets.shape)}")
-
-
-def _header(task: str, loss: str, settings: dict[str, Any], layer: nn.Linear, parts: dict[str, Part]) -> dict[str, Any]:
-    """What was done with how many images: the first entries of a report."""
-    fixed = {"latent": layer.in_features, "loss": loss, "optimizer": "Adam", "shuffle": False}
-    return {
-        "task": task,
-        "settings": fixed | settings | {"device": str(settings["device"])},
-        "images": images_of(**parts),
-    }
+def _subset(order: np.ndarray, size: int, classes: np.ndarray) -> np.ndarray:
+    """The first ``size`` rows of ``order``, but in any case the first of each of the classes [n, c]; sorted."""
+    firsts = classes[order].argmax(axis=0)[classes.any(axis=0)]
+    places = np.concatenate([np.unique(firsts), np.setdiff1d(np.arange(len(order)), firsts)])
+    return np.sort(order[places[:size]])

@@ -16,7 +16,7 @@ import numpy as np
 
 from dbae.config import UserError
 from dbae.io import atomic_write, listdir
-from eval.arrays import Column, read_arrays, write_arrays
+from eval.arrays import Arrays, read_arrays, write_arrays
 
 PART = re.compile(r"(\d+)_(real|fake)_sample_(\d+)\.npz")
 OURS = re.compile(
@@ -31,8 +31,7 @@ def part_path(folder: str, rank: int, kind: str, i: int) -> str:
 
 def write_part(path: str, samples: np.ndarray, index: np.ndarray) -> None:
     """Write one batch: uint8 [n, H, W, 3] and the images' numbers [n]."""
-    with atomic_write(path) as file:
-        np.savez(file, samples=samples, index=index)
+    write_arrays(path, {"samples": samples, "index": index})
 
 
 def read_part(path: str) -> np.ndarray:
@@ -49,7 +48,7 @@ def read_numbered(path: str) -> tuple[np.ndarray, np.ndarray]:
     return samples, index
 
 
-def _samples(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+def _samples(path: str, arrays: Arrays) -> np.ndarray:
     samples = arrays.get("samples")
     if samples is None:
         raise UserError(f"{path}: expected an array 'samples'")
@@ -85,8 +84,12 @@ def fake_images(folder: str) -> Iterator[np.ndarray]:
 
 
 def write_combined(path: str, batches: Iterator[np.ndarray], shape: tuple[int, int, int, int]) -> None:
-    """Write all samples as one .npz, batch by batch: memory does not grow with their number."""
-    write_arrays(path, {"arr_0": Column(shape, "uint8", batches)})
+    """Write all samples [n, H, W, 3] uint8 as one .npz, under ``arr_0`` as officially."""
+    samples, first = np.empty(shape, np.uint8), 0
+    for batch in batches:
+        samples[first : first + len(batch)] = batch
+        first += len(batch)
+    write_arrays(path, {"arr_0": samples})
 
 
 def read_report(folder: str) -> dict[str, Any]:
@@ -102,12 +105,6 @@ def read_report(folder: str) -> dict[str, Any]:
     if not isinstance(report, dict):
         raise UserError(f"{path}: expected an object")
     return report
-
-
-def write_report(folder: str, report: dict[str, Any]) -> None:
-    """Write ``metrics.json``."""
-    with atomic_write(bf.join(folder, "metrics.json"), "w") as file:
-        file.write(json.dumps(report, indent=2) + "\n")
 
 
 def open_folder(folder: str, settings: dict[str, Any], overwrite: bool) -> None:
@@ -129,12 +126,14 @@ def open_folder(folder: str, settings: dict[str, Any], overwrite: bool) -> None:
             "give --overwrite true to replace them, or move them away"
         )
     if earlier != settings:
-        write_report(folder, {"settings": settings, "complete": False})
+        update_report(folder, settings=settings, complete=False)
 
 
 def update_report(folder: str, **entries: Any) -> None:
     """Set entries of ``metrics.json`` and keep the others."""
-    write_report(folder, read_report(folder) | entries)
+    report = read_report(folder) | entries
+    with atomic_write(bf.join(folder, "metrics.json"), "w") as file:
+        file.write(json.dumps(report, indent=2) + "\n")
 
 
 def add_metrics(folder: str, means: dict[str, float], images: int) -> None:

@@ -1,4 +1,4 @@
-"""Scores per attribute: arrays [n, k] of targets and predictions -> [k] float64, NaN where a score is undefined."""
+"""Scores of probes: arrays [n, k] of targets and predictions -> [k] float64, NaN where a score is undefined."""
 
 import math
 import warnings
@@ -17,13 +17,30 @@ Scores: TypeAlias = np.ndarray
 
 
 def average_precision(y: ArrayLike, score: ArrayLike) -> Scores:
-    """Average precision [k] of scores for 0/1 targets; NaN without a positive."""
-    return _each(y, score, lambda t, s: average_precision_score(t, s) if t.any() else math.nan)
+    """Average precision [k] of scores for 0/1 targets; NaN where only one class is there."""
+    return _each(y, score, lambda t, s: math.nan if _constant(t) else average_precision_score(t, s))
 
 
 def auroc(y: ArrayLike, score: ArrayLike) -> Scores:
     """Area under the ROC curve [k] of scores for 0/1 targets; NaN where only one class is there."""
     return _each(y, score, lambda t, s: math.nan if _constant(t) else roc_auc_score(t, s))
+
+
+def accuracy(y: ArrayLike, answer: ArrayLike) -> Scores:
+    """Share of right answers [k], both of 0 and 1; NaN where only one class is there."""
+    return _each(y, answer, lambda t, a: math.nan if _constant(t) else np.mean(t == a))
+
+
+def top_k(y: ArrayLike, score: ArrayLike, k: int = 1) -> float:
+    """Share of images whose class, one-hot in y [n, classes], is among the k of the highest scores [n, classes]."""
+    best = np.argsort(-np.asarray(score), axis=1, kind="stable")[:, :k]
+    return float(np.take_along_axis(np.asarray(y), best, axis=1).any(axis=1).mean())
+
+
+def recall(y: ArrayLike, score: ArrayLike) -> Scores:
+    """Share of each class's images [classes] whose highest score is their class's; NaN for a class without images."""
+    y, best = np.asarray(y), np.asarray(score).argmax(axis=1)
+    return np.array([np.mean(best[has > 0] == i) if has.any() else math.nan for i, has in enumerate(y.T)])
 
 
 def pearson(y: ArrayLike, prediction: ArrayLike) -> Scores:
@@ -47,6 +64,11 @@ def mean_defined(scores: Scores) -> float:
 def json_safe(score: float) -> float | None:
     """A plain number for JSON, None for NaN."""
     return None if math.isnan(score) else float(score)
+
+
+def constant(y: Tensor) -> np.ndarray:
+    """Which targets [k] of y [n, k] have a single value."""
+    return (y == y[:1]).all(dim=0).numpy()
 
 
 def check_rows(what: str, codes: Tensor, targets: Tensor) -> None:

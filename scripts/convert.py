@@ -8,16 +8,14 @@ The tensors keep their names and values, which are those of the released files. 
 its --schedule is needed; the rest is read from the tensors.
 """
 
-import dataclasses
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from dbae.config import SCHEDULES, UserError, option
-from scripts.cli import Parser, given, run
+import blobfile as bf
 
-if TYPE_CHECKING:
-    from dbae.methods.dbae import DBAE
+from dbae.checkpoint import config_content, load_model, read_config, read_weights, save_weights, write_config
+from dbae.config import UserError, option
+from dbae.methods import METHODS
+from scripts.cli import Parser, given, peek, run
 
 OTHER = {".pt": ".safetensors", ".safetensors": ".pt"}
 
@@ -26,9 +24,9 @@ OTHER = {".pt": ".safetensors", ".safetensors": ".pt"}
 class ConvertOptions:
     """What to convert. Raises UserError for names of the wrong kind."""
 
+    method: str = option("dbae", "method of an official file, which has no config.json", tuple(METHODS))
     model_path: str = option("", "weight file to read: .pt or .safetensors", alias="model")
     out: str = option("", "file to write: .safetensors or .pt")
-    schedule: str | None = option(None, "noise schedule, for a released file", SCHEDULES)
     dataset: str | None = option(None, "data set that a released file was trained on (checked against its size)")
     overwrite: bool = option(False, "replace files that are there already")
 
@@ -40,50 +38,32 @@ class ConvertOptions:
             raise UserError(f"out: expected a name that ends in {OTHER[kind]} for a {kind} file, got {self.out!r}")
 
 
-def check_free(options: ConvertOptions, paths: list[str]) -> None:
-    """Raise UserError where something would be replaced that may not be."""
-    import blobfile as bf
-
-    for path in paths:
+def main(args: list[str] | None = None) -> None:
+    """Parse, load, which checks everything, and write."""
+    parser = Parser(__doc__)
+    method = METHODS[peek(args, "method", METHODS, "dbae")]
+    parser.add_config("conversion", ConvertOptions)
+    parser.add_config("model (of a released file)", method.Config, method.TOLD)
+    typed = parser.parse_args(args)
+    options = ConvertOptions(**given(typed, ConvertOptions))
+    plain = options.out.endswith(".pt")
+    folder = bf.dirname(options.out)
+    for path in [options.out] + [bf.join(folder, "config.json")] * plain:
         if bf.exists(path) and not options.overwrite:
             raise UserError(f"out: {path} is there already; give --overwrite true to replace it, or another name")
 
-
-def content_of(options: ConvertOptions, model: "DBAE") -> dict[str, Any]:
-    """The configuration with all that stands in it, or a new one for a released file."""
-    import blobfile as bf
-
-    from dbae.checkpoint import read_config
-    from dbae.safetensors_file import read_content
-
-    carried = read_content(options.model_path) if options.model_path.endswith(".safetensors") else None
-    found = carried or read_config(bf.dirname(options.model_path))
-    return found or {"dataset": options.dataset or "", "model": dataclasses.asdict(model.config)}
-
-
-def main() -> None:
-    """Parse, load, which checks everything, and write."""
-    parser = Parser(__doc__)
-    parser.add_config("conversion", ConvertOptions)
-    options = ConvertOptions(**given(parser.parse_args(), ConvertOptions))
-
-    import blobfile as bf
-
-    from dbae.checkpoint import load_model, to_released_names, write_tensors
-    from dbae.io import atomic_write
-    from dbae.safetensors_file import write_safetensors
-
-    config_path = bf.join(bf.dirname(options.out), "config.json")
-    check_free(options, [options.out] + [config_path] * options.out.endswith(".pt"))
-    model = load_model(options.model_path, options.dataset, options.schedule)
-    state, content = to_released_names(model.state_dict()), content_of(options, model)
-    if options.out.endswith(".safetensors"):
-        write_safetensors(options.out, state, content)
-    else:
-        write_tensors(options.out, state)
-        with atomic_write(config_path, "w") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-    print(f"wrote {len(state)} tensors and their configuration to {options.out}")
+    found = read_weights(options.model_path)[1] or read_config(bf.dirname(options.model_path))
+    model = load_model(
+        options.model_path,
+        None if found else options.method,
+        options.dataset,
+        **given(typed, method.Config, method.TOLD),
+    )
+    content = found or config_content(model, options.dataset or "")
+    save_weights(options.out, model, content)
+    if plain:
+        write_config(folder, content)
+    print(f"wrote {len(model.state_dict())} tensors and their configuration to {options.out}")
 
 
 if __name__ == "__main__":

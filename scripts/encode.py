@@ -13,24 +13,25 @@ all arrays and listed in OUT_bad_images.json.
 import json
 import os
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
 
+import torch
+
+from datasets.tolerant import FILE, POLICIES, Tolerant
+from dbae import runtime
 from dbae.config import UserError, option
-from scripts.bad_images import FILE, left_out, noted, report
+from dbae.io import fingerprint
+from dbae.methods import AutoEncoder
+from eval.arrays import Arrays, read_arrays
 from scripts.cli import Parser, run
-from scripts.inputs import SweepInputs, build_data, load, parse, print_dry_run
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from datasets.base import ImageDataset
+from scripts.common import DataOptions, TrainedModel, build_data, load, parse, print_dry_run
+from scripts.encoding import encode_to_file, identity
 
 
 @dataclass(frozen=True)
-class EncodeOptions(SweepInputs):
+class EncodeOptions(DataOptions):
     """What to encode, and where to write it."""
 
+    on_bad_image: str = option("fail", "end at a bad image, or skip it and list it at the end", POLICIES)
     out: str = option("codes.npz", "file to write, .npz or .safetensors")
     flip: bool = option(False, "encode the mirrored images")
 
@@ -40,43 +41,41 @@ class EncodeOptions(SweepInputs):
             raise UserError(f"out: expected a name that ends in .npz or .safetensors, got {self.out!r}")
 
 
-def beside(data: "ImageDataset", kept: "np.ndarray") -> tuple[dict[str, "np.ndarray"], dict[str, str]]:
-    """What goes with the codes of the images numbered ``kept`` [n]: labels [n, k] by name, and texts."""
-    text = {"names": json.dumps([data.name_of(i) for i in kept.tolist()])}
-    if not data.has_labels:
-        return {}, text
-    return {"labels": data.labels.numpy()[kept]}, text | {"label_names": json.dumps(data.label_names)}
-
-
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Parse, load, encode, write."""
-    options, about, _ = parse(Parser(__doc__), EncodeOptions, "encoding", None)
+    options, about, _ = parse(Parser(__doc__), EncodeOptions, "encoding", args)
     if options.dry_run:
         return print_dry_run(options, about)
-
-    from dbae import distributed
-    from dbae.checkpoint import fingerprint
-    from eval.arrays import read_arrays
-    from scripts.encoding import encode_to_file, identity, with_codes
-
-    device = distributed.setup(options.device)
-    model = load(options, about, device)
-    data = build_data(options, model.config.image_size, options.whole)
+    trained = TrainedModel.of(load(options, about, runtime.setup(options.device)), options)
+    size = trained.model.config.image_size
+    data = build_data(options, size, whole=options.on_bad_image == "fail" and options.limit is None)
     if options.check:
         return None
+
+    def beside(arrays: Arrays) -> tuple[Arrays, dict[str, str]]:
+        """Labels and names of the images that could be read."""
+        kept = arrays["index"]
+        text = {"names": json.dumps([data.name_of(i) for i in kept.tolist()])}
+        if not data.has_labels:
+            return {}, text
+        targets = data.targets()
+        return {"labels": targets.values.numpy()[kept]}, text | {"label_names": json.dumps(targets.names)}
+
     images = min(len(data), options.limit or len(data))
     settings = identity(fingerprint(options.model_path), data, images, options.flip)
-    settings |= {"latent": options.latent, "seed": options.seed} if model.config.stochastic else {}
-    encode = with_codes(model, options.latent, options.seed)
+    example = trained.encode_arrays(torch.zeros(1, 3, size, size, dtype=torch.uint8), [0])
+    if "mu" in example or not isinstance(trained.model, AutoEncoder):  # the code depends on random numbers
+        settings |= {"latent": options.latent, "seed": options.seed}
+    readable = Tolerant(data, options.on_bad_image)
     encode_to_file(
-        options.out, encode, data, settings, device, options.batch_size, options.num_workers,
-        beside=partial(beside, data), bad=noted(options.on_bad_image),
-    )  # fmt: skip
-    if distributed.rank() == 0:
+        options.out, trained.encode_arrays, readable, settings, options.batch_size, options.num_workers, beside=beside
+    )
+    if runtime.rank() == 0:
         kept = read_arrays(options.out)[0]["index"].tolist()
-        report(f"{os.path.splitext(options.out)[0]}_{FILE}", left_out(data, images, kept), images, "left out")
+        readable.check_kept(kept, images)
+        readable.report(f"{os.path.splitext(options.out)[0]}_{FILE}", images)
         print(f"wrote the codes of {len(kept)} images to {options.out}")
-    distributed.cleanup()
+    runtime.cleanup()
     return None
 
 

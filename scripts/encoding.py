@@ -1,55 +1,44 @@
-"""Encode a data set with a frozen model into one file of codes, in any number of processes, resumably."""
+"""Send a data set through a frozen model, in any number of processes, resumably: the features in one file."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
-from dbae import distributed
-from dbae.io import image_generators
+from datasets.tolerant import Tolerant
+from dbae import runtime
+from dbae.io import image_generators, to_float
 from dbae.progress import progress_bar
-from eval.latents import Arrays, Encode, Store, encode_batches
-from scripts.bad_images import require_some
-
-if TYPE_CHECKING:
-    from datasets.bad_images import BadImages
-    from datasets.base import ImageDataset
-    from dbae.methods.dbae import DBAE
+from eval.arrays import Arrays
+from eval.features import Encode, FeatureCache, encode_batches
+from scripts.common import TrainedModel
 
 
-def statistics(model: "DBAE") -> Encode:
-    """``z`` of a deterministic encoder, ``mu`` and ``log_sigma`` of a stochastic one."""
+def array_encoder(trained: TrainedModel) -> Encode:
+    """What the model computes once per image, before its code is drawn from that."""
 
-    def encode(x: Tensor, index: Tensor) -> dict[str, Tensor]:
-        if not model.config.stochastic:
-            return {"z": model.encode(x)}
-        mu, log_sigma = model.encode_stats(x)
-        return {"mu": mu, "log_sigma": log_sigma}
+    def encode(images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
+        generators = image_generators(trained.seed, index, trained.device)
+        return trained.model.encode_arrays(to_float(images.to(trained.device)), generators)
 
     return encode
 
 
-def with_codes(model: "DBAE", latent: str, seed: int) -> Encode:
-    """The same, and the stochastic encoder's code ``z``: the mean, or a sample drawn from (seed, image)."""
-    parts = statistics(model)
+def block_encoder(trained: TrainedModel, block: str, time: float) -> Encode:
+    """Averaged activations of a block of the network, for images with the noise of a time."""
 
-    def encode(x: Tensor, index: Tensor) -> dict[str, Tensor]:
-        arrays = parts(x, index)
-        if "mu" in arrays:
-            mu, log_sigma = arrays["mu"], arrays["log_sigma"]
-            drawn = torch.stack([torch.randn(mu.shape[1], generator=g) for g in image_generators(seed, index.tolist())])
-            noise = drawn.to(mu.device) if latent == "sample" else torch.zeros_like(mu)
-            arrays["z"] = mu + (log_sigma.exp() + 0.01) * noise
-        return arrays
+    def encode(images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
+        generators = image_generators(trained.seed, index, trained.device)
+        x = to_float(images.to(trained.device))
+        return {"z": trained.model.features(x, time, [block], generator=generators)[block]}
 
     return encode
 
 
-def identity(weights: str, data: "ImageDataset", images: int, flip: bool) -> dict[str, Any]:
-    """What codes depend on: the weights' fingerprint, and which images at which size."""
+def identity(weights: str, data: ImageDataset, images: int, flip: bool) -> dict[str, Any]:
+    """What features depend on: the weights' fingerprint, and which images at which size."""
     return {
         "weights": weights,
         "data": data.title,
@@ -64,38 +53,35 @@ def identity(weights: str, data: "ImageDataset", images: int, flip: bool) -> dic
 def encode_to_file(
     path: str,
     encode: Encode,
-    data: "ImageDataset",
+    readable: Tolerant,
     settings: dict[str, Any],
-    device: torch.device,
     batch_size: int = 64,
     num_workers: int = 0,
     desc: str = "encode",
-    beside: Callable[[np.ndarray], tuple[Arrays, dict[str, str]]] = lambda kept: ({}, {}),
-    bad: "BadImages | None" = None,
+    beside: Callable[[Arrays], tuple[Arrays, dict[str, str]]] = lambda arrays: ({}, {}),
 ) -> None:
-    """Write the codes of the first ``settings["images"]`` images to ``path``, unless they are there already.
+    """Write the features of the first ``settings["images"]`` images to ``path``, unless they are there already.
 
-    Every process of the group calls it. With ``bad``, bad images are left out and noted there; of the numbers [n] of
-    those that are kept, ``beside`` makes further arrays and text for the file. Raises UserError where ``path`` holds
-    codes of other settings, and for bad images.
+    Every process of the group calls it; process r of W encodes the images r, r + W, ... From the arrays of the images
+    that could be read, ``beside`` makes further arrays and text for the file. Raises UserError where ``path`` holds
+    features of other settings, and for bad images as ``readable`` does.
     """
-    store = Store(path, settings, distributed.world(), batch_size)
-    if store.finished:
+    rank, world, images = runtime.rank(), runtime.world(), settings["images"]
+    cache = FeatureCache(path, settings, world, batch_size)
+    if cache.finished:
         return
-    rank, world, images = distributed.rank(), distributed.world(), settings["images"]
-    skip = store.done(rank)
-    batches = ordered_batches(data, batch_size, rank, world, images, num_workers, skip, bad)
-    encoded = encode_batches(encode, batches, device, settings["flip"])
-    before = min(skip * batch_size * world, images)
-    with progress_bar(images, "image", desc, initial=before, enabled=rank == 0) as bar:
-        for i, arrays in enumerate(encoded, start=skip):
-            store.add(rank, i, arrays)
+    skip = cache.done(rank)
+    batches = ordered_batches(readable, batch_size, rank, world, images, num_workers, skip)
+    with progress_bar(images, "image", desc, min(skip * batch_size * world, images), enabled=rank == 0) as bar:
+        for i, arrays in enumerate(encode_batches(encode, batches, settings["flip"]), start=skip):
+            cache.add(rank, i, arrays)
             bar.update(min(len(arrays["index"]) * world, images - bar.n))
-    distributed.barrier()
+    runtime.barrier()
     if rank == 0:
-        kept = store.kept()
-        if not len(kept):
-            store.discard()
-        require_some(data, images, kept)
-        store.combine(*beside(kept))
-    distributed.barrier()
+        arrays = cache.collect()
+        if not len(arrays["index"]):
+            cache.discard()
+        readable.check_kept(arrays["index"].tolist(), images)
+        further, text = beside(arrays)
+        cache.write(arrays | further, text)
+    runtime.barrier()

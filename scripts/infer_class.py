@@ -6,11 +6,16 @@ examples:
   bash infer_class_dbae.sh ffhq vp CKPT true --probe_data folder:photos --labels labels.csv --solver exact
 
 Writes sample_STEP/downstream_inference/multitask_ema/: best.pt (the layer), test.txt, results.json, attributes.png.
-Codes are computed once and kept in sample_STEP/latents/.
+With --kind class, one class of several is read from the code: its accuracy goes to class_ema/. Codes are computed once
+and kept in sample_STEP/latents/.
 """
 
+from functools import partial
+
+from scripts import probe
 from scripts.cli import run
-from scripts.probing import main
+
+main = partial(probe.main, probe.ClassificationOptions, __doc__)
 
 if __name__ == "__main__":
-    run(lambda: main("classification", __doc__))
+    run(main)

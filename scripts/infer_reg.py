@@ -8,8 +8,12 @@ Writes sample_STEP/downstream_inference/regression_ema/: best.pt (the layer), te
 The last epoch and the best one are both reported; the best is selected on the test split, as in the official code.
 """
 
+from functools import partial
+
+from scripts import probe
 from scripts.cli import run
-from scripts.probing import main
+
+main = partial(probe.main, probe.RegressionOptions, __doc__)
 
 if __name__ == "__main__":
-    run(lambda: main("regression", __doc__))
+    run(main)

@@ -3,13 +3,15 @@
 from typing import Any
 
 from dbae.io import atomic_write
+from eval.probe import summary
 
 SCORES = {"ap": "average precision", "r": "Pearson r", "accuracy": "accuracy"}
+FEATURES = {"model": "code", "pixels": "16x16 pixels", "thumbnail": "pixels", "pca": "PCA"}
 
 
 def score_of(report: dict[str, Any]) -> str:
     """Name of the score that a report is drawn by."""
-    return next(score for score in SCORES if score in report.get("test", report.get("last")))
+    return next(score for score in SCORES if score in summary(report))
 
 
 def per_attribute(report: dict[str, Any]) -> dict[str, float | None]:
@@ -19,9 +21,8 @@ def per_attribute(report: dict[str, Any]) -> dict[str, float | None]:
 
 def title(report: dict[str, Any]) -> str:
     """What was probed and how well, in a line."""
-    features = {"model": "code", "pixels": "16x16 pixels", "thumbnail": "pixels", "pca": "PCA"}[report["features"]]
-    mean = report.get("test", report.get("last"))[score_of(report)]
-    return f"{features}, {report['solver']}: mean {mean:.3f}"
+    features = FEATURES.get(report["features"], report["features"])
+    return f"{features}, {report['solver']}: mean {summary(report)[score_of(report)]:.3f}"
 
 
 def draw(path: str, report: dict[str, Any], baseline: dict[str, Any] | None = None) -> None:
@@ -29,6 +30,7 @@ def draw(path: str, report: dict[str, Any], baseline: dict[str, Any] | None = No
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
     from matplotlib import pyplot as plt
 
     scores = {name: value for name, value in per_attribute(report).items() if value is not None}

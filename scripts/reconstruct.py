@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets.tolerant import FILE, POLICIES, Tolerant
-from dbae.diffusion import nfe
 from torch import Tensor
 
 from datasets.loader import ordered_batches
+from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
 from dbae.config import SampleConfig, option
+from dbae.diffusion import nfe
 from dbae.io import save_grid
 from dbae.methods import METHODS
 from dbae.progress import progress_bar
 from eval import samples
-from eval.metrics import ReconstructionMetrics, describe
+from eval.reconstruction import ReconstructionMetrics, describe
 from scripts.cli import Parser, given, run
 from scripts.common import (
     DataOptions,

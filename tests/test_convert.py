@@ -11,10 +11,10 @@ import torch
 from parity import released_state
 from safetensors.torch import load_file, save_file
 
-from dbae.checkpoint import load_model, read_tensors, to_released_names, write_config, write_tensors
-from dbae.config import ModelConfig, TrainConfig, UserError
+from dbae.checkpoint import config_content, load_model, read_weights, save_weights, write_config
+from dbae.config import TrainConfig, UserError
 from dbae.hub import from_pretrained, push_to_hub, save_pretrained
-from dbae.safetensors_file import read_content, read_safetensors, write_safetensors
+from dbae.io import read_tensors, write_tensors
 from scripts import convert
 
 
@@ -26,16 +26,20 @@ def model():
 @pytest.fixture
 def weights(tmp_path, model):
     """The EMA file of a run folder."""
-    write_config(str(tmp_path / "run"), "toyfaces", model=model.config, train=TrainConfig(lr=0.5))
+    write_config(str(tmp_path / "run"), config_content(model, "toyfaces", train=TrainConfig(lr=0.5)))
     path = str(tmp_path / "run/ema_0.9999_000020.pt")
-    write_tensors(path, to_released_names(model.state_dict()))
+    save_weights(path, model)
     return path
 
 
-def converted(monkeypatch, source, out, *words):
-    monkeypatch.setattr(sys, "argv", ["convert", f"--model_path={source}", f"--out={out}", *words])
-    convert.main()
+def converted(source, out, *words):
+    convert.main([f"--model_path={source}", f"--out={out}", *words])
     return str(out)
+
+
+def bare(state):
+    """Stands for a model of some tensors."""
+    return SimpleNamespace(state_dict=lambda: state, to_official=dict)
 
 
 def same(one, other):
@@ -55,34 +59,36 @@ def assert_same_model(found, expected):
 # -- there and back --------------------------------------------------------------------------------------------------
 
 
-def test_there_and_back(tmp_path, monkeypatch, weights, model):
-    path = converted(monkeypatch, weights, tmp_path / "model.safetensors")
+def test_there_and_back(tmp_path, weights, model):
+    path = converted(weights, tmp_path / "model.safetensors")
     assert_same_model(load_model(path), model)
     assert same(load_file(path), read_tensors(weights))  # the official names, for any reader of the format
-    back = converted(monkeypatch, path, tmp_path / "back/ema_0.9999_000020.pt")
+    back = converted(path, tmp_path / "back/ema_0.9999_000020.pt")
     assert same(read_tensors(back), read_tensors(weights))
     assert (tmp_path / "back/config.json").read_text() == (tmp_path / "run/config.json").read_text()
     with pytest.raises(UserError, match=r"schedule: .* was trained with ve, got vp"):
         load_model(path, schedule="vp")
 
 
-def test_a_released_file_gets_a_configuration(tmp_path, monkeypatch):
+def test_a_released_file_gets_a_configuration(tmp_path):
     bare = tmp_path / "ema_0.9999_1020000.pt"
     torch.save(released_state(64, "det"), bare)
     with pytest.raises(UserError, match="schedule: needed for"):
-        converted(monkeypatch, bare, tmp_path / "a.safetensors")
+        converted(bare, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="made for 64x64 images, but ffhq is 128x128"):
-        converted(monkeypatch, bare, tmp_path / "a.safetensors", "--schedule=vp", "--dataset=ffhq")
-    path = converted(monkeypatch, bare, tmp_path / "a.safetensors", "--schedule=vp", "--dataset=celeba")
-    assert read_content(path)["dataset"] == "celeba"
-    assert read_safetensors(path)[1] == ModelConfig(image_size=64, num_channels=64)
+        converted(bare, tmp_path / "a.safetensors", "--schedule=vp", "--dataset=ffhq")
+    path = converted(bare, tmp_path / "a.safetensors", "--schedule=vp", "--dataset=celeba")
+    content = read_weights(path)[1]
+    assert content["dataset"] == "celeba" and content["method"] == "dbae"
+    assert (content["model"]["image_size"], content["model"]["num_channels"]) == (64, 64)
+    assert content["model"]["schedule"] == "vp"
 
 
 def test_files_of_others(tmp_path, weights, model):
     """Without a configuration inside, the one beside the file counts, and without that the shapes and the schedule."""
     path = str(tmp_path / "run/plain.safetensors")
     save_file(read_tensors(weights), path)
-    assert read_content(path) is None
+    assert read_weights(path)[1] is None
     assert_same_model(load_model(path), model)
     save_file(read_tensors(weights), str(tmp_path / "bare.safetensors"))
     with pytest.raises(UserError, match="schedule: needed for"):
@@ -92,24 +98,24 @@ def test_files_of_others(tmp_path, weights, model):
 def test_tensors_that_share_memory_or_are_views(tmp_path):
     whole = torch.arange(12.0).reshape(3, 4)
     state = {"a": whole.T, "b": whole[0], "c": whole[0], "d": torch.tensor(3)}
-    write_safetensors(str(tmp_path / "a.safetensors"), state, {"model": {}})
+    save_weights(str(tmp_path / "a.safetensors"), bare(state), {"model": {}})
     assert same(load_file(tmp_path / "a.safetensors"), state)
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_replaced_unasked(tmp_path, monkeypatch, weights):
+def test_nothing_is_replaced_unasked(tmp_path, weights):
     out = tmp_path / "model.safetensors"
     out.write_bytes(b"mine")
     with pytest.raises(UserError, match=r"out: .*model.safetensors is there already; give --overwrite true"):
-        converted(monkeypatch, weights, out)
+        converted(weights, out)
     assert out.read_bytes() == b"mine"
-    converted(monkeypatch, weights, out, "--overwrite")
+    converted(weights, out, "--overwrite")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text("mine")
     with pytest.raises(UserError, match=r"out: .*other/config.json is there already"):
-        converted(monkeypatch, out, tmp_path / "other/ema_0.9999_000020.pt")
+        converted(out, tmp_path / "other/ema_0.9999_000020.pt")
     assert (tmp_path / "other/config.json").read_text() == "mine" and len(list((tmp_path / "other").iterdir())) == 1
 
 
@@ -128,17 +134,17 @@ def test_nothing_is_replaced_unasked(tmp_path, monkeypatch, weights):
         ("run/opt_000020.pt", "b.safetensors", "expected tensors by name; 'optimizer' holds none"),
     ],
 )
-def test_wrong_input_is_one_line(tmp_path, monkeypatch, weights, source, out, message):
+def test_wrong_input_is_one_line(tmp_path, weights, source, out, message):
     write_tensors(str(tmp_path / "run/opt_000020.pt"), {"optimizer": {"lr": 1.0}})
     with pytest.raises(UserError, match=message) as caught:
-        converted(monkeypatch, tmp_path / source, tmp_path / out)
+        converted(tmp_path / source, tmp_path / out)
     assert "\n" not in str(caught.value) and not (tmp_path / out).exists()
 
 
 @pytest.fixture
 def whole(tmp_path):
     path = tmp_path / "a.safetensors"
-    write_safetensors(str(path), {"a": torch.zeros(4), "b": torch.ones(2, 2)}, {"model": {}})
+    save_weights(str(path), bare({"a": torch.zeros(4), "b": torch.ones(2, 2)}), {"model": {}})
     return path
 
 
@@ -159,23 +165,18 @@ def with_header(header):
 )
 def test_hostile_files(whole, content):
     whole.write_bytes(content)
-    for read in (read_safetensors, load_model):
+    for read in (read_weights, load_model):
         with pytest.raises(UserError, match=r"a.safetensors: (refused|expected)") as caught:
             read(str(whole))
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
-
-
-def test_a_header_is_not_read_to_the_length_it_claims(whole):
-    whole.write_bytes(b"\xff" * 8 + b"{}")
-    assert read_content(str(whole)) is None
 
 
 @pytest.mark.parametrize("content", ["3", "{}", '{"model": 3}', '{"model": {"depth": 3}}'])
 def test_hostile_configurations(tmp_path, content):
     path = str(tmp_path / "a.safetensors")
     save_file({"a": torch.zeros(1)}, path, {"dbae": content})
-    with pytest.raises(UserError, match=r"a.safetensors: (expected an object|unknown setting 'depth')"):
-        read_safetensors(path)
+    with pytest.raises(UserError, match=r"a.safetensors: (expected an object|.*unknown setting 'depth')"):
+        load_model(path)
 
 
 def test_damaged_files(whole):
@@ -186,7 +187,7 @@ def test_damaged_files(whole):
         data[int(torch.randint(len(data), (), generator=chance))] ^= 1 << int(torch.randint(8, (), generator=chance))
         whole.write_bytes(data)
         try:
-            read_safetensors(str(whole))
+            read_weights(str(whole))
         except UserError as error:
             assert "\n" not in str(error)
 
@@ -208,7 +209,7 @@ def test_a_folder_is_a_model(tmp_path, model):
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert_same_model(from_pretrained(str(folder)), model)
     card = (folder / "README.md").read_text()
-    for fact in ("library_name: dbae", "stochastic encoder", "32x32", "8 numbers", "| ve |", "toyfaces"):
+    for fact in ("library_name: dbae", "| stochastic | True |", "| latent_dim | 8 |", "| schedule | ve |", "toyfaces"):
         assert fact in card
     assert json.loads((folder / "config.json").read_text())["model"]["schedule"] == "ve"
     (folder / "README.md").write_text("mine")

@@ -6,8 +6,16 @@ import torch
 from scipy.ndimage import correlate
 
 from dbae.config import UserError
-from eval.metrics import METRICS, ReconstructionMetrics, mse, ssim, ssim_official
-from eval.perceptual import TRUNK, _empty_lpips, load_lpips
+from eval.reconstruction import (
+    ALEXNET,
+    METRICS,
+    ReconstructionMetrics,
+    _empty_lpips,
+    load_lpips,
+    mse,
+    ssim,
+    ssim_official,
+)
 
 
 def batch(n=3, size=24, seed=0):
@@ -63,7 +71,7 @@ def backbone(tmp_path):
     state = {}
     for part in (trunk.slice1, trunk.slice2, trunk.slice3, trunk.slice4, trunk.slice5):
         state |= {f"features.{name}": tensor for name, tensor in part.state_dict().items()}
-    assert set(state) == set(TRUNK)
+    assert set(state) == set(ALEXNET)
     torch.save(state, tmp_path / "alexnet.pth")
     return str(tmp_path / "alexnet.pth")
 
@@ -86,7 +94,7 @@ def test_lpips_backbone_errors(tmp_path, backbone, monkeypatch):
     with pytest.raises(UserError, match=r"has no tensor 'features.0.bias'"):
         load_lpips(str(tmp_path / "part.pth"))
     (tmp_path / "text.pth").write_text("text")
-    with pytest.raises(UserError, match="not a file of tensors"):
+    with pytest.raises(UserError, match=r"text.pth: refused: damaged or no torch file"):
         load_lpips(str(tmp_path / "text.pth"))
 
     def unreachable(*args, **kwargs):

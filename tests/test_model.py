@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from dbae.config import UserError
-from dbae.diffusion import time_grid
+from dbae.diffusion import SOLVERS, time_grid
 from dbae.io import image_generators
 from dbae.methods.dbae import SCHEDULES
 
@@ -17,6 +17,28 @@ def test_reconstruct(schedule, sampler):
     x_0 = model.reconstruct(x, steps=3, sampler=sampler, churn=0.3)
     assert x_0.shape == x.shape and x_0.dtype == torch.float32
     assert x_0.min() >= -1 and x_0.max() <= 1 and not x_0.requires_grad
+
+
+@pytest.mark.parametrize("schedule", ["vp", "ve_simple"])
+@pytest.mark.parametrize("sampler", sorted(SOLVERS.keys() - {"edm"}))
+def test_a_model_takes_every_solver_of_bridges(schedule, sampler):
+    model, x = tiny.model(schedule=schedule), tiny.images(2)
+    x_0 = model.reconstruct(x, steps=3, sampler=sampler, grid="logsnr", generator=image_generators(0, range(2)))
+    assert x_0.shape == x.shape and x_0.dtype == torch.float32 and x_0.abs().max() <= 1
+    again = model.reconstruct(x, steps=3, sampler=sampler, generator=image_generators(0, range(2)))
+    assert torch.equal(x_0, again) == (sampler == "one-step")
+
+
+@pytest.mark.parametrize("options", [{"eta": 0.5}, {"boot": True}, {"grid": "uniform"}])
+def test_a_model_passes_every_option(options):
+    model, x = tiny.model(), tiny.images(2)
+
+    def settings(**options):
+        return {"steps": 3, "sampler": "dbim", "generator": image_generators(0, range(2)), **options}
+
+    x_0 = model.reconstruct(x, **settings(**options))
+    assert not torch.allclose(x_0, model.reconstruct(x, **settings()), atol=1e-4)
+    assert torch.equal(x_0, model.generate_from(model.encode(x).detach(), **settings(**options)))
 
 
 def test_reconstruct_is_encode_then_generate():

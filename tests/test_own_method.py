@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ class Net(nn.Module):
 
 class Toy(DiffusionModel):
     method, Config, TARGETS, FEATURES = "toy", ToyConfig, "binary", ("two", 100)
-    PRESETS = {"toyfaces": {"total_steps": 4, "batch_size": 8, "microbatch": 4, "optimizer": "adam", "lr": 1e-2}}
+    PRESETS = MappingProxyType({"toyfaces": {"total_steps": 4, "batch_size": 8, "microbatch": 4, "optimizer": "adam"}})
     SAMPLING = SampleConfig("ddim", 10, grid="uniform")
 
     def __init__(self, config):
@@ -94,5 +95,7 @@ def test_it_is_encoded_and_probed(run_dir, tmp_path):
     words = ["--dataset=toyfaces", f"--model_path={run_dir / 'ema_0.9999_000004.pt'}", "--device=cpu", "--method=toy"]
     encode.main([*words, "--limit=6", f"--out={tmp_path / 'codes.npz'}"])
     infer_class.main([*words, "--solver=exact"])
-    report = json.loads((run_dir / "sample_4/downstream_inference/multitask_ema_toyfaces/results_model_exact.json").read_text())
+    report = json.loads(
+        (run_dir / "sample_4/downstream_inference/multitask_ema_toyfaces/results_model_exact.json").read_text()
+    )
     assert report["images"]["test"] == 1000 and 0 < report["test"]["ap"] < 1

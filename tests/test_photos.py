@@ -62,16 +62,6 @@ def test_photo_paths(tmp_path):
     ]
 
 
-def test_no_photos(tmp_path):
-    for items, message in [
-        ([], "expected image files or folders of images, got none"),
-        ([str(tmp_path)], "expected images .* there are none in this folder"),
-        ([str(tmp_path / "absent.jpg")], "absent.jpg: expected an image or a folder"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            photo_paths(items)
-
-
 # ---- out of the photo
 
 
@@ -225,31 +215,6 @@ def test_exif_orientation(tmp_path):
     assert abs(difference(photo.image, image.transpose(Image.Transpose.ROTATE_270))).mean() < 3
 
 
-def test_colour_modes(tmp_path):
-    image, path = picture(0, 40, 40), str(tmp_path / "a.png")
-    grey = image.convert("L")
-
-    image.convert("CMYK").save(tmp_path / "a.jpg", quality=95)
-    assert abs(difference(read_photo(str(tmp_path / "a.jpg")).crop(40), image)).mean() < 4
-
-    seen = Image.new("L", (40, 40), 255)
-    seen.paste(0, (0, 0, 20, 40))
-    Image.merge("LA", (grey, seen)).save(path)
-    crop = np.asarray(read_photo(path).crop(40))
-    assert (crop[:, :20] == 255).all()
-    np.testing.assert_array_equal(crop[:, 20:, 1], np.asarray(grey)[:, 20:])
-
-    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(path)
-    np.testing.assert_array_equal(np.asarray(read_photo(path).crop(40))[:, :, 2], np.asarray(grey))
-
-    palette = Image.new("P", (40, 40), 1)
-    palette.putpalette([0, 0, 0, 200, 30, 60])
-    palette.paste(0, (0, 0, 20, 40))
-    palette.save(path, transparency=0)
-    crop = read_photo(path).crop(40)
-    assert (crop.getpixel((5, 5)), crop.getpixel((30, 5))) == ((255, 255, 255), (200, 30, 60))
-
-
 def test_files_that_are_no_photo(tmp_path):
     text, tiny = tmp_path / "text.jpg", tmp_path / "tiny.png"
     text.write_text("no photo")
@@ -309,19 +274,13 @@ def test_read_landmarks(tmp_path):
         ("a.csv", f"{HEADER}\na.jpg,{ROW[:-4]}\n", "line 2, got 9"),
         ("a.csv", f"{HEADER}\na.jpg,{ROW}\nb.jpg,{ROW[:-3]}nan\n", "line 3.*'nan'"),
         ("a.csv", f"{HEADER}\na.jpg,{ROW}\nx/a.jpg,{ROW}\n", "'a.jpg' twice"),
-        ("a.csv", f"{HEADER}\na.jpg,{ROW}\na.jpg,{ROW}\n", "expected one row for 'a.jpg'"),
         ("a.csv", f"{HEADER},more\n", "expected the header file,left_eye_x,.*got 12 columns"),
-        ("a.csv", f"a.jpg,{ROW}\n", "expected a header"),
-        ("a.csv", HEADER + "\n" + "x" * 200_000, "expected comma-separated values"),
-        ("a.csv", b"file,\xff\xfe", "expected a readable text file"),
         ("a.json", b"\xff\xfe{", "expected a readable text file"),
-        ("a.json", "{'a.jpg': 1}", "expected a JSON object"),
         ("a.json", "[[1, 2]]", "expected a JSON object"),
         ("a.json", "[" * 100_000, "expected a JSON object"),
         ("a.json", '{"a.jpg": [[1, 2], [3, 4]]}', "'a.jpg': expected five pairs"),
         ("a.json", '{"a.jpg": [[1, 2], [3, 4], [5, 6], [7, 8], [9, NaN]]}', "'a.jpg': expected five pairs"),
         ("a.json", '{"a.jpg": [[1, 2], [3, 4], [5, 6], [7, 8], [9, true]]}', "'a.jpg': expected five pairs"),
-        ("a.json", '{"a.jpg": {"nose": [1, 2]}}', "'a.jpg': expected five pairs"),
         ("a.json", '{"a.jpg": [[1,2],[3,4],[5,6],[7,8],[9,0]], "a.jpg": [[1,2],[3,4],[5,6],[7,8],[9,0]]}', "twice"),
         ("a.txt", "", "expected landmarks in a .json or .csv file"),
     ],

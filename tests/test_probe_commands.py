@@ -1,7 +1,6 @@
 """Probes and encoding from the command line, on a bare released-format checkpoint and generated data."""
 
 import json
-import re
 import subprocess
 import sys
 
@@ -15,7 +14,9 @@ from test_commands import assert_one_line_error, bash
 from test_labelled import lfw  # noqa: F401 - a fixture
 
 from datasets import toyfaces
+from dbae.config import UserError
 from eval.arrays import read_arrays
+from scripts import encode, infer_class, infer_reg, probe_table
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +26,39 @@ def released(tmp_path_factory):
     return path
 
 
-def celeba(root, rows=40):
-    """A small CelebA LMDB with 40 attributes, each positive in every split."""
-    image_lmdb(root / "celeba", "None-%07d", rows, 89, 109)
-    lines = [str(rows), " ".join(toyfaces.ATTRIBUTES)]
-    for i in range(rows):
-        values = ["1" if (i + k) % 3 == 0 else "-1" for k in range(40)]
-        lines.append(f"{i + 1:06d}.jpg {' '.join(values)}")
-    (root / "celeba" / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    image_folder(folder, [f"{i:03d}.png" for i in range(40)], 40, 40)
+    rows = "".join(f"{i:03d}.png,{i % 2},{i % 3 == 0:d}\n" for i in range(40))
+    (folder / "labels.csv").write_text("file,left,third\n" + rows)
+    rows = "".join(f"{i:03d}.png,{('red', 'green', 'blue')[i % 3]}\n" for i in range(40))
+    (folder / "colours.csv").write_text("file,colour\n" + rows)
+    return folder
 
 
-def test_classification_on_a_released_file(released, tmp_path):
-    celeba(tmp_path)
-    words = ["celeba", "vp", released, "true", "--data_root", tmp_path, "--device=cpu", "--epochs=2"]
-    status, _, error = bash("infer_class_dbae.sh", *words)
+def words_for(path, data="", *more):
+    """Options of a probe of the small model (or a released one), two epochs of it."""
+    return [f"--model_path={path}", f"--probe_data={data}", "--device=cpu", "--epochs=2", *map(str, more)]
+
+
+def small(checkpoint, photos, *more):
+    return ["--dataset=toyfaces", *words_for(checkpoint, f"folder:{photos}", *more)]
+
+
+def results(path, name, file="results.json"):
+    return json.loads(
+        (path.parent / f"sample_{int(path.stem.split('_')[2])}/downstream_inference/{name}/{file}").read_text()
+    )
+
+
+def test_classification_on_a_released_file(released, tmp_path, capsys):
+    image_lmdb(tmp_path / "celeba", "None-%07d", 40, 89, 109)
+    lines = ["40", " ".join(toyfaces.ATTRIBUTES)]  # each attribute is positive in every split
+    lines += [f"{i + 1:06d}.jpg {' '.join('1' if (i + k) % 3 == 0 else '-1' for k in range(40))}" for i in range(40)]
+    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
+    more = ["--data_root", tmp_path, "--device=cpu", "--epochs=2"]
+    status, _, error = bash("infer_class_dbae.sh", "celeba", "vp", released, "true", *more)
     assert status == 0, error
     folder = released.parent / "sample_980000" / "downstream_inference" / "multitask_ema"
     assert {path.name for path in folder.iterdir()} == {
@@ -47,33 +67,25 @@ def test_classification_on_a_released_file(released, tmp_path):
     layer = torch.load(folder / "best.pt", weights_only=True)
     assert {name: tuple(value.shape) for name, value in layer.items()} == {"weight": (40, 512), "bias": (40,)}
     torch.nn.Linear(512, 40).load_state_dict(layer)
-    report = json.loads((folder / "results.json").read_text())
+    report = results(released, "multitask_ema")
     assert report["images"] == {"train": 32, "valid": 4, "test": 4} and len(report["epochs"]) == 2
     assert report["attributes"]["Male"].keys() == {"ap", "auroc", "positives"}
-    assert json.loads((folder / "best.json").read_text())["attributes"][20] == "Male"
+    beside = results(released, "multitask_ema", "best.json")
+    assert beside["attributes"][20] == "Male" and len(beside["codes"]["std"]) == 512
     assert f"ap: {report['test']['ap']}" in (folder / "test.txt").read_text()
-    status, _, again = bash("infer_class_dbae.sh", *words)
-    assert status == 0 and "encode train" in error and "encode" not in again  # the second probe reads its codes
+    words = ["--dataset=celeba", "--schedule=vp", *words_for(released), f"--data_root={tmp_path}"]
+    infer_class.main(words)
+    assert "encode train" in error and "encode" not in capsys.readouterr().err  # the second probe reads its codes
+    assert results(released, "multitask_ema") == report
 
 
 def test_regression_on_a_released_file(released, lfw):  # noqa: F811
-    words = ["celeba", "vp", released, "true", "--data_root", lfw.parent, "--device=cpu", "--epochs=2"]
-    status, _, error = bash("infer_reg_dbae.sh", *words)
-    assert status == 0, error
-    folder = released.parent / "sample_980000" / "downstream_inference" / "regression_ema"
-    report = json.loads((folder / "results.json").read_text())
+    infer_reg.main(["--dataset=celeba", "--schedule=vp", *words_for(released), f"--data_root={lfw.parent}"])
+    report = results(released, "regression_ema")
     assert len(report["attributes"]) == 73 and {"last", "best", "constant"} <= report.keys()
     assert report["best"]["selected_on"] == "test" and len(report["epochs"]) == 2
-    assert torch.load(folder / "best.pt", weights_only=True)["weight"].shape == (73, 512)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    image_folder(folder, [f"{i:03d}.png" for i in range(40)], 40, 40)
-    rows = "".join(f"{i:03d}.png,{i % 2},{i % 3 == 0:d}\n" for i in range(40))
-    (folder / "labels.csv").write_text("file,left,third\n" + rows)
-    return folder
+    layer = released.parent / "sample_980000/downstream_inference/regression_ema/best.pt"
+    assert torch.load(layer, weights_only=True)["weight"].shape == (73, 512)
 
 
 @pytest.mark.parametrize(
@@ -84,62 +96,76 @@ def photos(tmp_path_factory):
         ("--features=pixels", "_pixels_adam"),
         ("--features=thumbnail", "_thumbnail_adam"),
         ("--features=pca --solver=exact", "_pca_exact"),
+        ("--features=input_blocks.1 --time=0.2", "_input_blocks.1@0.2_adam"),
     ],
 )
-def test_own_labels_solvers_and_baselines(checkpoint, photos, words, tag):
-    status, _, error = bash(
-        "infer_class_dbae.sh", "toyfaces", "vp", checkpoint, "true", f"--probe_data=folder:{photos}", *words.split(),
-        "--device=cpu", "--epochs=2",
-    )  # fmt: skip
-    assert status == 0, error
-    folder = checkpoint.parent / "sample_20" / "downstream_inference" / f"multitask_ema_{photos.name}"
-    report = json.loads((folder / f"results{tag}.json").read_text())
-    assert report["attributes"].keys() == {"left", "third"} and (folder / f"attributes{tag}.png").exists()
+def test_own_labels_solvers_and_features(checkpoint, photos, words, tag):
+    infer_class.main(small(checkpoint, photos, *words.split()))
+    report = results(checkpoint, f"multitask_ema_{photos.name}", f"results{tag}.json")
+    assert report["attributes"].keys() == {"left", "third"}
     assert ("label_fractions" in report) == ("label_fraction" in words)
+    folder = checkpoint.parent / f"sample_20/downstream_inference/multitask_ema_{photos.name}"
+    assert (folder / f"attributes{tag}.png").exists() and (folder / f"best{tag}.pt").exists() == ("knn" not in words)
+
+
+@pytest.mark.parametrize("solver", ["adam", "exact", "knn"])
+def test_a_class_of_own_images(checkpoint, photos, solver):
+    more = ["--kind=class", f"--labels={photos / 'colours.csv'}", f"--solver={solver}", "--label_fraction=0.9"]
+    infer_class.main(small(checkpoint, photos, *more))
+    tag = "" if solver == "adam" else f"_model_{solver}"
+    report = results(checkpoint, f"class_ema_{photos.name}", f"results{tag}.json")
+    assert report["attributes"].keys() == {"red", "green", "blue"} and 0 <= report["test"]["accuracy"] <= 1
+    assert report["test"]["top5"] == 1 and len(report["label_fractions"][0]["scores"]) == 5
 
 
 def test_two_processes_share_the_encoding(checkpoint, photos):
-    words = ["toyfaces", "vp", checkpoint, "true", f"--probe_data=folder:{photos}", "--device=cpu", "--epochs=2"]
-    reports = []
-    for processes in ("1", "2"):
+    def forget():
         for path in (checkpoint.parent / "sample_20" / "latents").glob("*.npz"):
             path.unlink()
-        status, _, error = bash("infer_class_dbae.sh", *words, NPROC=processes)
-        assert status == 0, error
-        folder = checkpoint.parent / "sample_20" / "downstream_inference" / f"multitask_ema_{photos.name}"
-        reports.append(json.loads((folder / "results.json").read_text()))
-    assert reports[0]["test"] == pytest.approx(reports[1]["test"], abs=1e-6)
+
+    forget()
+    infer_class.main(small(checkpoint, photos))
+    alone = results(checkpoint, f"multitask_ema_{photos.name}")
+    forget()
+    more = [f"--probe_data=folder:{photos}", "--device=cpu", "--epochs=2"]
+    status, _, error = bash("infer_class_dbae.sh", "toyfaces", "vp", checkpoint, "true", *more, NPROC="2")
+    assert status == 0, error
+    assert results(checkpoint, f"multitask_ema_{photos.name}")["test"] == pytest.approx(alone["test"], abs=1e-6)
 
 
 def test_table_and_baseline_picture(checkpoint, photos, tmp_path):
-    words = ["toyfaces", "vp", checkpoint, "true", f"--probe_data=folder:{photos}", "--device=cpu", "--epochs=2"]
-    assert bash("infer_reg_dbae.sh", *words)[0] == 0
+    infer_reg.main(small(checkpoint, photos))
     folder = checkpoint.parent / "sample_20" / "downstream_inference" / f"regression_ema_{photos.name}"
-    status, _, error = bash("infer_reg_dbae.sh", *words, "--features=pixels", f"--baseline={folder / 'results.json'}")
-    assert status == 0, error
+    infer_reg.main(small(checkpoint, photos, "--features=pixels", f"--baseline={folder / 'results.json'}"))
+    assert (folder / "attributes_pixels_adam.png").exists()
     for name in ("table.md", "table.csv"):
-        command = ["-m", "scripts.probe_table", f"--runs={checkpoint.parent}", f"--out={tmp_path / name}"]
-        assert subprocess.run([sys.executable, *command], cwd=ROOT).returncode == 0
+        probe_table.main([f"--runs={checkpoint.parent}", f"--out={tmp_path / name}"])
         text = (tmp_path / name).read_text()
         assert "DBAE-d" in text and "0.650" in text and "toyfaces" in text
 
 
+def test_a_launcher_without_its_arguments():
+    assert_one_line_error(bash("infer_class_dbae.sh", "ffhq", "vp"), "four arguments", "got 2")
+
+
 @pytest.mark.parametrize(
-    ("words", "parts"),
+    ("program", "words", "message"),
     [
-        ("infer_class_dbae.sh ffhq vp", ["four arguments", "got 2"]),
-        ("infer_class_dbae.sh toyfaces vp {} true --solver=svm", ["--solver", "'svm'"]),
-        ("infer_class_dbae.sh toyfaces vp {} true --label_fraction=2", ["label_fraction", "(0, 1]"]),
-        ("infer_class_dbae.sh toyfaces vp {} true --probe_data=lfw", ["lfw", "regression"]),
-        ("infer_class_dbae.sh toyfaces vp {} true --probe_data=ffhq", ["one with labels", "'ffhq'"]),
-        ("infer_class_dbae.sh toyfaces vp {} true --baseline=absent.json", ["baseline: no such file"]),
-        ("infer_reg_dbae.sh toyfaces vp {} true --solver=knn", ["solver", "adam or exact"]),
-        ("infer_reg_dbae.sh toyfaces vp {} true --probe_data=lfw --data_root=absent", ["lfw_attributes.txt"]),
-        ("infer_reg_dbae.sh toyfaces vp absent/ema_0.9_1.pt true", ["no such file", "absent/ema_0.9_1.pt"]),
+        (infer_class, "--label_fraction=2", r"label_fraction: .*\(0, 1\]"),
+        (infer_class, "--probe_data=lfw", "lfw"),
+        (infer_class, "--probe_data=ffhq", "ffhq"),
+        (infer_class, "--baseline=absent.json", "baseline: no such file"),
+        (infer_class, "--features=input_blocks.1", "time: expected one with --features BLOCK"),
+        (infer_class, "--features=absent --time=0.5", "blocks: expected some of input_blocks.0, .* got absent"),
+        (infer_reg, "--solver=knn", "solver: expected adam or exact"),
+        (infer_reg, "--probe_data=lfw --data_root=absent", "lfw_attributes.txt"),
+        (infer_reg, "--model_path=absent/ema_0.9_1.pt", "no such file: absent/ema_0.9_1.pt"),
     ],
 )
-def test_wrong_probe_arguments(checkpoint, words, parts):
-    assert_one_line_error(bash(*words.format(checkpoint).split()), *parts)
+def test_wrong_probe_arguments(checkpoint, photos, program, words, message):
+    with pytest.raises(UserError, match=message) as caught:
+        program.main(small(checkpoint, photos, *words.split()))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -152,35 +178,29 @@ def test_wrong_probe_arguments(checkpoint, words, parts):
 )
 def test_wrong_baseline_ends_before_any_work(checkpoint, photos, tmp_path, content, message):
     (tmp_path / "results.json").write_text(content)
-    words = [
-        "toyfaces",
-        "vp",
-        checkpoint,
-        "true",
-        f"--probe_data=folder:{photos}",
-        f"--baseline={tmp_path}/results.json",
-    ]
-    status, _, error = bash("infer_class_dbae.sh", *words)
-    assert status == 2 and re.search(message, error) and error.count("\n") == 1
+    with pytest.raises(UserError, match=message):
+        infer_class.main(small(checkpoint, photos, f"--baseline={tmp_path}/results.json"))
 
 
-def test_dry_run(checkpoint):
-    status, shown, _ = bash("infer_class_dbae.sh", "toyfaces", "vp", checkpoint, "true", "--dry_run")
-    assert status == 0 and json.loads(shown)["probe_data"] == "toyfaces"
-    status, shown, _ = bash("infer_reg_dbae.sh", "ffhq", "vp", "absent/ema_0.9999_7.pt", "true", "--dry_run")
-    assert json.loads(shown)["output"] == "absent/sample_7/downstream_inference/regression_ema"
+def test_dry_run(checkpoint, capsys):
+    infer_class.main(["--dataset=toyfaces", f"--model_path={checkpoint}", "--dry_run"])
+    assert json.loads(capsys.readouterr().out)["probe_data"] == "toyfaces"
+    infer_reg.main(["--dataset=ffhq", "--model_path=absent/ema_0.9999_7.pt", "--dry_run"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["output"] == "absent/sample_7/downstream_inference/regression_ema"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_encode(checkpoint, photos, tmp_path, processes):
     out = tmp_path / "codes.npz"
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [
-        sys.executable, *(torchrun if processes > 1 else []), "-m", "scripts.encode", f"--dataset=folder:{photos}",
-        f"--model_path={checkpoint}", f"--out={out}", "--batch_size=7", "--limit=33", "--device=cpu",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    words = [f"--dataset=folder:{photos}", f"--model_path={checkpoint}", f"--out={out}", "--batch_size=7", "--limit=33"]
+    words += ["--device=cpu"]
+    if processes == 1:
+        encode.main(words)
+    else:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "scripts.encode", *words]
+        done = subprocess.run([sys.executable, *torchrun], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
     arrays, about = read_arrays(str(out))
     assert {name: value.shape for name, value in arrays.items()} == {
         "mu": (33, 8), "log_sigma": (33, 8), "z": (33, 8), "index": (33,), "labels": (33, 2),
@@ -188,7 +208,7 @@ def test_encode(checkpoint, photos, tmp_path, processes):
     assert json.loads(about["names"])[5] == "005.png" and json.loads(about["label_names"]) == ["left", "third"]
     assert np.array_equal(arrays["index"], np.arange(33))
     before = out.stat().st_mtime_ns
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    encode.main(words)
     assert out.stat().st_mtime_ns == before
-    wrong = subprocess.run([*command, "--seed=3"], cwd=ROOT, capture_output=True, text=True)
-    assert wrong.returncode != 0 and "holds codes with seed 0, expected 3" in wrong.stderr
+    with pytest.raises(UserError, match="holds codes with seed 0, expected 3"):
+        encode.main([*words, "--seed=3"])

@@ -1,26 +1,21 @@
-"""Exponential solvers: their formulas, their orders on a Gaussian with its exact denoiser, the marginals they keep."""
+"""The rows of every sampler: formulas, orders on a Gaussian with its exact denoiser, marginals, DDIM and DDPM."""
 
 import math
 from functools import partial
 from itertools import pairwise
 
 import pytest
-import tiny
 import torch
-from gaussian import exact_denoiser, exact_flow, moments
+from gaussian import BRIDGES, CHAINS, CONTINUOUS, DIFFUSIONS, PROCESSES, exact_denoiser, exact_flow, moments, over
 
-from dbae.bridge import BRIDGES
-from dbae.config import SCHEDULES
+from dbae.diffusion import SOLVERS, index_grid, sample, time_grid
+from dbae.diffusion.solvers import booting_noise, dbim, dbm2, multistep
 from dbae.io import image_generators, randn_like
-from dbae.sampler import sample, time_grid
-from dbae.solvers import SOLVERS, booted, dbim, log_snr, multistep, time_at, two_call
 
-ORDERS = {"dbim": 1, "dbim2": 2, "dbim3": 3, "dbm2": 2}
-
-
-@pytest.fixture(params=["vp", "ve"])
-def bridge(request):
-    return BRIDGES[request.param]()
+DRIFT = ("euler", "heun")  # the samplers that follow the drift, with churn and guidance
+SECOND_ORDER = ("dbim2", "dbim3", "dbm2", "edm")  # and above
+EXPONENTIAL = ("dbim", "dbim2", "dbim3", "dbm2")
+ORDERS = {"euler": 1, "heun": 2, "dbim": 1, "dbim2": 2, "dbim3": 3, "dbm2": 2, "edm": 2}
 
 
 @pytest.fixture
@@ -28,70 +23,108 @@ def x_T():
     return torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
 
 
-def interior(bridge, steps, power=1):
-    """From 0.8 T to 0.1 T; ``power`` 2 begins with short steps."""
+def interior(process, steps, power=1):
+    """A grid away from both ends, even in t or log snr; ``power`` above 1 begins with short steps."""
     ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** power
-    return bridge.T * (0.8 - 0.7 * ramp)
+    if process in BRIDGES.values():
+        return process.T * (0.8 - 0.7 * ramp)
+    return process.time_at(ramp * math.log(10))  # sigma from 1 to 0.1
 
 
-@pytest.mark.parametrize(("method", "order"), ORDERS.items())
-def test_convergence_order(bridge, x_T, method, order):
-    """At least this order. The first steps of a multistep method are of a lower one, so here they are short."""
+@over(CONTINUOUS, ORDERS.items(), "sampler, order")
+def test_convergence_order(process, x_T, sampler, order):
+    """At least this order. The first steps of a multistep sampler are of a lower one, so here they are short."""
 
     def error(steps):
-        ts = interior(bridge, steps, power=2)
-        x = sample(exact_denoiser(bridge, x_T), bridge, x_T, ts, method)
-        return (x - exact_flow(bridge, x_T, ts[0], ts[-1])).abs().max().item()
+        ts = interior(process, steps, power=1 if sampler in DRIFT else 2)
+        x = sample(exact_denoiser(process, x_T), process, x_T, ts, sampler)
+        return (x - exact_flow(process, x_T, ts[0], ts[-1])).abs().max().item()
 
     errors = [error(steps) for steps in (40, 80, 160)]
     for coarse, fine in pairwise(errors):
-        assert coarse / fine > 2 ** (order - 0.5)
+        if sampler in DRIFT:
+            assert coarse / fine == pytest.approx(2**order, rel=0.1)
+        else:
+            assert coarse / fine > 2 ** (order - 0.5)
 
 
-@pytest.mark.parametrize("method", ORDERS)
+@over(CONTINUOUS, ["dbim", *SECOND_ORDER])
 @pytest.mark.parametrize("grid", ["karras", "logsnr"])
-def test_every_solver_converges_to_the_same_flow(bridge, x_T, method, grid):
-    """From T - 1e-4 itself, where Euler and Heun start too, down to 0."""
+def test_every_solver_converges_to_the_same_flow(process, x_T, sampler, grid):
+    """From the first time itself, where Euler and Heun start too, down to the data."""
 
     def error(steps):
-        ts = time_grid(bridge, steps, grid=grid)
-        x = sample(exact_denoiser(bridge, x_T), bridge, x_T, ts, method)
-        return (x - exact_flow(bridge, x_T, ts[0], 0.0)).abs().max().item()
+        ts = time_grid(process, steps, grid=grid)
+        x = sample(exact_denoiser(process, x_T), process, x_T, ts, sampler)
+        return (x - exact_flow(process, x_T, ts[0], 0.0)).abs().max().item()
 
     coarse, fine = error(20), error(320)
-    assert coarse > 10 * fine and fine < 5e-5
+    assert coarse > 10 * fine and fine < (5e-5 if process in BRIDGES.values() else 2e-3)
 
 
+@over(CHAINS)
+@pytest.mark.parametrize("sampler", ["ddim", *SECOND_ORDER])
+@pytest.mark.parametrize("grid", ["karras", "logsnr"])
+def test_every_solver_converges_on_a_chain(process, x_T, sampler, grid):
+    """As far as a chain of 1000 allows; the step from index 0 to the data is exact for no solver."""
+
+    def error(steps):
+        ts = time_grid(process, steps, grid=grid)[:-1]
+        x = sample(exact_denoiser(process, x_T), process, x_T, ts, sampler)
+        return (x - exact_flow(process, x_T, ts[0], ts[-1])).abs().max().item()
+
+    coarse, fine = max(error(5), error(10)), error(80)
+    assert coarse > 3 * fine and fine < 3e-2
+
+
+@over(BRIDGES)
+@pytest.mark.parametrize("sampler", DRIFT)
+def test_drift_converges_from_the_end_of_the_bridge(process, x_T, sampler):
+    """At T itself the flow is singular, so the order is lower there, but the error must keep falling."""
+
+    def error(steps):
+        ts = time_grid(process, steps)
+        x = sample(exact_denoiser(process, x_T), process, x_T, ts, sampler)
+        return (x - exact_flow(process, x_T, ts[0], 0.0)).abs().max().item()
+
+    errors = [error(steps) for steps in (40, 160, 640)]
+    assert errors[0] > 1.2 * errors[1] > 1.44 * errors[2]
+
+
+@over(BRIDGES)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_first_order_keeps_the_implied_noise_and_adds_the_rest(bridge, x_T, eta):
-    s, t = ts = torch.tensor([0.7, 0.2], dtype=torch.float64) * bridge.T
-    (a_s, b_s, c_s), (a, b, c) = bridge.abc(s), bridge.abc(t)
-    (_, sigma_s), (scale, sigma) = bridge.s_sigma(s), bridge.s_sigma(t)
+def test_first_order_keeps_the_implied_noise_and_adds_the_rest(process, x_T, eta):
+    s, t = ts = torch.tensor([0.7, 0.2], dtype=torch.float64) * process.T
+    (a_s, b_s, c_s), (a, b, c) = process.abc(s), process.abc(t)
+    (_, sigma_s), (scale, sigma) = process.schedule.s_sigma(s), process.schedule.s_sigma(t)
     x, D, draw = x_T + 0.3, 0.5 * x_T, x_T.flip(0)
     w = eta * scale * sigma * (1 - sigma**2 / sigma_s**2).sqrt()
     eps = (x - a_s * x_T - b_s * D) / c_s
-    (row,) = dbim(bridge, ts, eta)
-    stepped = row.k_x * x + row.k_T * x_T + row.k_D[0] * D + row.k_eps * draw
+    (row,) = dbim(process, ts, eta)
+    stepped = row.k_x[0] * x + row.k_T * x_T + row.k_D[0] * D + row.k_eps * draw
     assert torch.allclose(stepped, a * x_T + b * D + (c**2 - w**2).sqrt() * eps + w * draw, rtol=1e-12)
 
 
-def test_eta_1_is_the_markov_chain_of_the_bridge(bridge):
-    """The covariance of x_s and x_t given both ends is that of the conditioned process (t < s < T)."""
-    ts = time_grid(bridge, 10)[:-1]
-    scale, sigma = bridge.s_sigma(ts)
-    _, sigma_T = bridge.s_sigma(torch.tensor(bridge.T, dtype=torch.float64))
-    kept = torch.tensor([row.k_x for row in dbim(bridge, ts, eta=1.0)], dtype=torch.float64)
-    bridged = scale[1:] * scale[:-1] * sigma[1:] ** 2 * (1 - sigma[:-1] ** 2 / sigma_T**2)
-    assert torch.allclose(kept * bridge.abc(ts[:-1])[2] ** 2, bridged, rtol=1e-9)
+@over(PROCESSES)
+def test_eta_1_is_the_markov_chain_of_the_process(process):
+    """The covariance of x_s and x_t given x_0 (and x_T) is that of the conditioned process (t < s < T)."""
+    ts = time_grid(process, 10)[:-1].double()
+    scale, sigma = process.schedule.s_sigma(ts)
+    kept = torch.tensor([row.k_x[0] for row in dbim(process, ts, eta=1.0)], dtype=torch.float64)
+    covariance = scale[1:] * scale[:-1] * sigma[1:] ** 2
+    if process in BRIDGES.values():
+        covariance = covariance * (1 - sigma[:-1] ** 2 / process.sigma_T**2)
+    assert torch.allclose(kept * process.abc(ts[:-1])[2] ** 2, covariance, rtol=1e-9)
 
 
+@over(CONTINUOUS)
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_weights_integrate_polynomials(bridge, order):
+def test_weights_integrate_polynomials(process, order):
     """``sum_j k_D[j] p(lam_j) = b int exp(lam - lam_t) p(lam) dlam``, by fine quadrature."""
-    ts = interior(bridge, 4)
-    lam, b = log_snr(bridge, ts), bridge.abc(ts)[1]
+    ts = interior(process, 4)
+    lam, b = process.log_snr(ts), process.abc(ts)[1]
     fine = torch.linspace(lam[3], lam[4], 20_001, dtype=torch.float64)
-    row = multistep(bridge, ts, order)[-1]
+    row = multistep(process, ts, order)[-1]
     assert len(row.k_D) == order
     for power in range(order):
         integral = b[4] * torch.trapezoid((fine - lam[4]).exp() * fine**power, fine)
@@ -99,43 +132,46 @@ def test_weights_integrate_polynomials(bridge, order):
         assert total.item() == pytest.approx(integral.item(), rel=1e-7)
 
 
-@pytest.mark.parametrize("method", ORDERS)
-def test_a_constant_estimate_is_integrated_exactly(bridge, x_T, method):
-    def flow(method, steps):
-        return sample(lambda x, t: 0.3 * x_T, bridge, x_T, interior(bridge, steps), method)
+@over(BRIDGES)
+@pytest.mark.parametrize("sampler", EXPONENTIAL)
+def test_a_constant_estimate_is_integrated_exactly(process, x_T, sampler):
+    def flow(sampler, steps):
+        return sample(lambda x, t: 0.3 * x_T, process, x_T, interior(process, steps), sampler)
 
-    assert torch.allclose(flow(method, 3), flow("dbim", 1), rtol=1e-10)
-    to_zero = sample(lambda x, t: 0.3 * x_T, bridge, x_T, time_grid(bridge, 5), method)
+    assert torch.allclose(flow(sampler, 3), flow("dbim", 1), rtol=1e-10)
+    to_zero = sample(lambda x, t: 0.3 * x_T, process, x_T, time_grid(process, 5), sampler)
     assert torch.allclose(to_zero, 0.3 * x_T, rtol=1e-12)
 
 
-def test_two_calls_are_exact_for_an_estimate_linear_in_lambda(bridge, x_T):
+@over(CONTINUOUS)
+def test_two_calls_are_exact_for_an_estimate_linear_in_lambda(process, x_T):
     def flow(steps):
-        return sample(lambda x, t: log_snr(bridge, t)[:, None] * x_T, bridge, x_T, interior(bridge, steps), "dbm2")
+        return sample(lambda x, t: process.log_snr(t)[:, None] * x_T, process, x_T, interior(process, steps), "dbm2")
 
     assert torch.allclose(flow(1), flow(50), rtol=1e-9)
 
 
-def test_two_calls_agree_with_dbmsolver(bridge, x_T):
+@over(BRIDGES)
+def test_two_calls_agree_with_dbmsolver(process, x_T):
     """DBMSolver interpolates D in the log of sigma instead: one step differs by the cube of its length."""
 
     def difference(length):
-        s, t = ts = bridge.T * torch.tensor([0.5, 0.5 - length], dtype=torch.float64)
-        first, second = two_call(bridge, ts)
+        s, t = ts = process.T * torch.tensor([0.5, 0.5 - length], dtype=torch.float64)
+        first, second = dbm2(process, ts)
         three = torch.stack([s, ts.new_tensor(second.t), t])
-        denoise = exact_denoiser(bridge, x_T)
+        denoise = exact_denoiser(process, x_T)
         D_s = denoise(x_T, s.expand(8))
-        x_m = first.k_x * x_T + first.k_T * x_T + first.k_D[0] * D_s
+        x_m = first.k_x[0] * x_T + first.k_T * x_T + first.k_D[0] * D_s
         D_m = denoise(x_m, three[1].expand(8))
-        ours = second.k_x * x_m + second.k_T * x_T + second.k_D[0] * D_m + second.k_D[1] * D_s
+        ours = second.k_x[0] * x_m + second.k_T * x_T + second.k_D[0] * D_m + second.k_D[1] * D_s
 
-        scale, sigma = bridge.s_sigma(three)
-        q, q_T = sigma**-2, bridge.s_sigma(ts.new_tensor(bridge.T))[1] ** -2
+        scale, sigma = process.schedule.s_sigma(three)
+        q, q_T = sigma**-2, process.sigma_T**-2
         L, R = q.log() / 2, q / q_T - 1
         brackets = (R[2].sqrt().atan() - R[0].sqrt().atan()) / R[2].sqrt() + L[2] - L[0] - 1 + (R[0] / R[2]).sqrt()
         factor = scale[2] * R[2] * q_T / q[2] / (L[1] - L[0]) * brackets
-        (step,) = dbim(bridge, ts)
-        theirs = step.k_x * x_T + step.k_T * x_T + step.k_D[0] * D_s + factor * (D_m - D_s)
+        (step,) = dbim(process, ts)
+        theirs = step.k_x[0] * x_T + step.k_T * x_T + step.k_D[0] * D_s + factor * (D_m - D_s)
         return (ours - theirs).abs().max().item()
 
     differences = [difference(length) for length in (0.04, 0.02, 0.01)]
@@ -143,76 +179,236 @@ def test_two_calls_agree_with_dbmsolver(bridge, x_T):
         assert coarse / fine == pytest.approx(8, rel=0.1)
 
 
+@over(DIFFUSIONS)
+@pytest.mark.parametrize("S_churn", [0.0, 9.0])
+def test_edm_is_algorithm_2(process, S_churn):
+    """Against EDM's algorithm 2 in y = x / s, written out."""
+    x, ts = torch.full((3, 2), 1.5, dtype=torch.float64) * process.T, time_grid(process, 18)
+    settings = {"S_churn": S_churn, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.007}
+    generator = torch.Generator().manual_seed(0)
+    draws = iter(torch.randn(36, 3, 2, generator=generator, dtype=torch.float64).repeat(2, 1, 1))
+
+    def scaled(t):
+        return [value.item() for value in process.schedule.s_sigma(t)]
+
+    y = x / scaled(ts[0])[0]
+    for t, t_end in pairwise(ts):
+        (_, sigma), (_, sigma_end) = scaled(t), scaled(t_end)
+        gamma = min(S_churn / 18, 2**0.5 - 1) if 0.05 <= sigma <= 50 else 0.0
+        t_hat = process.schedule.time_at(torch.tensor(sigma * (1 + gamma), dtype=torch.float64))
+        s_hat, sigma_hat = scaled(t_hat)
+        y_hat = y + (sigma_hat**2 - sigma**2) ** 0.5 * 1.007 * next(draws) if gamma else y
+        d = (y_hat - (s_hat * y_hat).tanh()) / sigma_hat
+        y = y_hat + (sigma_end - sigma_hat) * d
+        if t_end > 0:
+            d_end = (y - (scaled(t_end)[0] * y).tanh()) / sigma_end
+            y = y_hat + (sigma_end - sigma_hat) * (d + d_end) / 2
+    generator.manual_seed(0)
+    draws = iter(torch.randn(36, 3, 2, generator=generator, dtype=torch.float64))
+    ours = sample(lambda x, t: x.tanh(), process, x, ts, "edm", noise=lambda x: next(draws), **settings)
+    assert torch.allclose(ours, y, rtol=1e-9)
+
+
+@over(CHAINS)
+def test_edm_on_a_chain_churns_to_the_nearest_index(process):
+    """The state is noised exactly to the level of the index that the network is given."""
+    seen = []
+    noise = partial(randn_like, generator=torch.Generator().manual_seed(0))
+    ts = time_grid(process, 10)
+    sample(
+        lambda x, t: seen.append((x, t)) or x * 0, process, torch.zeros(20_000, 1), ts, "edm", S_churn=4.0, noise=noise
+    )
+    sigma = process.schedule.s_sigma(torch.arange(process.T))[1]
+    for (x, t), start in zip(seen[2:19:2], ts[1:], strict=False):
+        wanted = (sigma - 1.4 * sigma[start]).abs().argmin()
+        assert (t == wanted).all() and t.dtype == torch.int64 and x.isfinite().all()
+
+
+@over(BRIDGES)
+@pytest.mark.parametrize("churn", [0.33, 0.9])
+def test_churn_reproduces_mean_and_variance(process, churn):
+    """The SDE starts from x_T exactly and must arrive at the data distribution, through the bridge's marginals."""
+    torch.manual_seed(0)
+    x_T = torch.full((10_000, 1), 0.4, dtype=torch.float64)
+    ts = time_grid(process, 600)
+    middle = int((ts > 0.3 * process.T).sum())
+    for stop in (middle, len(ts)):
+        x = sample(exact_denoiser(process, x_T), process, x_T, ts[:stop], "euler", churn)
+        mean, std = moments(process, ts[stop - 1], 0.4)
+        assert x.mean().item() == pytest.approx(mean.item(), abs=0.04 * std.item())
+        assert x.std().item() == pytest.approx(std.item(), rel=0.05)
+
+
+@over(BRIDGES)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_boot_and_eta_give_the_marginals(bridge, eta):
+def test_boot_and_eta_give_the_marginals(process, eta):
     """Started by a draw from the bridge, x has its mean and variance on the way, and the data's at 0."""
     generator = torch.Generator().manual_seed(0)
     x_T = torch.full((10_000, 1), 0.4, dtype=torch.float64)
-    ts, denoise = time_grid(bridge, 300), exact_denoiser(bridge, x_T)
-    for stop in (int((ts > 0.3 * bridge.T).sum()), len(ts)):
+    ts, denoise = time_grid(process, 300), exact_denoiser(process, x_T)
+    for stop in (int((ts > 0.3 * process.T).sum()), len(ts)):
         noise = partial(randn_like, generator=generator)
-        x = sample(denoise, bridge, x_T, ts[:stop], "dbim", noise=noise, eta=eta, boot=True)
-        mean, std = moments(bridge, ts[stop - 1], 0.4)
+        x = sample(denoise, process, x_T, ts[:stop], "dbim", noise=noise, eta=eta, boot=True)
+        mean, std = moments(process, ts[stop - 1], 0.4)
         assert x.mean().item() == pytest.approx(mean.item(), abs=0.04 * std.item())
         assert x.std().item() == pytest.approx(std.item(), rel=0.03)
 
 
-@pytest.mark.parametrize("method", ORDERS)
-def test_boot_draws_the_first_state(bridge, x_T, method):
-    ts, draw, D = time_grid(bridge, 4), x_T.flip(0), 0.3 * x_T
-    a, b, c = bridge.abc(ts[0])
+@over(
+    DIFFUSIONS | CHAINS,
+    [
+        ("ddim", {}),
+        ("ddim", {"eta": 0.5}),
+        ("ddpm", {}),
+        ("edm", {"S_churn": 100.0}),
+        ("euler", {"churn": 0.5}),
+        ("heun", {"churn": 0.5}),
+    ],
+    "sampler, settings",
+)
+def test_noise_gives_the_marginals_of_a_diffusion(process, sampler, settings):
+    generator = torch.Generator().manual_seed(0)
+    ts = time_grid(process, 300, grid="logsnr")
+    mean, std = moments(process, ts[0], 0.0)
+    noise = partial(randn_like, generator=generator)
+    x_start = mean + std * noise(torch.empty(10_000, 1, dtype=torch.float64))
+    for stop in (150, 300):  # before the last step, to the data, which leaves out what D does not know
+        x = sample(exact_denoiser(process, x_start), process, x_start, ts[:stop], sampler, noise=noise, **settings)
+        mean, std = moments(process, ts[stop - 1], 0.0)
+        assert x.mean().item() == pytest.approx(mean.item(), abs=0.04 * std.item())
+        assert x.std().item() == pytest.approx(std.item(), rel=0.05)
+
+
+@over(BRIDGES)
+@pytest.mark.parametrize("sampler", EXPONENTIAL)
+def test_boot_draws_the_first_state(process, x_T, sampler):
+    ts, draw, D = time_grid(process, 4), x_T.flip(0), 0.3 * x_T
+    a, b, c = process.abc(ts[0])
     seen = []
-    sample(lambda x, t: seen.append(x) or D, bridge, x_T, ts, method, noise=lambda x: draw, boot=True)
-    first = SOLVERS[method](bridge, ts, 0.0)[0]
-    expected = first.k_x * (a * x_T + b * D + c * draw) + first.k_T * x_T + first.k_D[0] * D
+    sample(lambda x, t: seen.append(x) or D, process, x_T, ts, sampler, noise=lambda x: draw, boot=True)
+    first = SOLVERS[sampler].updates(process, ts, **({"eta": 0.0} if sampler == "dbim" else {}))[0]
+    expected = first.k_x[0] * (a * x_T + b * D + c * draw) + first.k_T * x_T + first.k_D[0] * D
     assert torch.equal(seen[0], x_T) and torch.allclose(seen[1], expected, rtol=1e-10)
 
 
+@over(BRIDGES)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_after_boot_all_noise_is_fresh(bridge, eta):
+def test_after_boot_all_noise_is_fresh(process, eta):
     """Whatever part of it eta draws again, one draw of standard deviation c at the end of the first step."""
-    ts = time_grid(bridge, 5)
-    first = booted(dbim(bridge, ts, eta), bridge, ts[0])[0]
-    a, b, c = bridge.abc(ts[1])
-    assert first.k_x == 0 and first.k_eps == pytest.approx(c.item(), rel=1e-9)
+    ts = time_grid(process, 5)
+    first = booting_noise(dbim(process, ts, eta), process, ts[0])[0]
+    a, b, c = process.abc(ts[1])
+    assert not any(first.k_x) and first.k_eps == pytest.approx(c.item(), rel=1e-9)
     assert (first.k_T, *first.k_D) == pytest.approx((a.item(), b.item()), rel=1e-9)
+
+
+@over(BRIDGES)
+@pytest.mark.parametrize("sampler", DRIFT)
+@pytest.mark.parametrize("churn", [0.0, 0.33, 0.9])
+def test_oracle_is_reached(process, sampler, churn):
+    torch.manual_seed(0)
+    x_T, x_0 = torch.rand(2, 5, 3, 4, 4, dtype=torch.float64) * 2 - 1
+    x = sample(lambda x, t: x_0, process, x_T, time_grid(process, 20), sampler, churn)
+    leftover = process.abc(torch.tensor(process.t_min, dtype=torch.float64))[2]  # noise that the last step still sees
+    assert (x - x_0).abs().max() < (5 * leftover if churn else 1e-3)
 
 
 @pytest.mark.parametrize("options", [{"boot": True}, {"eta": 0.7}])
 def test_an_image_does_not_depend_on_its_batch(options):
-    bridge, x_T = BRIDGES["vp"](), torch.rand(6, 3, 4, 4)
+    process, x_T = BRIDGES["bridge-vp"], torch.rand(6, 3, 4, 4)
 
     def images(part, seed=0):
         noise = partial(randn_like, generator=image_generators(seed, range(6)[part]))
-        return sample(lambda x, t: x.tanh(), bridge, x_T[part], time_grid(bridge, 4), "dbim", noise=noise, **options)
+        return sample(lambda x, t: x.tanh(), process, x_T[part], time_grid(process, 4), "dbim", noise=noise, **options)
 
     whole = images(slice(None))
     assert torch.allclose(whole, torch.cat([images(slice(0, 2)), images(slice(2, 6))]), atol=1e-6)
     assert not torch.allclose(whole, images(slice(None), seed=1), atol=1e-2)
 
 
-def test_time_at_inverts_log_snr(bridge):
-    ts = time_grid(bridge, 30)[:-1]
-    assert torch.allclose(time_at(bridge, log_snr(bridge, ts)), ts, rtol=1e-9)
-    assert math.isinf(log_snr(bridge, torch.zeros(1)).item())
+def toy_eps(x, t):
+    return torch.tanh(0.6 * x + 0.3 * torch.cos(t.double() / 150)[:, None])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("sampler", [*ORDERS, "one-step"])
-def test_a_model_takes_every_solver(schedule, sampler):
-    model, x = tiny.model(schedule=schedule), tiny.images(2)
-    x_0 = model.reconstruct(x, steps=3, sampler=sampler, grid="logsnr")
-    assert x_0.shape == x.shape and x_0.dtype == torch.float32 and x_0.abs().max() <= 1
-    assert torch.equal(x_0, model.reconstruct(x, steps=3, sampler=sampler)) == (sampler == "one-step")
+def toy_x0(process, clip=None):
+    """The estimate of x_0 that belongs to ``toy_eps``."""
+
+    def denoise(x, t):
+        _, b, c = process.abc(t.double())
+        x_0 = (x - c[:, None] * toy_eps(x, t)) / b[:, None]
+        return x_0 if clip is None else x_0.clamp(-clip, clip)
+
+    return denoise
 
 
-@pytest.mark.parametrize("options", [{"eta": 0.5}, {"boot": True}, {"grid": "uniform"}])
-def test_a_model_passes_every_option(options):
-    model, x = tiny.model(), tiny.images(2)
+@over(CHAINS)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_ddim_formulas(process, x_T, eta, clip):
+    """Straight-line DDIM with the noise derived again from the clamped x_0; eta 1 is also the DDPM posterior step."""
+    linear = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    betas = linear if process is CHAINS["linear"] else torch.full_like(linear, 0.008)
+    alpha_bar = (1 - betas).cumprod(0)
+    draws = torch.randn(20, 8, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = posterior = x_T
+    for i, t in enumerate(range(950, -1, -50)):
+        A, A_prev = alpha_bar[t], alpha_bar[t - 50] if t > 0 else torch.ones(())
+        sigma = eta * ((1 - A_prev) / (1 - A)).sqrt() * (1 - A / A_prev).sqrt()
+        drawn = draws[i] if t > 0 else 0 * x
 
-    def settings(**options):
-        return {"steps": 3, "sampler": "dbim", "generator": image_generators(0, range(2)), **options}
+        eps = toy_eps(x, torch.full((8,), t))
+        x_0 = (x - (1 - A).sqrt() * eps) / A.sqrt()
+        x_0 = x_0 if clip is None else x_0.clamp(-clip, clip)
+        eps = (x - A.sqrt() * x_0) / (1 - A).sqrt()
+        beta = 1 - A / A_prev
+        if eta == 1:
+            mean = beta * A_prev.sqrt() / (1 - A) * x_0 + (1 - A_prev) * (1 - beta).sqrt() / (1 - A) * x
+            posterior = mean + ((1 - A_prev) / (1 - A) * beta).sqrt() * drawn
+        x = A_prev.sqrt() * x_0 + (1 - A_prev - sigma**2).clamp(min=0).sqrt() * eps + sigma * drawn
+        assert eta != 1 or torch.allclose(x, posterior, rtol=1e-12, atol=1e-13)
 
-    x_0 = model.reconstruct(x, **settings(**options))
-    assert not torch.allclose(x_0, model.reconstruct(x, **settings()), atol=1e-4)
-    assert torch.equal(x_0, model.generate_from(model.encode(x).detach(), **settings(**options)))
+    stream = iter(draws)
+    ts = index_grid(process, 20)
+    ours = sample(toy_x0(process, clip), process, x_T, ts, "ddim", eta=eta, noise=lambda x: next(stream))
+    assert torch.allclose(ours, x, rtol=1e-12, atol=1e-12)
+    if eta == 1:
+        stream = iter(draws)
+        ddpm = sample(toy_x0(process, clip), process, x_T, ts, "ddpm", noise=lambda x: next(stream))
+        assert torch.equal(ddpm, ours)
+
+
+@over(CHAINS)
+def test_inversion_formulas(process, x_T):
+    """DiffAE's stochastic encoder: the same rows on increasing indices, up to pure noise."""
+    _, b, _ = process.abc(torch.arange(1000).double())
+    x = x_T
+    for t in range(0, 1000, 50):
+        A, A_next = b[t] ** 2, b[t + 50] ** 2 if t < 950 else torch.zeros(())
+        x_0 = ((x - (1 - A).sqrt() * toy_eps(x, torch.full((8,), t))) / A.sqrt()).clamp(-1, 1)
+        eps = (x - A.sqrt() * x_0) / (1 - A).sqrt()
+        x = A_next.sqrt() * x_0 + (1 - A_next).sqrt() * eps
+    ts = index_grid(process, 20, invert=True)
+    ours = sample(toy_x0(process, 1.0), process, x_T, ts, "ddim", noise=None)
+    assert torch.allclose(ours, x, rtol=1e-12, atol=1e-12)
+
+
+@over(DIFFUSIONS | CHAINS)
+@pytest.mark.parametrize(("sampler", "tolerance"), [("ddim", 0.3), *((name, 0.05) for name in SECOND_ORDER)])
+def test_samplers_invert_themselves(process, sampler, tolerance):
+    """On increasing times they follow the flow up, and on the same ones backwards return."""
+    x_0 = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+    denoise, ts = exact_denoiser(process, x_0), time_grid(process, 40, grid="logsnr")[:-1]
+    x_T = sample(denoise, process, x_0, ts.flip(0), sampler)
+    _, std = moments(process, ts[0], 0.0)
+    assert torch.allclose(x_T / std, exact_flow(process, x_0, ts[-1], ts[0]) / std, rtol=0, atol=tolerance)
+    assert torch.allclose(sample(denoise, process, x_T, ts, sampler), x_0, rtol=0, atol=tolerance)
+
+
+@over(PROCESSES)
+def test_first_order_where_the_noise_ends(process, x_T):
+    """Into the data, and into pure noise, every exponential solver takes DDIM's step."""
+    ts = time_grid(process, 3)
+    ts = ts if not process.discrete else torch.cat([ts[:-1].flip(0), torch.tensor([process.T])])
+    for sampler in ("dbim2", "dbim3", "dbm2"):
+        last = SOLVERS[sampler].updates(process, ts.double())[-1]
+        assert last == dbim(process, ts[-2:].double())[0]

@@ -1,13 +1,17 @@
-"""The maths: schedules, processes over them, preconditionings, time grids and solvers. Pure functions of tensors."""
+"""The maths of diffusion models: schedules, processes over them, preconditionings, time grids and samplers.
 
-from dbae.diffusion.grids import GRIDS, index_grid, log_snr, time_grid
+A model is a schedule, a process over it, a preconditioning and a network. This package imports torch alone.
+"""
+
+from dbae.diffusion.grids import GRIDS, index_grid, time_grid
 from dbae.diffusion.precond import Epsilon, Identity, Karras, Preconditioning
 from dbae.diffusion.process import Bridge, Diffusion, Process
+from dbae.diffusion.sampling import DEFAULTS, check_settings, nfe, sample
 from dbae.diffusion.schedules import VE, VP, ConstantBeta, LinearBeta, Schedule
-from dbae.diffusion.solvers import DEFAULTS, SOLVERS, check_settings, nfe, sample
+from dbae.diffusion.solvers import SOLVERS
 
 __all__ = [
     "DEFAULTS", "GRIDS", "SOLVERS", "VE", "VP", "Bridge", "ConstantBeta", "Diffusion", "Epsilon", "Identity", "Karras",
-    "LinearBeta", "Preconditioning", "Process", "Schedule", "check_settings", "index_grid", "log_snr", "nfe", "sample",
-    "time_grid",
+    "LinearBeta", "Preconditioning", "Process", "Schedule",
+    "check_settings", "index_grid", "nfe", "sample", "time_grid",
 ]  # fmt: skip

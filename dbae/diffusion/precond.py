@@ -1,4 +1,9 @@
-"""Preconditionings: how the network's output F becomes the estimate ``D = c_skip x_t + c_out F(c_in x_t, c_noise)``.
+"""Preconditioning: how the estimate ``D`` of ``x_0`` is made from what the network ``F`` returns.
+
+    D(x_t, t) = c_skip x_t + c_out F(c_in x_t, c_noise),    loss = weight mean((D - x_0)^2)
+
+The weight is ``1 / c_out^2``: the network's own target is then regressed with unit weight (EDM, table 1). Everything is
+computed in float64 and returned in the precision of ``t``, or the default one where ``t`` holds integers.
 
 EDM: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022.
 """
@@ -6,60 +11,63 @@ EDM: Karras et al., Elucidating the Design Space of Diffusion-Based Generative M
 import torch
 from torch import Tensor
 
-from dbae.diffusion.process import Process
+from dbae.diffusion.process import Process, float_dtype
 
-Scalings = tuple[Tensor, Tensor, Tensor, Tensor]
+TIME_SCALE = 250.0  # of the log of time, as the bridge models feed it to their network
 
 
 class Preconditioning:
-    """``c_skip, c_out, c_in, c_noise`` and the loss weight at times t, float64 inside, in t's precision outside."""
+    """Coefficients around a network; a subclass has ``coefficients(process, t)``, all four at float64 times."""
 
-    def scalings(self, process: Process, t: Tensor) -> Scalings:
-        """``c_skip, c_out, c_in, c_noise`` like t (float32 for indices)."""
-        dtype = t.dtype if t.is_floating_point() else torch.get_default_dtype()
-        return tuple(k.to(dtype) for k in self._scalings(process, t.double()))
+    def scalings(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``c_skip, c_out, c_in, c_noise``, each of the shape of ``t``."""
+        return tuple(value.to(float_dtype(t)) for value in self.coefficients(process, t.double()))
 
     def weight(self, process: Process, t: Tensor) -> Tensor:
-        """Loss weight ``1 / c_out^2``: the network's own output is then regressed with unit weight (EDM, table 1)."""
-        dtype = t.dtype if t.is_floating_point() else torch.get_default_dtype()
-        _, c_out, _, _ = self._scalings(process, t.double())
-        return (1 / c_out**2).to(dtype)
-
-    def _scalings(self, process: Process, t: Tensor) -> Scalings:
-        raise NotImplementedError
+        """Loss weight ``1 / c_out^2``, of the shape of ``t``."""
+        _, c_out, _, _ = self.coefficients(process, t.double())
+        return (1 / c_out**2).to(float_dtype(t))
 
 
 class Karras(Preconditioning):
-    """EDM's, extended to a bridge (DDBM eq. 12-14): inputs and the network's target have variance one.
+    """Unit variance of the network's input and target: DDBM eq. 12-14, which for ``a = 0`` is EDM's.
 
-    ``sigma_data``, ``sigma_data_end`` are the standard deviations of ``x_0`` and ``x_T``, ``cov_xy`` their covariance.
-    ``c_noise = log_scale log t``: 250 in DDBM and DBAE, 1/4 in EDM.
+    ``sigma_data`` and ``sigma_data_end`` are the standard deviations of ``x_0`` and ``x_T``, ``cov_xy`` is their
+    covariance, and ``c_noise = log_scale log t`` (EDM: 0.25).
     """
 
     def __init__(
-        self, sigma_data: float = 0.5, sigma_data_end: float = 0.5, cov_xy: float = 0.0, log_scale: float = 250.0
+        self, sigma_data: float = 0.5, sigma_data_end: float = 0.5, cov_xy: float = 0.0, log_scale: float = TIME_SCALE
     ) -> None:
-        self.var_0, self.var_T, self.cov_xy, self.log_scale = sigma_data**2, sigma_data_end**2, cov_xy, log_scale
+        self.sigma_data, self.sigma_data_end, self.cov_xy = sigma_data, sigma_data_end, cov_xy
+        self.log_scale = log_scale
 
-    def _scalings(self, process: Process, t: Tensor) -> Scalings:
+    def coefficients(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """From the variance ``A`` of ``x_t`` and its covariance with ``x_0``."""
         a, b, c = process.abc(t)
-        A = a**2 * self.var_T + b**2 * self.var_0 + 2 * a * b * self.cov_xy + c**2
+        var_0, var_T, cov = self.sigma_data**2, self.sigma_data_end**2, self.cov_xy
+        A = a**2 * var_T + b**2 * var_0 + 2 * a * b * cov + c**2
         c_in = A.rsqrt()
-        c_skip = (b * self.var_0 + a * self.cov_xy) / A
-        c_out = (a**2 * (self.var_T * self.var_0 - self.cov_xy**2) + self.var_0 * c**2).sqrt() * c_in
+        c_skip = (b * var_0 + a * cov) / A
+        c_out = (a**2 * (var_T * var_0 - cov**2) + var_0 * c**2).sqrt() * c_in
         return c_skip, c_out, c_in, self.log_scale * torch.log(t + 1e-44)
 
 
-class Identity(Preconditioning):
-    """None (``D = F``), with unit weight: the ``_simple`` variants of the official code."""
-
-    def _scalings(self, process: Process, t: Tensor) -> Scalings:
-        return torch.zeros_like(t), torch.ones_like(t), torch.ones_like(t), 250 * torch.log(t + 1e-44)
-
-
 class Epsilon(Preconditioning):
-    """Noise prediction: ``D = (x_t - c F) / b``, and the weighted loss is the error of the noise. ``c_noise = t``."""
+    """The network predicts the noise of a diffusion: ``D = (x_t - c F) / b``, and it is given the time itself (DDPM).
 
-    def _scalings(self, process: Process, t: Tensor) -> Scalings:
+    The weighted loss is then the squared error of the noise.
+    """
+
+    def coefficients(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``c_skip = 1 / b``, ``c_out = -c / b``, ``c_in = 1``, ``c_noise = t``."""
         _, b, c = process.abc(t)
-        return 1 / b, -c / b, torch.ones_like(b), t
+        return 1 / b, -c / b, torch.ones_like(t), t
+
+
+class Identity(Preconditioning):
+    """The network predicts ``x_0`` from ``x_t`` as they are, with unit weight: the ``_simple`` variants of DBAE."""
+
+    def coefficients(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``c_skip = 0``, ``c_out = c_in = 1``; ``c_noise`` as in ``Karras``."""
+        return torch.zeros_like(t), torch.ones_like(t), torch.ones_like(t), TIME_SCALE * torch.log(t + 1e-44)

@@ -1,7 +1,7 @@
-"""Processes over a noise schedule: a diffusion, which ends in noise, and a bridge, which ends in an image x_T.
+"""Processes over a noise schedule: the plain diffusion, and the diffusion bridge that ends in a given ``x_T``.
 
-Both have Gaussian marginals ``x_t = a x_T + b x_0 + c eps``, where ``c`` is a standard deviation; a diffusion is a
-bridge with ``a = 0``. Coefficients are computed in float64 and returned in the precision of ``t``.
+Both are ``x_t = a x_T + b x_0 + c eps`` with a standard deviation ``c``; a diffusion has ``a = 0``. All coefficients
+are computed in float64.
 
 DDBM: Zhou et al., Denoising Diffusion Bridge Models, ICLR 2024.
 """
@@ -13,94 +13,112 @@ from dbae.diffusion.schedules import Schedule
 
 
 class Process:
-    """Marginals and reverse-time drift of a process over ``schedule``, from its ``t_min`` to its ``T``."""
+    """A family of marginals ``x_t = a x_T + b x_0 + c eps`` over times from ``t_min`` (data) to ``T``.
+
+    A subclass has ``coefficients(t)``: ``a, b, c`` at float64 times; ``time_at(log_snr)``, the inverse of ``log_snr``
+    (over a chain the nearest index); and where its drift has an h-term, ``drift``.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
-        self.schedule, self.discrete = schedule, schedule.discrete
-        self.T, self.t_min = schedule.T, schedule.t_min
-        self.t_start = schedule.T  # where a time grid begins
+        self.schedule = schedule
+        self.T, self.t_min, self.discrete = schedule.T, schedule.t_min, schedule.discrete
+        self.t_start = schedule.T  # where time grids begin
 
     def abc(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Coefficients ``a, b, c`` of the marginal at times t, in their shape and precision (indices: float32)."""
-        dtype = t.dtype if t.is_floating_point() else torch.get_default_dtype()
-        return tuple(k.to(dtype) for k in self._abc(t if self.discrete else t.double()))
+        """``a, b, c`` of the marginal ``x_t = a x_T + b x_0 + c eps``, of the shape and device of ``t``.
 
-    def _abc(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        raise NotImplementedError
+        They have the precision of ``t``, or the default one where ``t`` holds integers.
+        """
+        a, b, c = self.coefficients(t.double())
+        return a.to(float_dtype(t)), b.to(float_dtype(t)), c.to(float_dtype(t))
 
     def marginal(self, x0: Tensor, t: Tensor, noise: Tensor, x_T: Tensor | None = None) -> Tensor:
-        """``x_t = a x_T + b x_0 + c eps`` for images [N, ...] at times [N]; a diffusion has no x_T."""
-        a, b, c = (k.view(-1, *[1] * (x0.ndim - 1)) for k in self.abc(t))
-        x_t = b * x0 + c * noise
-        return x_t if x_T is None else a * x_T + x_t
+        """``x_t`` for images ``x0`` [N, ...] at times ``t`` [N], with standard normal ``noise`` like ``x0``.
 
-    def draw_times(self, n: int, device: torch.device | str = "cpu") -> Tensor:
-        """Uniform times [n] for training: float32 in [t_min, T), or int64 indices of a chain."""
+        A bridge needs ``x_T``, a diffusion does not read it.
+        """
+        a, b, c = (value.to(x0.dtype).view(-1, *[1] * (x0.ndim - 1)) for value in self.coefficients(t.double()))
+        return b * x0 + c * noise if isinstance(self, Diffusion) else a * x_T + b * x0 + c * noise
+
+    def draw_times(self, n: int, device: torch.device | str | None = None) -> Tensor:
+        """Training times [n], uniform: float32 between ``t_min`` and ``T``, or int64 indices from 0 to ``T - 1``."""
         if self.discrete:
             return torch.randint(0, self.T, (n,), device=device)
         return self.t_min + (self.T - self.t_min) * torch.rand(n, device=device)
 
-    def drift(self, t: float, guidance: float = 1.0, stochastic: bool = False) -> tuple[float, float, float]:
-        """Reverse-time drift as factors of ``(x, x_T, D)`` at time ``0 < t < T``.
+    def log_snr(self, t: Tensor) -> Tensor:
+        """``lambda = log(b / c)``, half the log of the signal-to-noise ratio, of the shape of ``t``."""
+        _, b, c = self.abc(t)
+        return b.log() - c.log()
 
-        With the score of the base process ``S0 = (s D - x) / (s sigma)^2`` and Doob's term
-        ``H = ((s / s_T) x_T - x) / (s^2 (sigma_T^2 - sigma^2))`` (DDBM eq. 9, 10), the bridge score is ``S0 + H`` and
+    def drift(self, t: Tensor, guidance: float = 1.0, stochastic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Reverse-time drift at float64 times ``t`` as factors of ``(x, x_T, D)``, each of the shape of ``t``.
 
-            ODE  f x - g^2/2 (S0 - k H),    SDE  f x - g^2 (S0 + m H),    (k, m) = schedule.guided(w).
-
-        Guidance 1 is the model, ``k = 1`` and ``m = 0`` for every schedule. A diffusion has no H.
+        ``D`` is the estimate of ``x_0``. With the score ``S0 = (s D - x) / (s sigma)^2`` the drift is
+        ``f x - g^2 S0 / 2`` in the probability-flow ODE and ``f x - g^2 S0`` in the SDE, for ``stochastic``.
+        Raises ValueError for a discrete schedule, and for a guidance other than 1, which is a bridge's.
         """
-        time = torch.tensor(t, dtype=torch.float64)
-        f, g2 = self.schedule.f_g2(time)
-        s, sigma = self.schedule.s_sigma(time)
+        if self.discrete:
+            name = type(self.schedule).__name__
+            raise ValueError(f"expected a schedule in continuous time, got {name}: edm and ddim sample it")
+        if guidance != 1:
+            raise ValueError(f"guidance: expected 1 for a diffusion, which has no endpoint, got {guidance}")
+        (s, sigma), (f, g2) = self.schedule.s_sigma(t), self.schedule.f_g2(t)
         score = g2 if stochastic else g2 / 2
-        h_x, h_T = self._h_term(s, sigma, score, guidance, stochastic)
-        k_x = f + score / (s * sigma) ** 2 - h_x
-        k_D = -score / (s * sigma**2)
-        return float(k_x), float(h_T), float(k_D)
-
-    def _h_term(
-        self, s: Tensor, sigma: Tensor, score: Tensor, guidance: float, stochastic: bool
-    ) -> tuple[Tensor | float, Tensor | float]:
-        """Doob's term in the drift: what is subtracted from the factor of x, and the factor of x_T."""
-        raise NotImplementedError
+        return f + score / (s * sigma) ** 2, torch.zeros_like(t), -score / (s * sigma**2)
 
 
 class Diffusion(Process):
-    """``x_t = b x_0 + c eps``."""
+    """The process of the schedule itself: ``x_t = b x_0 + c eps``."""
 
-    def _abc(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``a = 0``, and ``b`` and ``c`` of the schedule."""
         b, c = self.schedule.signal_noise(t)
         return torch.zeros_like(b), b, c
 
-    def _h_term(
-        self, s: Tensor, sigma: Tensor, score: Tensor, guidance: float, stochastic: bool
-    ) -> tuple[float, float]:
-        if guidance != 1:
-            raise ValueError(f"guidance: expected 1 for a diffusion, which has no h-term, got {guidance}")
-        return 0.0, 0.0
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        """Where ``sigma = exp(-lambda)``."""
+        return self.schedule.time_at((-log_snr).exp())
 
 
 class Bridge(Process):
-    """``x_t = a x_T + b x_0 + c eps``, which ends in x_T. Raises ValueError for a discrete schedule."""
+    """The process of a continuous schedule conditioned on its end ``x_T`` (DDBM). Raises ValueError for others."""
 
     def __init__(self, schedule: Schedule) -> None:
-        super().__init__(schedule)
         if schedule.discrete:
-            raise ValueError(f"bridge: expected a continuous schedule, got {type(schedule).__name__}")
-        s_T, sigma_T = schedule.s_sigma(torch.tensor(schedule.T, dtype=torch.float64, device="cpu"))
-        self.s_T, self.sigma_T = s_T.item(), sigma_T.item()
-        self.t_start = schedule.T - 1e-4  # the bridge is singular at T itself; the official sampler starts here
+            raise ValueError(f"Bridge: expected a schedule in continuous time, got {type(schedule).__name__}")
+        super().__init__(schedule)
+        self.t_start = self.T - 1e-4  # the bridge is singular at T; the official sampler starts here
+        end = schedule.s_sigma(torch.tensor(self.T, dtype=torch.float64, device="cpu"))
+        self.s_T, self.sigma_T = (value.item() for value in end)
 
-    def _abc(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """DDBM eq. 7."""
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """DDBM eq. 7, with ``r = SNR(T) / SNR(t)``: ``a = r s/s_T``, ``b = (1-r) s``, ``c^2 = (1-r) s^2 sigma^2``."""
         s, sigma = self.schedule.s_sigma(t)
-        r = (sigma / self.sigma_T) ** 2  # SNR(T) / SNR(t)
+        r = (sigma / self.sigma_T) ** 2
         return r * s / self.s_T, (1 - r) * s, (1 - r).clamp(min=0).sqrt() * s * sigma
 
-    def _h_term(
-        self, s: Tensor, sigma: Tensor, score: Tensor, guidance: float, stochastic: bool
-    ) -> tuple[Tensor, Tensor]:
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        """Where ``1 / sigma^2 = (b/c)^2 + 1 / sigma_T^2``."""
+        return self.schedule.time_at(((2 * log_snr).exp() + self.sigma_T**-2).rsqrt())
+
+    def drift(self, t: Tensor, guidance: float = 1.0, stochastic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Reverse-time drift at float64 times ``0 < t < T`` as factors of ``(x, x_T, D)``.
+
+        To the score ``S0`` of the base process Doob's h-transform adds
+        ``H = ((s / s_T) x_T - x) / (s^2 (sigma_T^2 - sigma^2))`` (DDBM eq. 9, 10), and
+
+            ODE  f x - g^2/2 (S0 - k H),    SDE  f x - g^2 (S0 + m H),    (k, m) = schedule.guided(w).
+
+        Guidance 1 is the model: ``k = 1`` and ``m = 0`` for every schedule.
+        """
+        k_x, k_T, k_D = super().drift(t, stochastic=stochastic)
+        (s, sigma), (_, g2) = self.schedule.s_sigma(t), self.schedule.f_g2(t)
         k, m = self.schedule.guided(guidance)
-        h = (-score * m if stochastic else score * k) / (self.sigma_T**2 - sigma**2)
-        return h / s**2, h / (s * self.s_T)
+        h = (-m * g2 if stochastic else k * g2 / 2) / (self.sigma_T**2 - sigma**2)
+        return k_x - h / s**2, k_T + h / (s * self.s_T), k_D
+
+
+def float_dtype(t: Tensor) -> torch.dtype:
+    """The precision in which coefficients at times ``t`` are returned: that of ``t``, or the default for indices."""
+    return t.dtype if t.is_floating_point() else torch.get_default_dtype()

@@ -1,7 +1,8 @@
-"""Noise schedules: the base process ``x_t = s (x_0 + sigma eps)`` from the data (t_min) to the end (T).
+"""Noise schedules: how much signal and noise ``x_t = b x_0 + c eps`` holds at time ``t``.
 
-A continuous schedule has a time in [t_min, T]; a discrete one has the indices 0 ... steps - 1 of a chain, and two more:
--1 is the data, ``steps`` is pure noise. All that follows from a schedule is in ``process``.
+With the signal scale ``s = b`` and the noise level ``sigma = c / b`` the same is ``x_t = s (x_0 + sigma eps)``, so the
+signal-to-noise ratio is ``1 / sigma^2``. Time runs from the data up to ``T``. VP and VE are continuous and know the
+drift of their process; LinearBeta and ConstantBeta are the chains of DDPM, whose time is a whole number.
 """
 
 import torch
@@ -9,59 +10,62 @@ from torch import Tensor
 
 
 class Schedule:
-    """Signal scale and noise level as functions of time, in the precision of t (float64 inside the library)."""
+    """Signal and noise over time; ``sigma`` grows with ``t``. Training draws times from ``t_min`` to ``T``.
 
-    discrete = False
+    All methods take times or noise levels of any shape and return tensors of that shape. A subclass has ``s_sigma``
+    and its inverse ``time_at(sigma)``; where it is continuous also ``f_g2(t)``, the drift factor ``f = d log s / dt``
+    and squared diffusion ``g^2 = s^2 d sigma^2 / dt`` of ``dx = f x dt + g dw``, and ``guided(w)``: the factors of a
+    bridge's h-term (``Bridge.drift``), whose official guidance differs by schedule.
+    """
+
     T: float
     t_min: float
+    discrete = False
 
     def s_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal scale ``s(t)`` and noise level ``sigma(t)`` relative to the signal; ``SNR = 1 / sigma^2``."""
+        """Signal scale ``s`` and noise level ``sigma``."""
         raise NotImplementedError
 
     def signal_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors of ``x_t = b x_0 + c eps``: ``b = s``, ``c = s sigma``."""
+        """``b = s`` and ``c = s sigma``, finite where ``sigma`` is not."""
         s, sigma = self.s_sigma(t)
         return s, s * sigma
 
-    def f_g2(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Drift factor ``f`` and squared diffusion ``g^2`` of ``dx = f x dt + g dw``; continuous schedules only."""
-        raise ValueError(f"{type(self).__name__} is a chain without a drift; expected ddim, ddpm, edm, dbim2 or dbim3")
 
-    def time_at(self, sigma: float) -> float:
-        """The time, or the nearest index, at which the noise level is ``sigma``."""
-        raise NotImplementedError
+class VariancePreserving(Schedule):
+    """``b^2 + c^2 = 1``: a subclass has ``log_s(t)``, from 0 (data) down to minus infinity (pure noise)."""
 
-    def guided(self, guidance: float) -> tuple[float, float]:
-        """Factors of Doob's h-term in a bridge's ODE, and of its excess in the SDE, for guidance w (``Bridge.drift``).
+    def s_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``sigma^2 = 1 / s^2 - 1``."""
+        log_s = self.log_s(t)
+        return log_s.exp(), torch.expm1(-2 * log_s).sqrt()
 
-        1 is the model, for every schedule; other values mean what they mean in the official code.
-        """
-        raise ValueError(f"guidance: {type(self).__name__} has none")
+    def signal_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``c^2 = 1 - b^2``."""
+        log_s = self.log_s(t)
+        return log_s.exp(), (-torch.expm1(2 * log_s)).sqrt()
 
 
-class VP(Schedule):
-    """Variance preserving: ``g^2 = beta_min + beta_d t`` on [1e-4, 1]."""
+class VP(VariancePreserving):
+    """Variance preserving with ``g^2 = beta_min + beta_d t``, for ``t`` in [1e-4, 1]."""
 
     def __init__(self, beta_d: float = 2.0, beta_min: float = 0.1) -> None:
         self.beta_d, self.beta_min = beta_d, beta_min
         self.T, self.t_min = 1.0, 1e-4
 
-    def s_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``log s = -beta_d t^2/4 - beta_min t/2``, ``sigma^2 = exp(beta_d t^2/2 + beta_min t) - 1``."""
-        log_s = -self.beta_d * t**2 / 4 - self.beta_min * t / 2
-        return log_s.exp(), torch.expm1(-2 * log_s).sqrt()
+    def log_s(self, t: Tensor) -> Tensor:
+        """``-beta_d t^2 / 4 - beta_min t / 2``."""
+        return -self.beta_d * t**2 / 4 - self.beta_min * t / 2
+
+    def time_at(self, sigma: Tensor) -> Tensor:
+        """The positive root of ``beta_d t^2 / 2 + beta_min t = log(1 + sigma^2)``."""
+        L = torch.log1p(sigma**2)
+        return 2 * L / (self.beta_min + (self.beta_min**2 + 2 * self.beta_d * L).sqrt())
 
     def f_g2(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``f = d log s / dt``, ``g^2 = -2 f``."""
+        """``f = -g^2 / 2``."""
         g2 = self.beta_min + self.beta_d * t
         return -g2 / 2, g2
-
-    def time_at(self, sigma: float) -> float:
-        """The positive root of ``beta_d t^2/2 + beta_min t = log(1 + sigma^2)``."""
-        level = torch.tensor(sigma, dtype=torch.float64).square().log1p().item()
-        root = (self.beta_min**2 + 2 * self.beta_d * level) ** 0.5
-        return 2 * level / (self.beta_min + root)
 
     def guided(self, guidance: float) -> tuple[float, float]:
         """The official VP code scales ``H`` itself: ODE ``S/2 - w H``, SDE ``S - w H`` with ``S = S0 + H``."""
@@ -69,7 +73,7 @@ class VP(Schedule):
 
 
 class VE(Schedule):
-    """Variance exploding: ``sigma = t`` on [0.002, sigma_max]."""
+    """Variance exploding: ``s = 1`` and ``sigma = t``, for ``t`` in [0.002, sigma_max]; EDM's schedule, too."""
 
     def __init__(self, sigma_max: float = 80.0) -> None:
         self.T, self.t_min = sigma_max, 0.002
@@ -78,57 +82,56 @@ class VE(Schedule):
         """``s = 1``, ``sigma = t``."""
         return torch.ones_like(t), t
 
+    def time_at(self, sigma: Tensor) -> Tensor:
+        """``sigma`` itself."""
+        return sigma
+
     def f_g2(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``f = 0``, ``g^2 = 2 t``."""
         return torch.zeros_like(t), 2 * t
-
-    def time_at(self, sigma: float) -> float:
-        """sigma itself."""
-        return sigma
 
     def guided(self, guidance: float) -> tuple[float, float]:
         """The official VE code scales ``H`` beside ``S0`` in the ODE and leaves the SDE alone."""
         return guidance, 0.0
 
 
-class DiscreteSchedule(Schedule):
-    """A chain of ``steps`` noise levels, ``q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x_{i-1}, beta_i)`` (DDPM eq. 2)."""
+class Discrete(VariancePreserving):
+    """A chain of ``betas``: ``b^2`` at index ``t`` is the product of ``1 - beta`` up to and with that index (DDPM).
+
+    Indices are 0 .. steps - 1. Beside them -1 is the data (``b = 1, c = 0``) and ``steps`` is pure noise
+    (``b = 0, c = 1``). Results are float64, whatever the type of ``t``.
+    """
 
     discrete = True
 
     def __init__(self, betas: Tensor) -> None:
-        """``betas`` [steps] are float64."""
-        kept = torch.cumprod(1 - betas, dim=0)  # alpha-bar of DDPM, the square of the signal scale
-        self.alphas = torch.cat([kept.new_ones(1), kept, kept.new_zeros(1)])  # with the data, and pure noise
-        self.steps = len(betas)
-        self.T, self.t_min = self.steps, 0
+        self.steps = self.T = len(betas)
+        self.t_min = 0
+        log_s = torch.log1p(-betas).cumsum(0) / 2
+        table = torch.cat([log_s.new_tensor([0.0]), log_s, log_s.new_tensor([-torch.inf])])
+        self._tables = {table.device: table}  # a copy on each device that has asked for one
 
-    def signal_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``b = sqrt(alpha-bar)``, ``c = sqrt(1 - alpha-bar)`` at indices -1 ... steps."""
-        self.alphas = self.alphas.to(t.device)  # copied to a device once
-        alpha = self.alphas[t.long() + 1]
-        return alpha.sqrt(), (1 - alpha).sqrt()
+    def log_s(self, t: Tensor) -> Tensor:
+        """Half the sum of ``log(1 - beta)`` up to index ``t``."""
+        if t.device not in self._tables:
+            self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
+        return self._tables[t.device][t.long() + 1]
 
-    def s_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``s = b``, ``sigma = c / b``: infinite for pure noise."""
-        b, c = self.signal_noise(t)
-        return b, c / b
-
-    def time_at(self, sigma: float) -> int:
-        """The index of the chain whose log noise level is nearest."""
-        _, levels = self.s_sigma(torch.arange(self.steps, device=self.alphas.device))
-        return int((levels.log() - torch.tensor(sigma, dtype=torch.float64).log()).abs().argmin())
+    def time_at(self, sigma: Tensor) -> Tensor:
+        """The index, int64, whose noise level is nearest to ``sigma``."""
+        _, levels = self.s_sigma(torch.arange(self.steps, device=sigma.device))
+        return (sigma[..., None] - levels).abs().argmin(-1)
 
 
-class LinearBeta(DiscreteSchedule):
-    """DDPM's images: betas from ``first`` to ``last`` in even steps."""
+class LinearBeta(Discrete):
+    """Betas evenly from ``first`` to ``last`` (DDPM; the images of DiffAE and DDAE)."""
 
     def __init__(self, steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> None:
         super().__init__(torch.linspace(first, last, steps, dtype=torch.float64, device="cpu"))
 
 
-class ConstantBeta(DiscreteSchedule):
-    """DiffAE's codes: one beta for all steps."""
+class ConstantBeta(Discrete):
+    """The same beta everywhere (DiffAE's latent prior)."""
 
     def __init__(self, steps: int = 1000, beta: float = 0.008) -> None:
         super().__init__(torch.full((steps,), beta, dtype=torch.float64, device="cpu"))

@@ -16,8 +16,8 @@ import torch
 from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
 
 from datasets import build
-from datasets.bad_images import BadImages
 from datasets.loader import first_images, ordered_batches, training_batches
+from datasets.tolerant import Tolerant
 from dbae.config import UserError
 from eval.arrays import read_arrays
 from eval.samples import read_numbered
@@ -58,6 +58,14 @@ def start_method():
     multiprocessing.set_start_method(before, force=True)
 
 
+def omitting(dataset):
+    return Tolerant(dataset, "skip")
+
+
+def replacing(dataset):
+    return Tolerant(dataset, "skip", replace=True)
+
+
 def one_line(caught):
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
     return str(caught.value)
@@ -77,21 +85,18 @@ def test_a_bad_image_is_named(tmp_path, broken, position, message, workers):
 
 
 def test_bad_files_and_stored_faces_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"images/2.jpg is a bad image: no image format"):
+    with pytest.raises(UserError, match=r"images has a bad image 2.jpg: no image format"):
         build(f"folder:{broken_folder(tmp_path / 'images')}", "train", 8)[2]
     (tmp_path / "images/3.jpg").unlink()
     (tmp_path / "images/3.jpg").symlink_to(tmp_path / "gone.jpg")
-    with pytest.raises(UserError, match=r"images/3.jpg is a bad image: No such file"):
+    with pytest.raises(UserError, match=r"images has a bad image 3.jpg: No such file"):
         build(f"folder:{tmp_path / 'images'}", "train", 8)[3]
     faces = {"toy-000000": encoded(picture(0, 8, 8)), "toy-000001": b"text", "toy-000002": encoded(picture(2, 9, 9))}
     faces = build("toyfaces", "train", 8, data_dir=write_lmdb(tmp_path / "toyfaces", faces))
     with pytest.raises(UserError, match="toyfaces has a bad image toy-000001: no image format"):
         faces[1]
-    with pytest.raises(UserError, match="toyfaces has a bad image toy-000002: expected 8 pixels, got 9x9"):
-        faces[2]
-    write_lmdb(tmp_path / "worse", {"toy-000000": b"text"})
-    with pytest.raises(UserError, match="worse has a bad image toy-000000"):
-        build("toyfaces", "train", 8, data_dir=str(tmp_path / "worse"))
+    drawn = build("toyfaces", "train", 8, data_root=str(tmp_path / "none"))
+    assert torch.equal(faces[2][0], drawn[2][0])  # not resized from 9 pixels
 
 
 def test_an_lmdb_shorter_than_it_says_is_noticed_before_any_work(tmp_path):
@@ -128,9 +133,9 @@ def test_an_lmdb_that_is_removed(tmp_path):
     first = next(batches)
     shutil.rmtree(tmp_path / "ffhq")
     assert len([first, *batches]) == 4
-    for bad in (None, BadImages()):
+    for policy in ("fail", "skip"):
         with pytest.raises(UserError, match=f"{tmp_path}/ffhq: expected an LMDB .*No such file") as caught:
-            list(ordered_batches(dataset, 1, num_workers=1, bad=bad))
+            list(ordered_batches(Tolerant(dataset, policy), 1, num_workers=1))
         one_line(caught)
 
 
@@ -145,7 +150,7 @@ def test_a_damaged_lmdb_is_not_the_fault_of_an_image(tmp_path, monkeypatch):
 
     monkeypatch.setattr(dataset.store, "_environment", Corrupt())
     with pytest.raises(UserError, match=r"ffhq is damaged: .*wrong type.*: copy or prepare it again"):
-        list(ordered_batches(dataset, 1, bad=BadImages()))
+        list(ordered_batches(omitting(dataset), 1))
 
 
 # -- workers ---------------------------------------------------------------------------------------------------------
@@ -156,12 +161,12 @@ def test_workers_by_fork_and_spawn(broken, start_method, method, capsys):
     """The same batches, the same list and the same line, however workers are started."""
     broken[0]  # opens the LMDB here, before the workers start
     start_method(method)
-    bad, expected = BadImages(), list(ordered_batches(broken, 4, bad=BadImages()))
-    found = list(ordered_batches(broken, 4, num_workers=1, bad=bad))
+    images, expected = omitting(broken), list(ordered_batches(omitting(broken), 4))
+    found = list(ordered_batches(images, 4, num_workers=1))
     assert all(
         torch.equal(a, b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True)
     )
-    assert list(bad.found) == [f"256-{i:05d}" for i in BAD]
+    assert list(images.faults) == [f"256-{i:05d}" for i in BAD]
     with pytest.raises(UserError, match="no image 256-00002") as caught:
         list(ordered_batches(broken, 4, num_workers=1))
     one_line(caught)
@@ -197,21 +202,25 @@ def test_a_killed_worker_is_one_line_where_images_are_awaited():
 
 def test_mistakes_in_the_code_keep_their_traceback():
     with pytest.raises(IndexError, match="Traceback"):
-        list(ordered_batches(Deadly(IndexError("ours")), 1, num_workers=1, bad=BadImages()))
+        list(ordered_batches(omitting(Deadly(IndexError("ours"))), 1, num_workers=1))
 
 
 # -- training --------------------------------------------------------------------------------------------------------
 
 
-def stream(dataset, count, bad, **options):
-    return torch.cat(list(islice(training_batches(dataset, seed=1, microbatch=3, bad=bad, **options), count)))
+def stream(dataset, count, **options):
+    batches = training_batches(replacing(dataset), seed=1, microbatch=3, **options)
+    return torch.cat([images for images, _ in islice(batches, count)])
 
 
 def test_another_image_stands_in_for_a_bad_one(broken, capsys):
     """Batches are full and a function of (seed, position): from any start, with workers, on several processes."""
-    bad = BadImages()
-    whole = stream(broken, 10, bad, batch_size=6)
-    assert whole.shape == (30, 3, 8, 8) and sorted(bad.found) == [f"256-{i:05d}" for i in BAD]
+    images = replacing(broken)
+    batches = training_batches(images, 6, 3, seed=1, targets=torch.arange(10))
+    pairs = list(islice(batches, 10))
+    whole, shown = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    assert all(torch.equal(image, broken[i][0]) for image, i in zip(whole, shown.tolist(), strict=True))
+    assert whole.shape == (30, 3, 8, 8) and sorted(images.faults) == [f"256-{i:05d}" for i in BAD]
     assert capsys.readouterr().err.count("warning: ") == len(BAD)  # once each, in three epochs
     good = {i: broken[i][0] for i in range(10) if i not in BAD}
     order = list(chain.from_iterable(np.random.default_rng([1, epoch]).permutation(10).tolist() for epoch in range(3)))
@@ -222,9 +231,9 @@ def test_another_image_stands_in_for_a_bad_one(broken, capsys):
         else:
             assert any(torch.equal(image, other) for other in good.values())
             assert torch.equal(image, taken.setdefault(i, image))
-    assert torch.equal(stream(broken, 6, BadImages(), batch_size=6, start=12), whole[12:])
-    assert torch.equal(stream(broken, 4, BadImages(), batch_size=6, num_workers=1), whole[:12])
-    halves = [stream(broken, 2, BadImages(), batch_size=6, rank=rank, world=2) for rank in (0, 1)]
+    assert torch.equal(stream(broken, 6, batch_size=6, start=12), whole[12:])
+    assert torch.equal(stream(broken, 4, batch_size=6, num_workers=1), whole[:12])
+    halves = [stream(broken, 2, batch_size=6, rank=rank, world=2) for rank in (0, 1)]
     assert torch.equal(torch.cat([halves[0][:3], halves[1][:3], halves[0][3:], halves[1][3:]]), whole[:12])
 
 
@@ -232,7 +241,7 @@ def test_replacements_are_spread(tmp_path):
     """Not one image, that after a gap, stands in for all that are missing."""
     images = {f"256-{i:05d}": encoded(picture(i)) for i in (*range(20), 99)}
     dataset = build("ffhq", "train", 8, data_dir=write_lmdb(tmp_path / "ffhq", images))
-    shown = stream(dataset, 34, BadImages(), batch_size=3)[:100]
+    shown = stream(dataset, 34, batch_size=3)[:100]
     counts = shown.flatten(1).unique(dim=0, return_counts=True)[1]
     assert len(counts) == 21 and counts.max() < 16
 
@@ -241,14 +250,14 @@ def test_nothing_but_bad_images_ends_training(tmp_path):
     entries = {f"256-{i:05d}": b"text" for i in range(3)}
     dataset = build("ffhq", "train", 8, data_dir=write_lmdb(tmp_path / "ffhq", entries))
     with pytest.raises(UserError, match=r"ffhq has a bad image .*; nor is any of 1000 others good"):
-        stream(dataset, 1, BadImages(), batch_size=3)
+        stream(dataset, 1, batch_size=3)
 
 
 def test_first_images(broken):
     with pytest.raises(UserError, match="no image 256-00002"):
         first_images(broken, 8)
-    assert first_images(broken, 8, BadImages()).shape == (8, 3, 8, 8)
-    assert first_images(broken, 99, BadImages()).shape == (10, 3, 8, 8)
+    assert first_images(replacing(broken), 8).shape == (8, 3, 8, 8)
+    assert first_images(replacing(broken), 99).shape == (10, 3, 8, 8)
 
 
 def program(monkeypatch, module, *words):
@@ -283,7 +292,7 @@ def test_training_goes_on_and_lists_them(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("world", [1, 3])
 def test_bad_images_are_left_out_and_the_others_keep_their_numbers(broken, world):
     for batch_size in (1, 2, 4):
-        ranks = [list(ordered_batches(broken, batch_size, r, world, bad=BadImages())) for r in range(world)]
+        ranks = [list(ordered_batches(omitting(broken), batch_size, r, world)) for r in range(world)]
         whole = [list(ordered_batches(range_of_images(10), batch_size, r, world)) for r in range(world)]
         assert list(map(len, ranks)) == list(map(len, whole))  # a batch may be empty, but it is there
         pairs = [
@@ -308,7 +317,7 @@ def sampling_words(checkpoint, folder, *more):
 def test_a_reconstruction_goes_on_without_the_bad_ones(tmp_path, checkpoint, monkeypatch, capsys):
     folder = broken_folder(tmp_path / "images")
     words = sampling_words(checkpoint, folder, "--steps=2", "--evaluate", "--metrics=MSE")
-    with pytest.raises(UserError, match=r"2.jpg is a bad image"):
+    with pytest.raises(UserError, match=r"has a bad image 2.jpg"):
         program(monkeypatch, dbae_reconstruction, *words, "--overwrite")
     (results,) = (checkpoint.parent / "sample_20").glob("euler_7.0_2_*")
     before = (results / "0_fake_sample_0.npz").stat().st_mtime_ns
@@ -348,7 +357,7 @@ def test_codes_go_on_without_the_bad_ones(tmp_path, checkpoint, monkeypatch, cap
     (tmp_path / "images/labels.csv").write_text("file,x\n" + "".join(f"{i}.jpg,{i}\n" for i in range(10)))
     words = sampling_words(checkpoint, folder, f"--out={out}")
     (tmp_path / "images/4.jpg").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"2.jpg is a bad image"):
+    with pytest.raises(UserError, match=r"has a bad image 2.jpg"):
         program(monkeypatch, dbae_encode, *words)
     program(monkeypatch, dbae_encode, *words, "--on_bad_image=skip")
     arrays, about = read_arrays(str(out))
@@ -365,7 +374,7 @@ def test_codes_go_on_without_the_bad_ones(tmp_path, checkpoint, monkeypatch, cap
     assert np.allclose(whole["z"][kept], arrays["z"], atol=1e-4)
     for i in range(10):
         (tmp_path / f"images/{i}.jpg").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"expected a good image, all 10 are bad; the first: .*0.jpg is a bad image"):
+    with pytest.raises(UserError, match=r"expected a good image, all 10 are bad; the first: .*has a bad image 0.jpg"):
         program(monkeypatch, dbae_encode, *words[:-1], f"--out={tmp_path / 'none.npz'}", "--on_bad_image=skip")
     assert not list(tmp_path.glob("none*"))
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.small_runs import MICRO_BATCHES, results, run_here
+from benchmarks.faults import MICRO_BATCHES, equal, results, run_here
 from dbae import progress
-from dbae.checkpoint import complete_sets, fingerprint, load_model, write_config
+from dbae.checkpoint import complete_sets, config_content, load_model, write_config
 from dbae.config import TrainConfig, UserError
-from dbae.outcomes import Outcome
+from dbae.io import fingerprint
 from dbae.state import TrainState
 
 
@@ -51,10 +51,6 @@ def full_between(monkeypatch, first, last):
     return sabotage
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_a_full_disk_keeps_the_earlier_sets_and_training_goes_on(tmp_path, monkeypatch, capsys, whole):
     sabotage, seen = full_between(monkeypatch, 2, 5), []
 
@@ -71,7 +67,7 @@ def test_a_full_disk_keeps_the_earlier_sets_and_training_goes_on(tmp_path, monke
     assert warnings == [
         f"warning: the checkpoint of step {step} could not be written: No space left on device" for step in (3, 4, 5)
     ]
-    assert same(results(tmp_path), whole)
+    assert equal(results(tmp_path), whole)
 
 
 def test_a_failing_last_checkpoint_is_an_error(tmp_path, monkeypatch, whole):
@@ -80,7 +76,7 @@ def test_a_failing_last_checkpoint_is_an_error(tmp_path, monkeypatch, whole):
     monkeypatch.undo()
     assert complete_sets(str(tmp_path), 0.9) == [(4, ""), (5, "freq_")]
     run_here(tmp_path)
-    assert same(results(tmp_path), whole)
+    assert equal(results(tmp_path), whole)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
@@ -94,7 +90,7 @@ def test_a_lost_folder_is_made_anew(tmp_path, whole):
             yield images
 
     run_here(folder, sabotage=lose)
-    assert same(results(folder), whole)
+    assert equal(results(folder), whole)
 
 
 def test_pictures_and_rows_can_fail_too(tmp_path, monkeypatch, capsys):
@@ -135,7 +131,7 @@ def test_the_run_that_goes_back_ends_as_if_nothing_had_happened(tmp_path, rested
     shutil.copytree(rested, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / "ema_0.9_000004.pt", "one bit")
     run_here(tmp_path)
-    assert same(results(tmp_path), whole) and (4, "") in complete_sets(str(tmp_path), 0.9)
+    assert equal(results(tmp_path), whole) and (4, "") in complete_sets(str(tmp_path), 0.9)
 
 
 def test_files_of_different_runs_are_not_one_set(tmp_path, rested, capsys):
@@ -173,7 +169,7 @@ def test_weights_saved_without_checksums_load(tmp_path, rested):
     """torch can leave the CRC-32 out; other writers do."""
     run = Path(shutil.copytree(rested, tmp_path / "run"))
     state, _ = run_here(run, total_steps=4)
-    write_config(str(run), "toyfaces", model=state.model.config, train=TrainConfig())
+    write_config(str(run), config_content(state.model, "toyfaces", train=TrainConfig()))
     weights = torch.load(run / "ema_0.9_000004.pt", weights_only=True)
     computed = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
@@ -205,13 +201,14 @@ def test_table_is_continued_without_torn_rows(tmp_path):
         b"4,32,1.3,10.0,3.0,0\r\n"
         b"5,40,1.2,10.0,4.0"
     )
-    with progress.Progress(str(tmp_path), 4, 6, 1, quiet=True) as report:
-        report.update(Outcome(5, 40, 1.25, taken=True, stopping=False), 8)
+    config = TrainConfig(total_steps=6, log_interval=1, batch_size=8)
+    with progress.Progress(str(tmp_path), 4, config, quiet=True) as report:
+        report.update(5, 40, 1.25)
         with table.open("ab") as file:
             file.write(b"6,48,1.1")  # the disk was full
         report.torn = True
-        report.update(Outcome(6, 48, 1.125, taken=False, stopping=False), 8)
-    progress.Progress(str(tmp_path), 6, 6, 1, quiet=True)
+        report.update(6, 48, None)
+    progress.Progress(str(tmp_path), 6, config, quiet=True)
     with table.open() as file:
         found = [(row["step"], row["loss"], row["skipped"]) for row in csv.DictReader(file)]
     assert found == [("1", "1.5", "0"), ("3", "nan", "1"), ("4", "1.3", "0"), ("5", "1.25", "0"), ("6", "nan", "1")]

@@ -15,7 +15,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from PIL import Image
 
 from datasets.images import BadImage, decode
-from datasets.labels import read_csv, read_partition
+from datasets.labels import KINDS, read_csv, read_partition
 from dbae.checkpoint import NAME, complete_sets, read_config, read_tensors, set_names, step_of
 from dbae.config import ModelConfig, TrainConfig, UserError, from_json
 from scripts import train as dbae_train
@@ -154,8 +154,9 @@ def test_any_csv_is_a_table_of_numbers_or_refused(file, content):
     file.write_bytes(content)
     table = refused_or(lambda: read_csv(str(file)), UserError)
     if table is not None:
-        assert all(len(row) == len(table.names) for row in table.rows.values())
-        assert table.select(table.rows).shape in ((len(table.rows), len(table.names)), (0,))
+        for kind in (None, *KINDS):
+            targets = refused_or(lambda kind=kind: table.targets(table.rows, kind), UserError)
+            assert targets is None or (len(targets) == len(table.rows) and targets.values.isfinite().all())
     refused_or(lambda: read_partition(str(file)), UserError)
 
 
@@ -177,8 +178,8 @@ def harmed(original, edits, length):
 
 edits = st.lists(st.tuples(st.integers(0, 400) | st.integers(0, 10**6), st.integers(0, 255)), max_size=6)
 Image.init()
-KINDS = {"JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "ICO", "PPM", "AVIF", "ICNS", "DDS"} & Image.SAVE.keys()
-pictures = st.sampled_from([encoded(kind) for kind in sorted(KINDS)])
+FORMATS = {"JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "ICO", "PPM", "AVIF", "ICNS", "DDS"} & Image.SAVE.keys()
+pictures = st.sampled_from([encoded(kind) for kind in sorted(FORMATS)])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PIL says what it finds wrong

@@ -11,7 +11,6 @@ from dbae.config import UserError
 # Reading past the end of an LMDB's file kills the process. The last pages may rightly be missing, where they were freed
 # before they were ever written, so only a greater loss is taken for a broken copy.
 TRUNCATED = 1 << 20
-INSPECT_COMMAND = "python -m datasets.prepare inspect"
 
 
 def import_lmdb():
@@ -90,7 +89,8 @@ class LmdbStore:
     def missing(self, key: str, key_format: str, length: int) -> str:
         """What to say of a key that is not there."""
         expected = f"{key_format % 0} to {key_format % (length - 1)}"
-        return f"{self.path} has no image {key}: expected {expected} without gaps, see `{INSPECT_COMMAND} {self.path}`"
+        inspect = f"python -m datasets.prepare inspect {self.path}"
+        return f"{self.path} has no image {key}: expected {expected} without gaps, see `{inspect}`"
 
     def _indices_end(self, key_format: str) -> int:
         """One more than the last index of a format, 0 if there is none: keys of one width sort like their numbers."""
@@ -126,15 +126,8 @@ def format_of(key: str) -> str | None:
 def _open_environment(path: str):
     lmdb = import_lmdb()
     try:
-        environment = lmdb.open(
-            path,
-            subdir=os.path.isdir(path),
-            readonly=True,
-            lock=False,
-            readahead=False,
-            meminit=False,
-            max_spare_txns=4,
-        )
+        fast = {"lock": False, "readahead": False, "meminit": False, "max_spare_txns": 4}
+        environment = lmdb.open(path, subdir=os.path.isdir(path), readonly=True, **fast)
     except lmdb.Error as error:
         raise UserError(f"{path}: expected an LMDB (a folder with data.mdb, or a single file): {error}") from None
     stated = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]

@@ -1,4 +1,4 @@
-"""Files of codes: formats, resuming, processes, and codes that are drawn per epoch."""
+"""Cached features: formats, resuming, processes, and codes that are drawn per epoch."""
 
 import json
 
@@ -9,23 +9,25 @@ import torch
 from safetensors.numpy import load_file
 
 from dbae.config import UserError
-from eval.arrays import Column, read_arrays, write_arrays
-from eval.latents import Codes, Store, check_settings, encode_batches, encode_dataset
-from eval.probe import Part, classify
-from scripts.encoding import statistics, with_codes
+from eval.arrays import read_arrays, write_arrays
+from eval.features import CachedFeatures, FeatureCache, encode_batches, encode_dataset
+from eval.probe import Part, fit
+from scripts.common import TrainedModel
+from scripts.encoding import array_encoder
 
 DATA = [(((image + 1) * 127.5).to(torch.uint8), i) for i, image in enumerate(tiny.images(10, seed=3))]
 
 
+def trained(model, latent="sample", seed=5):
+    return TrainedModel(model, model.SAMPLING, latent, seed)
+
+
 @pytest.mark.parametrize("ending", ["npz", "safetensors"])
 def test_arrays_round_trip(tmp_path, ending):
-    z, index = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32), np.arange(7)
-    columns = {
-        "z": Column((7, 3), "float32", (z[i : i + 2] for i in range(0, 7, 2))),
-        "index": Column((7,), "int64", [index]),
-    }
+    z = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32).T  # not contiguous
+    index = np.arange(7)
     path = str(tmp_path / f"codes.{ending}")
-    write_arrays(path, columns, {"settings": json.dumps({"a": 1}), "names": "ä"})
+    write_arrays(path, {"z": z, "index": index}, {"settings": json.dumps({"a": 1}), "names": "ä"})
     arrays, about = read_arrays(path)
     assert np.array_equal(arrays["z"], z) and np.array_equal(arrays["index"], index)
     assert about == {"settings": '{"a": 1}', "names": "ä"}
@@ -48,20 +50,20 @@ def test_files_that_are_no_arrays(tmp_path):
 
 def test_encode_dataset_is_the_models_code():
     model = tiny.model()
-    arrays = encode_dataset(statistics(model), DATA, batch_size=4)
+    arrays = encode_dataset(array_encoder(trained(model)), DATA, batch_size=4)
     with torch.no_grad():
         x = torch.stack([image for image, _ in DATA]).float() / 127.5 - 1
         assert torch.allclose(torch.from_numpy(arrays["z"]), model.encode(x), atol=1e-5)
-        mirrored = encode_dataset(statistics(model), DATA, batch_size=4, flip=True)
+        mirrored = encode_dataset(array_encoder(trained(model)), DATA, batch_size=4, flip=True)
         assert torch.allclose(torch.from_numpy(mirrored["z"]), model.encode(x.flip(3)), atol=1e-5)
     assert arrays["index"].tolist() == list(range(10))
 
 
 def test_sampled_codes_do_not_depend_on_batches():
     model = tiny.model(stochastic=True)
-    small, large = (encode_dataset(with_codes(model, "sample", 5), DATA, size) for size in (3, 10))
+    small, large = (encode_dataset(trained(model).encode_arrays, DATA, size) for size in (3, 10))
     assert np.allclose(small["z"], large["z"], atol=1e-4) and not np.allclose(small["z"], small["mu"], atol=0.01)
-    assert np.allclose(small["mu"], encode_dataset(with_codes(model, "mean", 5), DATA)["z"], atol=1e-4)
+    assert np.allclose(small["mu"], encode_dataset(trained(model, "mean").encode_arrays, DATA)["z"], atol=1e-4)
 
 
 def shares(rank, world, batch_size, skip=0):
@@ -71,52 +73,60 @@ def shares(rank, world, batch_size, skip=0):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_store_resumes_and_combines_in_order(tmp_path, world):
+def test_cache_resumes_and_collects_in_order(tmp_path, world):
     model = tiny.model()
-    store = Store(str(tmp_path / "codes.npz"), {"images": 10}, world)
+    cache = FeatureCache(str(tmp_path / "codes.npz"), {"images": 10}, world)
+    assert cache.collect()["index"].tolist() == []
     for rank in range(world):
-        encoded = encode_batches(statistics(model), shares(rank, world, 2))
-        store.add(rank, 0, next(encoded))
-        assert store.done(rank) == 1 and not store.finished
+        encoded = encode_batches(array_encoder(trained(model)), shares(rank, world, 2))
+        cache.add(rank, 0, next(encoded))
+        assert cache.done(rank) == 1 and not cache.finished
     for rank in range(world):
-        for i, arrays in enumerate(encode_batches(statistics(model), shares(rank, world, 2, skip=1)), start=1):
-            store.add(rank, i, arrays)
-    store.combine({"labels": np.ones((10, 2), np.float32)}, {"names": "[]"})
-    arrays, _ = read_arrays(store.path)
-    assert store.finished and arrays["index"].tolist() == list(range(10)) and arrays["labels"].shape == (10, 2)
-    assert np.allclose(arrays["z"], encode_dataset(statistics(model), DATA)["z"], atol=1e-5)
+        for i, arrays in enumerate(
+            encode_batches(array_encoder(trained(model)), shares(rank, world, 2, skip=1)), start=1
+        ):
+            cache.add(rank, i, arrays)
+    cache.write(cache.collect() | {"labels": np.ones((10, 2), np.float32)}, {"names": "[]"})
+    arrays, about = read_arrays(cache.path)
+    assert cache.finished and arrays["index"].tolist() == list(range(10)) and arrays["labels"].shape == (10, 2)
+    assert json.loads(about["settings"]) == {"images": 10} and about["names"] == "[]"
+    assert np.allclose(arrays["z"], encode_dataset(array_encoder(trained(model)), DATA)["z"], atol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["codes.npz"]
     with pytest.raises(UserError, match="holds codes with weights None, expected other; move it away"):
-        _ = Store(store.path, {"images": 10, "weights": "other"}, world).finished
+        _ = FeatureCache(cache.path, {"images": 10, "weights": "other"}, world).finished
+    write_arrays(cache.path, arrays)
     with pytest.raises(UserError, match="it has no settings"):
-        check_settings("codes.npz", {}, {})
+        _ = cache.finished
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_cached_probe_equals_the_protocol_that_encodes_every_epoch(stochastic):
     """Same flips, same noise, same batches: encoding once must give the same weights."""
     model = tiny.model(stochastic=stochastic)
-    encode = statistics(model)
-    cached = Codes(encode_dataset(encode, DATA), encode_dataset(encode, DATA, flip=True), seed=4)
+    encode = array_encoder(trained(model))
 
-    def encode_again(epoch):
-        return Codes(encode_dataset(encode, DATA), encode_dataset(encode, DATA, flip=True), seed=4).draw(epoch)
+    def code(arrays, generator):
+        return model.code(arrays, torch.randn(10, 8, generator=generator))
 
-    targets = (torch.arange(30).reshape(10, 3) % 4 == 0).float()
+    def encoded():
+        return CachedFeatures(encode_dataset(encode, DATA), encode_dataset(encode, DATA, flip=True), code, seed=4)
+
+    targets, cached = (torch.arange(30).reshape(10, 3) % 4 == 0).float(), encoded()
     results = [
-        classify(*(Part(draw, targets) for _ in range(3)), names="abc", epochs=3, batch_size=4)
-        for draw in (cached.draw, encode_again)
+        fit("binary", dict.fromkeys(("train", "valid", "test"), Part(draw, targets)), "abc", epochs=3, batch_size=4)
+        for draw in (cached.draw, lambda epoch: encoded().draw(epoch))
     ]
     assert torch.equal(results[0].layer.weight, results[1].layer.weight)
     assert results[0].report["test"] == results[1].report["test"]
+    assert torch.equal(cached.draw(0), cached.draw(0)) and not torch.equal(cached.draw(0), cached.draw(1))
 
 
 def test_codes_differ_by_epoch_only_where_they_should():
     plain, flipped = ({"z": np.full((200, 2), value, np.float32)} for value in (0.0, 1.0))
-    draws = Codes(plain, flipped, seed=1).draw(0)
+    draws = CachedFeatures(plain, flipped, seed=1).draw(0)
     assert 0.3 < draws.mean() < 0.7 and torch.equal(draws[:, 0], draws[:, 1])
-    assert not torch.equal(draws, Codes(plain, flipped, seed=1).draw(1))
-    assert torch.equal(Codes(plain).draw(0), Codes(plain).draw(7))
-    stats = {"mu": np.zeros((5000, 2), np.float32), "log_sigma": np.full((5000, 2), np.log(0.5), np.float32)}
-    assert Codes(stats).draw(0).std().item() == pytest.approx(0.51, rel=0.05)
-    assert torch.equal(Codes(stats, sample=False).draw(0), torch.zeros(5000, 2))
+    assert not torch.equal(draws, CachedFeatures(plain, flipped, seed=1).draw(1))
+    assert torch.equal(CachedFeatures(plain).draw(0), CachedFeatures(plain).draw(7))
+    mu = {"mu": np.zeros((5000, 2), np.float32)}
+    drawn = CachedFeatures(mu, code=lambda arrays, g: arrays["mu"] + torch.randn(5000, 2, generator=g) / 2)
+    assert drawn.draw(0).std().item() == pytest.approx(0.5, rel=0.05)

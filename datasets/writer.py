@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.images import BadImage, cover, decode
-from datasets.lmdb_store import import_lmdb
+from datasets.lmdb import import_lmdb
 from datasets.originals import Originals
 from dbae.config import UserError
 
@@ -47,28 +47,28 @@ class Job:
     encoding: str  # a key of ENCODINGS
     keep_holes: bool  # whether a bad image leaves its index empty, or the next one takes it
 
-    def convert(self, name: str) -> "Converted":
-        """The bytes to store for an original, or the reason why it is a bad image."""
+    def convert(self, name: str) -> tuple[bytes | None, str]:
+        """The bytes to store for an original; or None, and the reason why it is a bad image."""
         try:
-            if self.size is None:
-                return Converted(_unresized(self.originals.read(name), self.encoding))
-            return Converted(_encode(cover(self.originals.image(name), self.size), self.encoding))
+            if self.size is not None:
+                return self._encoded(cover(self.originals.image(name), self.size)), ""
+            data = self.originals.read(name)
+            image = decode(data)
+            with Image.open(io.BytesIO(data)) as original:
+                return (data if original.format in KEPT_FORMATS else self._encoded(image)), ""
         except (BadImage, OSError) as error:
-            return Converted(problem=str(error))
+            return None, str(error)
 
     def settings(self, names: list[str]) -> dict:
         """What must be the same when the work is continued."""
         digest = hashlib.sha256("\n".join(names).encode(errors="replace")).hexdigest()[:16]
-        return {
-            **{"keys": self.key_format, "size": self.size, "format": self.encoding},
-            **{"images": len(names), "file names": digest},
-        }
+        given = {"keys": self.key_format, "size": self.size, "format": self.encoding}
+        return given | {"images": len(names), "file names": digest}
 
-
-@dataclass(frozen=True)
-class Converted:
-    data: bytes | None = None
-    problem: str = ""
+    def _encoded(self, image: Image.Image) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, **ENCODINGS[self.encoding])
+        return buffer.getvalue()
 
 
 @dataclass
@@ -113,8 +113,17 @@ def write_lmdb(path: str, job: Job, names: list[str], workers: int) -> tuple[Rec
             record = _resume(environment, path, job.settings(names))
             if record.finished:
                 return record, False
-            _write_chunks(environment, job, names, record, workers)
-            _finish(environment, job, record)
+            bar = tqdm(total=len(names), initial=record.done, unit=" images", mininterval=0.5, file=sys.stderr)
+            with bar, _mapping(job.convert, workers) as convert_all:
+                while record.done < len(names):
+                    chunk = names[record.done : record.done + CHUNK]
+                    _commit(environment, _entries(job, record, zip(chunk, convert_all(chunk), strict=True)), record)
+                    bar.update(len(chunk))
+            if not record.written:
+                raise UserError(f"{job.originals.path}: expected images, all {record.done} are bad")
+            record.finished = True
+            length = record.done if job.keep_holes else record.written
+            _commit(environment, [(b"length", str(length).encode())], record)
     except BrokenProcessPool:
         raise UserError(
             f"{path}: a worker was killed, out of memory? Run the same command with fewer --workers"
@@ -124,34 +133,18 @@ def write_lmdb(path: str, job: Job, names: list[str], workers: int) -> tuple[Rec
     return record, True
 
 
-def _write_chunks(environment, job: Job, names: list[str], record: Record, workers: int) -> None:
-    bar = tqdm(total=len(names), initial=record.done, unit=" images", mininterval=0.5, file=sys.stderr)
-    with bar, _converter(job, workers) as convert_all:
-        while record.done < len(names):
-            chunk = names[record.done : record.done + CHUNK]
-            entries = list(_entries(job, record, zip(chunk, convert_all(chunk), strict=True)))
-            _commit(environment, [*entries, (RECORD_KEY, record.to_bytes())])
-            bar.update(len(chunk))
-
-
-def _entries(job: Job, record: Record, converted: Iterable[tuple[str, Converted]]) -> Iterator[tuple[bytes, bytes]]:
+def _entries(job: Job, record: Record, converted: Iterable[tuple[str, tuple]]) -> list[tuple[bytes, bytes]]:
     """Keys and values of a chunk; counts in the record, and reports, what was read and what was skipped."""
-    for name, result in converted:
-        if result.data is None:
-            tqdm.write(f"skipped {name}: {result.problem}", file=sys.stderr)
-            record.skipped.append([name, result.problem])
+    entries = []
+    for name, (data, problem) in converted:
+        if data is None:
+            tqdm.write(f"skipped {name}: {problem}", file=sys.stderr)
+            record.skipped.append([name, problem])
         else:
             index = record.done if job.keep_holes else record.written
-            yield (job.key_format % index).encode(), result.data
+            entries.append(((job.key_format % index).encode(), data))
         record.done += 1
-
-
-def _finish(environment, job: Job, record: Record) -> None:
-    if not record.written:
-        raise UserError(f"{job.originals.path}: expected images, all {record.done} are bad")
-    record.finished = True
-    length = record.done if job.keep_holes else record.written
-    _commit(environment, [(b"length", str(length).encode()), (RECORD_KEY, record.to_bytes())])
+    return entries
 
 
 def _resume(environment, path: str, settings: dict) -> Record:
@@ -170,29 +163,30 @@ def _resume(environment, path: str, settings: dict) -> Record:
     return record
 
 
-def _commit(environment, entries: list[tuple[bytes, bytes]]) -> None:
-    lmdb = import_lmdb()
+def _commit(environment, entries: list[tuple[bytes, bytes]], record: Record) -> None:
+    """Write the entries and the record together, in a larger map if need be."""
     while True:
         try:
             with environment.begin(write=True) as transaction:
-                for key, value in entries:
+                for key, value in [*entries, (RECORD_KEY, record.to_bytes())]:
                     transaction.put(key, value)
             return
-        except lmdb.MapFullError:
+        except import_lmdb().MapFullError:
             environment.set_mapsize(environment.info()["map_size"] * 5 // 4 + FIRST_MAP)
 
 
 @contextmanager
-def _converter(job: Job, workers: int) -> Iterator[Callable[[list[str]], Iterable[Converted]]]:
-    """A map of ``job.convert`` over names, in order, in this process or in ``workers`` others."""
+def _mapping(function: Callable, workers: int) -> Iterator[Callable[[list[str]], Iterable]]:
+    """A map of ``function`` over names, in order, in this process or in ``workers`` others."""
     if workers <= 1:
-        yield partial(map, job.convert)
+        yield partial(map, function)
         return
-    spawn = multiprocessing.get_context("spawn")  # a fork would share the open LMDB
-    pool = ProcessPoolExecutor(workers, spawn, _start_worker)
+    # A fork of this process would share the open LMDB; the server imports everything once for all workers
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start_worker)
     previous = signal.signal(signal.SIGINT, _interrupt_once)
     try:
-        yield partial(pool.map, job.convert, chunksize=8)
+        yield partial(pool.map, function, chunksize=8)
     finally:
         pool.shutdown(cancel_futures=True)
         signal.signal(signal.SIGINT, previous)
@@ -213,16 +207,3 @@ def _start_worker() -> None:
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def _unresized(data: bytes, encoding: str) -> bytes:
-    """The file's own bytes after a full decode, or new ones if its format is none that LMDBs hold."""
-    image = decode(data)
-    with Image.open(io.BytesIO(data)) as original:
-        return data if original.format in KEPT_FORMATS else _encode(image, encoding)
-
-
-def _encode(image: Image.Image, encoding: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, **ENCODINGS[encoding])
-    return buffer.getvalue()

@@ -1,0 +1,191 @@
+"""What a probe reads from codes: binary attributes, a class, or real numbers; each with its loss and its scores.
+
+Targets are matrices [n, k] float32, one column per name: classes are one-hot. Outputs of a layer are arrays [n, k].
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dbae.config import UserError
+from eval import scores
+from eval.linear import logistic_regression, multinomial_regression, ridge_regression
+from eval.scores import json_safe, mean_defined
+
+Names = Sequence[str]
+Report = dict[str, Any]
+
+
+class Task:
+    """What the tasks share: targets with a name per column, and the settings of the official protocol.
+
+    Each also has ``watch`` (scores that tell which epoch is best, by the first of them), ``results`` (scores of the
+    reported layers' outputs on test, and by name) and perhaps ``votes`` (the same for nearest neighbours).
+    """
+
+    name: str  # in reports
+    splits = ("train", "valid", "test")
+    checked = splits  # where some target must vary
+    solvers = ("adam", "exact", "knn")
+    batch_size = 128
+    selected_on = "valid"  # split that ``watch`` looks at
+    reported = ("best",)  # which layers, of the last epoch and the best; the first is what one goes on with
+    loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) [b, k] -> mean
+    regression: Callable[..., tuple[nn.Linear, list[float]]]  # the exact solution
+
+    def columns(self, split: str, targets: Tensor, names: Names) -> Tensor:
+        """Targets [n, k] as they are, a column per name. Raises UserError for others."""
+        if targets.ndim != 2 or targets.shape[1] != len(names) or not targets.numel():
+            expected = f"expected targets [n, {len(names)}], one column per name"
+            raise UserError(f"{split}: {expected}, got {list(targets.shape)}")
+        return targets
+
+    def check(self, split: str, y: Tensor) -> None:
+        """Raise UserError for targets of a split that cannot be probed."""
+        if split in self.checked and scores.constant(y).all():
+            raise UserError(f"{split}: expected a target that varies, got none in {len(y)} images")
+
+    def left_out(self, names: Names, targets: Mapping[str, Tensor]) -> Report:
+        """Which targets, by split, no mean contains."""
+        return {}
+
+
+class Attributes(Task):
+    """Binary attributes, each on its own. One that has a single class in a split has no score there."""
+
+    name = "classification"
+    loss = staticmethod(F.binary_cross_entropy_with_logits)
+    loss_name = "binary cross-entropy"
+    regression = staticmethod(logistic_regression)
+    regression_loss = "logistic"
+
+    def check(self, split: str, y: Tensor) -> None:
+        """The same, and unless all targets are 0 or 1."""
+        scores.check_binary(split, y)
+        super().check(split, y)
+
+    def watch(self, y: Tensor, output: np.ndarray) -> dict[str, float]:
+        """Mean score that selects the epoch."""
+        return {"valid_ap": mean_defined(scores.average_precision(y, output))}
+
+    def results(self, names: Names, y: Tensor, outputs: Mapping[str, np.ndarray]) -> Report:
+        """Average precision and area under the ROC curve of the reported layers, on average and per attribute."""
+        ap, area = (score(y, outputs["best"]) for score in (scores.average_precision, scores.auroc))
+        rows = zip(names, ap, area, y.sum(dim=0), strict=True)
+        return {
+            "test": {"ap": mean_defined(ap), "auroc": mean_defined(area)},
+            "attributes": {n: {"ap": json_safe(p), "auroc": json_safe(a), "positives": int(m)} for n, p, a, m in rows},
+        }
+
+    def votes(self, names: Names, y: Tensor, votes: Tensor, share: Tensor) -> Report:
+        """Accuracy of neighbours' mean targets [n, k], and of always answering what is commoner among all, [k].
+
+        The second is what the first has to beat; it also decides a tied vote.
+        """
+        common = (share > 0.5).float().expand_as(votes)
+        hits = scores.accuracy(y, torch.where(votes == 0.5, common, votes.round()))
+        majority = scores.accuracy(y, common)
+        rows = zip(names, hits, majority, strict=True)
+        return {
+            "test": {"accuracy": mean_defined(hits), "majority": mean_defined(majority)},
+            "attributes": {name: {"accuracy": json_safe(a), "majority": json_safe(m)} for name, a, m in rows},
+        }
+
+    def left_out(self, names: Names, targets: Mapping[str, Tensor]) -> Report:
+        """Which targets no mean contains: by split, those with a single class."""
+        single = {split: scores.constant(y) for split, y in targets.items()}
+        return {"single_class": {split: _chosen(names, flags) for split, flags in single.items()}}
+
+
+class Classes(Task):
+    """One class of several."""
+
+    name = "class"
+    checked = ("train",)
+    loss = staticmethod(F.cross_entropy)
+    loss_name = "cross-entropy"
+    regression = staticmethod(multinomial_regression)
+    regression_loss = "cross-entropy"
+
+    def columns(self, split: str, targets: Tensor, names: Names) -> Tensor:
+        """Class numbers [n] as one-hot rows [n, classes]. Raises UserError for others."""
+        if targets.ndim != 1 or targets.is_floating_point() or not len(targets):
+            raise UserError(f"{split}: expected class numbers [n], got {targets.dtype} {list(targets.shape)}")
+        if not 0 <= targets.min() <= targets.max() < len(names):
+            found = f"{targets.min()} to {targets.max()}"
+            raise UserError(f"{split}: expected class numbers under {len(names)}, got {found}")
+        return F.one_hot(targets.long(), len(names)).float()
+
+    def watch(self, y: Tensor, output: np.ndarray) -> dict[str, float]:
+        """Mean score that selects the epoch."""
+        return {"valid_accuracy": scores.top_k(y, output)}
+
+    def results(self, names: Names, y: Tensor, outputs: Mapping[str, np.ndarray]) -> Report:
+        """Accuracy of the best answer and of the best five, and per class the share of its images that are right."""
+        output = outputs["best"]
+        rows = zip(names, scores.recall(y, output), y.sum(dim=0), strict=True)
+        return {
+            "test": {"accuracy": scores.top_k(y, output), "top5": scores.top_k(y, output, 5)},
+            "attributes": {name: {"accuracy": json_safe(share), "images": int(n)} for name, share, n in rows},
+        }
+
+    def votes(self, names: Names, y: Tensor, votes: Tensor, share: Tensor) -> Report:
+        """The same of neighbours' votes [n, classes]; a tie is for the class that is commoner among all."""
+        tie_break = share / (1000 * len(y.T))
+        report = self.results(names, y, {"best": (votes + tie_break).numpy()})
+        return report | {"test": report["test"] | {"majority": scores.top_k(y, share.expand_as(votes))}}
+
+
+class RealNumbers(Task):
+    """Real numbers, each on its own. The best epoch is chosen on the test split, as officially: a number that flatters.
+
+    A target that is constant on test has no r. A constant prediction for another one explains nothing: r = 0.
+    """
+
+    name = "regression"
+    splits = ("train", "test")
+    checked = ("test",)
+    solvers = ("adam", "exact")
+    batch_size = 64
+    loss = staticmethod(F.mse_loss)
+    loss_name = "mean squared error"
+    selected_on = "test"
+    reported = ("last", "best")
+    regression = staticmethod(ridge_regression)
+    regression_loss = "squared error"
+
+    def watch(self, y: Tensor, output: np.ndarray) -> dict[str, float]:
+        """Mean r over the targets that vary, and mean squared error over all."""
+        r, error = self._scores(y, output)
+        return {"r": mean_defined(r), "mse": float(error.mean())}
+
+    def results(self, names: Names, y: Tensor, outputs: Mapping[str, np.ndarray]) -> Report:
+        """Pearson r and mean squared error: means of the last layer, and per target of all the reported ones."""
+        found = {which: self._scores(y, output) for which, output in outputs.items()}
+        return {
+            "last": self.watch(y, outputs["last"]),
+            "attributes": {
+                name: {which: {"r": json_safe(r[i]), "mse": float(error[i])} for which, (r, error) in found.items()}
+                for i, name in enumerate(names)
+            },
+        }
+
+    def left_out(self, names: Names, targets: Mapping[str, Tensor]) -> Report:
+        """Which targets are constant on test."""
+        return {"constant": _chosen(names, scores.constant(targets["test"]))}
+
+    def _scores(self, y: Tensor, output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r = np.nan_to_num(scores.pearson(y, output))
+        r[scores.constant(y)] = np.nan
+        return r, scores.mse(y, output)
+
+
+TASKS = {"binary": Attributes(), "class": Classes(), "real": RealNumbers()}  # by the kind of the targets
+
+
+def _chosen(names: Names, flags: np.ndarray) -> list[str]:
+    return [name for name, flag in zip(names, flags, strict=True) if flag]

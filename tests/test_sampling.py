@@ -1,0 +1,442 @@
+"""Sampling: grids, network and noise calls, precision, wrong settings, and the parity vectors of three methods."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gaussian import BRIDGES, CHAINS, CONTINUOUS, DIFFUSIONS, PROCESSES, exact_denoiser, has, over
+
+from dbae.diffusion import (
+    GRIDS,
+    SOLVERS,
+    VE,
+    Bridge,
+    Diffusion,
+    Epsilon,
+    Identity,
+    Karras,
+    LinearBeta,
+    check_settings,
+    index_grid,
+    nfe,
+    sample,
+    time_grid,
+)
+
+FOLDER = Path(__file__).parent / "golden"
+OFFICIAL, SIBLINGS = np.load(FOLDER / "parity.npz"), np.load(FOLDER / "diffusion.npz")
+CHURNED = ("euler", "heun")
+
+
+def official(name):
+    return torch.from_numpy(OFFICIAL[name])
+
+
+def sibling(name):
+    return torch.from_numpy(SIBLINGS[name])
+
+
+# Grids
+
+
+@over(CONTINUOUS)
+@pytest.mark.parametrize("steps", [1, 2, 10, 100])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_grid(process, steps, grid):
+    ts = time_grid(process, steps, grid=grid)
+    assert ts.shape == (steps + 1,) and ts.dtype == torch.float64
+    start = process.T - 1e-4 if isinstance(process, Bridge) else process.T
+    assert ts[0].item() == pytest.approx(start, rel=1e-9) and ts[-1] == 0
+    assert (ts.diff() < 0).all()
+    if steps > 1:
+        assert ts[-2].item() == pytest.approx(process.t_min)
+
+
+@over(CONTINUOUS)
+@pytest.mark.parametrize(
+    ("grid", "scale"),
+    [
+        ("karras", lambda process, ts: ts ** (1 / 7)),
+        ("uniform", lambda process, ts: ts),
+        ("logsnr", lambda process, ts: (process.abc(ts)[1] / process.abc(ts)[2]).log()),
+    ],
+)
+def test_grid_is_even_in_its_own_scale(process, grid, scale):
+    steps = scale(process, time_grid(process, 12, grid=grid)[:-1]).diff()
+    assert torch.allclose(steps, steps[:1].expand(11), rtol=1e-7)
+
+
+@over(CHAINS)
+@pytest.mark.parametrize("steps", [1, 2, 10, 100, 999, 1000])
+@pytest.mark.parametrize("grid", ["karras", "logsnr"])
+def test_grid_of_a_chain(process, steps, grid):
+    ts = time_grid(process, steps, grid=grid)
+    assert ts.shape == (steps + 1,) and ts.dtype == torch.int64 and (ts.diff() < 0).all()
+    assert ts[0] == 999 and ts[-1] == -1 and (steps == 1 or ts[-2] == 0)
+    if steps == 10:  # nearest to even spacing, within the distance of neighbours
+        sigma = process.schedule.s_sigma(torch.arange(1000))[1]
+        scale = sigma ** (1 / 7) if grid == "karras" else sigma.log()
+        even = torch.linspace(scale[-1], scale[0], 10, dtype=torch.float64)
+        assert (scale[ts[:-1]] - even).abs().max() <= scale.diff().max() / 2
+
+
+@pytest.mark.parametrize("steps", [*range(2, 37), 38, 50, 100, 250, 334, 500, 1000])
+def test_index_grid_is_diffaes(steps):
+    stride = next(s for s in range(1, 1000) if len(range(0, 1000, s)) == steps)
+    down, up = index_grid(CHAINS["linear"], steps), index_grid(CHAINS["linear"], steps, invert=True)
+    indices = list(range(0, 1000, stride))
+    assert down.tolist() == [*indices[::-1], -1] and up.tolist() == [*indices, 1000]
+    assert torch.equal(time_grid(CHAINS["linear"], steps, grid="uniform"), down) and down.dtype == torch.int64
+    if f"diffae/spaced/map_T{steps}" in SIBLINGS.files:
+        assert torch.equal(up[:-1], sibling(f"diffae/spaced/map_T{steps}"))
+
+
+def test_index_grid_exists_where_diffaes_does():
+    possible = []
+    for steps in range(1, 1001):
+        try:
+            possible.append(len(index_grid(CHAINS["linear"], steps)) - 1)
+        except ValueError:
+            continue
+    assert possible == sibling("diffae/spaced/possible_T").tolist()
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (lambda: time_grid(CHAINS["linear"], 37, grid="uniform"), "steps: expected 36 or 38 .* got 37"),
+        (lambda: index_grid(CHAINS["linear"], 1), "steps: expected 2 .* got 1"),
+        (lambda: index_grid(CHAINS["linear"], 1001), "steps: expected 1000 .* got 1001"),
+        (lambda: time_grid(CHAINS["linear"], 1001), "steps: expected at most 1000"),
+        (lambda: index_grid(DIFFUSIONS["vp"], 10), "expected a discrete schedule, got VP"),
+        (lambda: time_grid(DIFFUSIONS["vp"], 2, grid="cosine"), "grid: expected one of .* got 'cosine'"),
+    ],
+)
+def test_grids_that_do_not_exist(grid, message):
+    with pytest.raises(ValueError, match=message):
+        grid()
+
+
+# Calls
+
+
+CALLS = (
+    [(sampler, {}, lambda steps, chain: 0) for sampler in SOLVERS if sampler != "ddpm"]
+    + [(sampler, {"churn": 0.5}, lambda steps, chain: steps) for sampler in CHURNED]
+    + [(sampler, {"boot": True}, lambda steps, chain: 1) for sampler in ("dbim", "dbim2", "dbim3", "dbm2")]
+    + [("dbim", {"eta": eta, "boot": eta < 1}, lambda steps, chain: steps - 1) for eta in (0.5, 1.0)]
+    + [("ddpm", {}, lambda steps, chain: steps - 1)]
+    # The last index of a chain cannot be noised further
+    + [("edm", {"S_churn": 1e3}, lambda steps, chain: steps - chain)]
+    + [("edm", {"S_churn": 1e3, **off}, lambda steps, chain: 0) for off in ({"S_min": 1e9}, {"S_noise": 0.0})]
+)
+
+
+@over(PROCESSES, CALLS, "sampler, options, draws")
+@pytest.mark.parametrize("steps", [2, 7])
+def test_network_and_noise_calls(process, steps, sampler, options, draws):
+    """The noise is drawn where its factor is not 0 alone, and ``nfe`` counts the network's calls."""
+    calls, drawn = [], []
+
+    def denoise(x, t):
+        assert t.shape == (3,) and t.dtype == (torch.int64 if process.discrete else x.dtype) and (t >= 0).all()
+        calls.append(t)
+        return torch.zeros_like(x)
+
+    def noise(x):
+        drawn.append(x)
+        return torch.zeros_like(x)
+
+    x_T = torch.ones(3, 2)
+    ts = time_grid(process, steps)
+    x = sample(denoise, process, x_T, ts, sampler, noise=noise, **options)
+    assert x.dtype == x_T.dtype and x.isfinite().all() and (x_T == 1).all()
+    assert len(calls) == nfe(sampler, steps, options.get("churn", 0.0))
+    assert len(drawn) == draws(steps, process.discrete)
+    assert all(values.dtype == torch.float32 for values in drawn)
+
+
+@pytest.mark.parametrize("options", [{}, {"churn": 0.5}])
+@pytest.mark.parametrize("sampler", CHURNED)
+def test_one_step(sampler, options):
+    calls = []
+    x = torch.ones(3, 2)
+    sample(
+        lambda x, t: calls.append(t) or x,
+        BRIDGES["bridge-vp"],
+        x,
+        time_grid(BRIDGES["bridge-vp"], 1),
+        sampler,
+        **options,
+    )
+    assert len(calls) == nfe(sampler, 1, **options)
+
+
+def test_nfe_of_the_published_commands():
+    assert nfe("euler", 100, 0.0) == 100
+    assert nfe("euler", 333, 0.33) == 666
+    assert nfe("heun", 167, 0.33) == 500
+    assert nfe("heun", 100, 0.0) == 199
+    assert nfe("edm", 18) == 35
+    assert nfe("dbm2", 10) == 19
+    assert nfe("one-step", 100) == 1
+
+
+def test_inversion_draws_nothing():
+    """Without noise for eta 0, no state is less than finite, and eta cannot run uphill."""
+    process, x_0 = CHAINS["linear"], torch.linspace(-1, 1, 6)[:, None]
+    ts, seen = index_grid(process, 10, invert=True), []
+    x_T = sample(lambda x, t: seen.append(t) or x, process, x_0, ts, "ddim", noise=None)
+    assert x_T.isfinite().all() and [t[0].item() for t in seen] == list(range(0, 1000, 100))
+    for sampler, options in (("ddim", {"eta": 0.5}), ("ddpm", {}), ("edm", {"S_churn": 1.0})):
+        with pytest.raises(ValueError, match="expected 0 on increasing times"):
+            sample(lambda x, t: x, process, x_0, ts, sampler, **options)
+    with pytest.raises(ValueError, match="ts: expected times with noise"):
+        sample(lambda x, t: x, process, x_0, torch.tensor([-1, 0, 100]), "ddim")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [
+        ("rk4", {}),
+        ("euler", {"churn": 1.0}),
+        ("euler", {"churn": -0.1}),
+        ("dbim", {"eta": 1.1}),
+        ("dbim", {"eta": -0.1}),
+        ("edm", {"S_churn": -1.0}),
+        ("dbim", {"churn": 0.33}),
+        ("dbm2", {"guidance": 2.0}),
+        ("dbim2", {"eta": 0.5}),
+        ("heun", {"boot": True}),
+        ("heun", {"S_churn": 1.0}),
+        ("euler", {"guidance": float("nan")}),
+        ("one-step", {"boot": True}),
+    ],
+)
+def test_wrong_settings(sampler, options):
+    name = next(iter(options), "sampler")
+    for call in (
+        partial(check_settings, sampler, **options),
+        partial(
+            sample,
+            lambda x, t: x,
+            DIFFUSIONS["vp"],
+            torch.ones(1, 1),
+            time_grid(DIFFUSIONS["vp"], 2),
+            sampler,
+            **options,
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: expected .* got"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("process", "sampler", "message"),
+    [
+        (BRIDGES["bridge-vp"], "edm", "edm: expected a diffusion"),
+        (CHAINS["linear"], "heun", "continuous time, got LinearBeta: edm and ddim"),
+    ],
+)
+def test_samplers_that_a_process_does_not_have(process, sampler, message):
+    with pytest.raises(ValueError, match=message):
+        sample(lambda x, t: x, process, torch.ones(1, 1), time_grid(process, 2), sampler)
+
+
+# Precision
+
+
+def network(process, x_T, preconditioning):
+    """A small random denoiser with preconditioning, computed in the precision of ``x_T``."""
+    dtype = x_T.dtype
+    generator = torch.Generator().manual_seed(0)
+    w_1, w_2 = (torch.randn(shape, generator=generator, dtype=torch.float64) / 8 for shape in ((64, 96), (48, 64)))
+    frequencies = torch.logspace(0, -4, 32, dtype=torch.float64).to(dtype)
+
+    def denoise(x, t):
+        c_skip, c_out, c_in, c_noise = (v[:, None, None, None] for v in preconditioning.scalings(process, t.to(dtype)))
+        angles = c_noise.flatten(1) * frequencies
+        h = torch.cat([c_in * x, x_T], dim=1).flatten(1) @ w_1.T.to(dtype)
+        h = torch.nn.functional.silu(h + torch.cat([angles.cos(), angles.sin()], dim=1))
+        return (c_skip * x + c_out * (h @ w_2.T.to(dtype)).view_as(x)).clamp(-1, 1)
+
+    return denoise
+
+
+PRECONDITIONED = [
+    *((f"bridge-{name}", Karras()) for name in ("vp", "ve")),
+    *((f"bridge-{name}", Identity()) for name in ("vp", "ve")),
+    *((name, Karras(log_scale=0.25)) for name in DIFFUSIONS),
+    *((name, Epsilon()) for name in CHAINS),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "preconditioning", "sampler"),
+    [(*each, sampler) for each in PRECONDITIONED for sampler in SOLVERS if has(PROCESSES[each[0]], sampler)],
+)
+@pytest.mark.parametrize(("steps", "grid"), [(4, "karras"), (4, "logsnr"), (100, "logsnr")])
+def test_float32_is_as_good_as_float64(name, preconditioning, sampler, steps, grid):
+    """The network in float32, or in float64: near the ends the factors of x, x_T and D are large and cancel."""
+    process = PROCESSES[name]
+    draws = torch.randn(2 * steps + 1, 3, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x_T = draws[-1] * (process.T if name == "ve" else 0.5)
+    ts = time_grid(process, steps, grid=grid)
+    options = {"euler": {"churn": 0.33}, "heun": {"churn": 0.33}, "edm": {"S_churn": 40.0}}.get(sampler, {})
+    for denoiser in (exact_denoiser_of_images, partial(network, preconditioning=preconditioning)):
+        results = []
+        for dtype in (torch.float64, torch.float32):
+            start, noise = x_T.to(dtype), partial(next_of, iter(draws.to(dtype)))
+            settings = options if steps == 100 else {}
+            results.append(sample(denoiser(process, start), process, start, ts, sampler, noise=noise, **settings))
+        exact, rounded = results
+        assert rounded.dtype == torch.float32
+        assert (exact - rounded).abs().max() < 1e-3 * max(1, exact.abs().max())
+
+
+def next_of(draws, x):
+    return next(draws)
+
+
+def exact_denoiser_of_images(process, x_T):
+    denoise = exact_denoiser(process, x_T.flatten(1))
+    return lambda x, t: denoise(x.flatten(1), t).view_as(x)
+
+
+# Parity
+
+
+def toy_denoise(x, t, x_T, y):
+    return torch.tanh(0.3 * x + 0.5 * x_T / (1 + t[:, None, None, None]) + y[:, None, None, None])
+
+
+@pytest.mark.parametrize(
+    "name", sorted({k.rsplit("/", 1)[0] for k in OFFICIAL.files if re.match(r"sampler/v[pe]_", k)})
+)
+def test_parity_with_dbae(name):
+    pattern = r"sampler/(\w+?)_(euler|heun)_n(\d+)_churn([\d.]+)_w([\d.]+)_rho([\d.]+)"
+    schedule, sampler, steps, churn, guidance, rho = re.fullmatch(pattern, name).groups()
+    process, x_T, draws = BRIDGES[f"bridge-{schedule}"], official("sampler/x_T"), iter(official("sampler/noise"))
+    ts = time_grid(process, int(steps), float(rho))
+    denoise = partial(toy_denoise, x_T=x_T, y=official("sampler/y"))
+    settings = {"churn": float(churn), "guidance": float(guidance), "noise": lambda x: next(draws)}
+    x = sample(denoise, process, x_T, ts, sampler, **settings)
+    assert worst(x, official(f"{name}/x_0")) < 1e-9
+    assert torch.allclose(ts, official(f"{name}/sigmas"), rtol=1e-12, atol=0)
+    assert nfe(sampler, int(steps), float(churn)) == official(f"{name}/nfe").item()
+
+
+@pytest.mark.parametrize("name", sorted(key for key in OFFICIAL.files if key.startswith("grid/")))
+def test_grid_parity_with_dbae(name):
+    schedule, steps, rho = re.fullmatch(r"grid/(v[pe])/n(\d+)_rho([\d.]+)", name).groups()
+    ts = time_grid(BRIDGES[f"bridge-{schedule}"], int(steps), float(rho))
+    assert torch.allclose(ts, official(name), rtol=1e-12, atol=0)
+
+
+def worst(ours, theirs):
+    """Largest difference over the largest value."""
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def normal(shape, seed):
+    return torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).standard_normal(shape))
+
+
+DIFFAE = {"linear_clip": ("linear", (3, 3, 8, 8), 100), "const0.008_noclip": ("constant", (4, 16), 200)}
+
+
+def diffae(tag):
+    """The toy of the DiffAE vectors: the process, its denoiser, the data and the start."""
+    chain, shape, seed = DIFFAE[tag]
+    process, y = CHAINS[chain], normal(shape, seed + 3) / 2
+
+    def denoise(x, t):
+        t = t.double().view(-1, *[1] * (x.ndim - 1))
+        _, b, c = process.abc(t)
+        x_0 = (x - c * torch.tanh(0.6 * x + 0.3 * torch.cos(t / 150) + y)) / b
+        return x_0.clamp(-1, 1) if tag.endswith("_clip") else x_0
+
+    return process, denoise, normal(shape, seed).clamp(-2, 2) / 2, normal(shape, seed + 2)
+
+
+@pytest.mark.parametrize("tag", DIFFAE)
+def test_parity_with_the_marginal_of_diffae(tag):
+    process, _, x_0, _ = diffae(tag)
+    t, noise = sibling(f"diffae/toy/{tag}/t"), normal(x_0.shape, DIFFAE[tag][2] + 1)
+    assert worst(process.marginal(x_0, t, noise), sibling(f"diffae/toy/{tag}/x_t")) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("tag", "steps"), [*(("linear_clip", n) for n in (10, 20, 100)), *(("const0.008_noclip", n) for n in (10, 20))]
+)
+def test_parity_with_the_chains_of_diffae(tag, steps):
+    process, denoise, x_0, x_T = diffae(tag)
+    down, up = index_grid(process, steps), index_grid(process, steps, invert=True)
+    decoded = sample(denoise, process, x_T, down, "ddim")
+    inverted = sample(denoise, process, x_0, up, "ddim")
+    round_trip = sample(denoise, process, inverted, down, "ddim")
+    for ours, name in ((decoded, "decode"), (round_trip, "roundtrip")):
+        assert worst(ours, sibling(f"diffae/toy/{tag}/{name}_T{steps}/sample")) < 1e-9
+    assert worst(inverted, sibling(f"diffae/toy/{tag}/invert_T{steps}/x_T")) < 1e-9
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_parity_with_the_stochastic_chain_of_diffae(sampler):
+    process, denoise, _, x_T = diffae("linear_clip")
+    draws = iter([normal(x_T.shape, 110 + k) for k in range(10)])
+    options = {"eta": 1.0} if sampler == "ddim" else {}
+    x = sample(denoise, process, x_T, index_grid(process, 10), sampler, noise=lambda x: next(draws), **options)
+    assert worst(x, sibling("diffae/toy/linear_clip/decode_T10_eta1/sample")) < 1e-9
+
+
+def stream(seed):
+    """Draws of one generator in order, the first of them the start."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    return lambda: torch.from_numpy(generator.standard_normal((2, 3, 4, 4)))
+
+
+@pytest.mark.parametrize(("steps", "eta"), [(100, 0.0), (100, 0.7), (20, 1.0), (30, 0.0)])
+def test_parity_with_the_ddim_of_ddae(steps, eta):
+    """On its longer chain, which ends at index 0 with a little noise and draws none there."""
+    process, draw = Diffusion(LinearBeta(1001)), stream(21)
+    ts = torch.tensor([*range(1, 1001, 1000 // steps)][::-1] + [0])
+    name, calls, drawn = f"ddae/toy/ddim/T1000/steps{steps}_eta{eta}_seed21", [], []
+
+    def denoise(x, t):
+        calls.append(t[0].item() / 1000)
+        _, b, c = (value[:, None, None, None] for value in process.abc(t.double()))
+        return ((x - c * torch.tanh(0.5 * x + t.double()[:, None, None, None] / 1000)) / b).clamp(-1, 1)
+
+    def noise(x):
+        drawn.append(0)
+        return draw() if len(drawn) < len(ts) - 1 else torch.zeros_like(x)
+
+    x = sample(denoise, process, draw(), ts, "ddim", eta=eta, noise=noise)
+    assert worst((x + 1) / 2, sibling(f"{name}/x")) < 1e-9
+    assert calls == pytest.approx(sibling(f"{name}/times").tolist())
+
+
+@pytest.mark.parametrize(("steps", "eta"), [(18, 0.0), (18, 1.0), (50, 0.5)])
+def test_parity_with_the_edm_of_ddae(steps, eta):
+    """It draws at every step, also where no noise is added: those draws are skipped here."""
+    process, edm, draw = Diffusion(VE()), Karras(log_scale=0.25), stream(22)
+    name, calls = f"ddae/toy/edm/steps{steps}_eta{eta}_seed22", []
+    ts, start = time_grid(process, steps), draw() * 80
+    draws = iter(
+        [value for value, t in zip([draw() for _ in range(steps)], ts.tolist(), strict=False) if 0.01 <= t <= 1]
+    )
+
+    def denoise(x, t):
+        calls.append(t[0].item())
+        c_skip, c_out, c_in, c_noise = (value[:, None, None, None] for value in edm.scalings(process, t))
+        return (c_skip * x + c_out * torch.tanh(0.5 * c_in * x + c_noise)).clamp(-1, 1)
+
+    churn = {"S_churn": eta * (2**0.5 - 1) * steps, "S_min": 0.01, "S_max": 1.0, "S_noise": 1.007}
+    x = sample(denoise, process, start, ts, "edm", noise=lambda x: next(draws), **churn)
+    assert torch.allclose(ts, sibling(f"ddae/edm/grid/default/n{steps}"), rtol=1e-9, atol=0)
+    assert worst((x + 1) / 2, sibling(f"{name}/x")) < 1e-9
+    assert calls == pytest.approx(sibling(f"{name}/sigma_calls").tolist(), rel=1e-9)
+    assert len(calls) == nfe("edm", steps) == sibling(f"{name}/nfe").item()
