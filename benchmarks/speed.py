@@ -78,7 +78,7 @@ PREFETCHED = 4  # batches that wait for each worker process
 class Options:
     """What every command is asked. Raises UserError for a value that cannot be used."""
 
-    method: str = option("dbae", "method whose preset it is", tuple(METHODS))
+    method: str = option("dbae", f"method whose preset it is: {', '.join(METHODS)}")
     dataset: str = option("toyfaces", "data set or folder:PATH, whose preset says what the model is")
     device: str = option("auto", "auto, cpu or cuda")
     rounds: int = option(5, "timed rounds, in each of which every variant runs once")

@@ -40,7 +40,7 @@ from scripts.cli import Parser, given, peek
 class ModelOptions:
     """A checkpoint, and how images pass through it. Raises UserError for values out of range."""
 
-    method: str = option("dbae", "method of an official file, which has no config.json", tuple(METHODS))
+    method: str = option("dbae", "method of an official file, which has no config.json")
     dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, toyfaces or folder:PATH")
     model_path: str = option("", "weight file: ema_RATE_STEP.pt or model_STEP.pt", alias="model")
     data_root: str = option("data", "folder of the data sets")

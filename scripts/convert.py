@@ -24,7 +24,7 @@ OTHER = {".pt": ".safetensors", ".safetensors": ".pt"}
 class ConvertOptions:
     """What to convert. Raises UserError for names of the wrong kind."""
 
-    method: str = option("dbae", "method of an official file, which has no config.json", tuple(METHODS))
+    method: str = option("dbae", "method of an official file, which has no config.json")
     model_path: str = option("", "weight file to read: .pt or .safetensors", alias="model")
     out: str = option("", "file to write: .safetensors or .pt")
     dataset: str | None = option(None, "data set that a released file was trained on (checked against its size)")

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from datasets.tolerant import FILE, POLICIES, Tolerant
 from torch import Tensor, nn
 
 from datasets import build
 from datasets.cache import PLACES, cached, check_room
 from datasets.loader import first_images, training_batches
+from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
 from dbae.checkpoint import config_content, read_config, write_config
 from dbae.config import TrainConfig, UserError, from_json, option
@@ -46,7 +46,7 @@ from scripts.cli import Parser, given, peek, run
 class RunOptions:
     """Where a run reads and writes."""
 
-    method: str = option("dbae", "what is trained", tuple(METHODS))
+    method: str = option("dbae", f"what is trained: {', '.join(METHODS)}")
     dataset: str = option("", "ffhq, ffhq256, celeba, celebahq, bedroom, horse, toyfaces or folder:PATH")
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
