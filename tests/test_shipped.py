@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from dbae import load_model
-from dbae.attributes import read_classifier
+from eval.classifier import read_classifier
 
 MODELS = sorted((ROOT / "ckpt" / "toyfaces").glob("*/ema_*.pt"))
 

@@ -150,6 +150,7 @@ class DiffusionModel(nn.Module):
             raise UserError(f"blocks: expected some of {', '.join(self.block_names())}, got {', '.join(unknown)}")
         cond = self.condition(x0)
         t = torch.as_tensor(t, device=x0.device).expand(len(x0))
+        t = t.long() if self.process.discrete else t
         noise = randn_like(x0, generator) if noise is None else noise
         x_t = self.process.marginal(x0, t, noise, cond.get("x_T"))
         _, _, c_in, c_noise = self.precond.scalings(self.process, t)
