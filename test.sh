@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint and test on a CPU: bash test.sh [PYTEST-OPTION...]
+# Lint and all tests on a CPU: bash test.sh [PYTEST-OPTION...]; the quick ones alone: pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source scripts/environment.sh
@@ -10,4 +10,4 @@ environment requirements-dev.txt
 if command -v shellcheck >/dev/null; then
     shellcheck --external-sources ./*.sh scripts/*.sh
 fi
-"$PYTHON" -m pytest "$@"
+"$PYTHON" -m pytest -m "slow or not slow" "$@"

@@ -69,7 +69,10 @@ class TrainConfig:
     flip: bool = option(True, "random horizontal flips")
     precision: str = option("auto", "auto: bf16, fp16 or fp32, the best the device has; weights stay fp32", PRECISIONS)
     autocast: str = option(
-        "all", "networks in half precision: all but an endpoint decoder, or unet alone as in official DBAE", AUTOCAST
+        "all",
+        "networks in half precision: all but an endpoint decoder, or unet alone as in official DBAE",
+        AUTOCAST,
+        alias="half",
     )
     compile: str = option(
         "auto", "compile the networks: auto (on a GPU), true, false, or graphs (CUDA graphs)", COMPILE

@@ -175,6 +175,7 @@ def compilable():
         pytest.skip(f"nothing compiles here: {problem}")
 
 
+@pytest.mark.slow
 def test_compiled_networks_agree(model, compilable):
     compiled = fresh(model)
     assert use_compile(compiled, "true", CPU)

@@ -28,15 +28,31 @@ def test_both_models_are_there():
     assert [path.parent.name for path in MODELS] == ["det", "sto"]
 
 
-def test_readme_example():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    runnable = [block for block in blocks if "ckpt/toyfaces" in block]  # the other one needs a released file
-    assert runnable
-    for block in runnable:
-        done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+def test_example_of_the_python_page():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    (runnable,) = [block for block in blocks if "ckpt/toyfaces" in block]  # the others need a released file
+    done = subprocess.run([sys.executable, "-c", runnable], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
+def test_the_pages_show_the_method_of_one_s_own_as_it_is_tested():
+    shown = re.search(r"```python\n(class Toy.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)[1]
+    tested = (
+        (ROOT / "tests/test_own_method.py")
+        .read_text()
+        .replace("MappingProxyType(", "")
+        .replace('"adam"}})', '"adam"}}')
+    )
+    assert shown in tested
+
+
+def test_pictures_and_pages_that_the_pages_name_are_there():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} names {target}"
+
+
+@pytest.mark.slow
 def test_notebook_runs():
     path = ROOT / "notebooks" / "tour.ipynb"
     notebook = nbformat.read(path, as_version=4)

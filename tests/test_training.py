@@ -233,6 +233,7 @@ def launch(tmp_path, name, processes, *flags):
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """Same global batches, same noise per image, BatchNorm over the same four images at a time."""
     one, two = launch(tmp_path, "one", 1), launch(tmp_path, "two", 2)
