@@ -152,6 +152,7 @@ PATHS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_agrees_with_the_official_code(released, path):
     """The default path does in test_networks.py, by the same bound."""
@@ -183,6 +184,7 @@ def test_compiled_networks_agree(model, compilable):
     assert_same_training(loss_and_gradients(compiled), loss_and_gradients(fresh(model)), 1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_compiles_in_its_first_step_and_never_again(model, monkeypatch):
     """With micro-batches of two sizes and the power iteration on and off: every kind occurs in the first step."""
     compiled = []
@@ -222,6 +224,7 @@ def test_what_cannot_be_compiled_runs_on_with_one_line(model, monkeypatch, capsy
         assert not use_compile(running, mode, CPU) and not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_memory_is_kept():
     """Sampling costs hardly any page faults once the allocator is told to keep what is freed."""
     if not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "mallopt"):
