@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a machine needs to know, and nothing else. Every value can be given in the environment.
-# Hyperparameters live in dbae/config.py; any option can follow a launcher's positional arguments.
+# Hyperparameters live in dbae/config.py and dbae/methods/; any option can follow a launcher's positional arguments.
 set -euo pipefail
 
 count_gpus() {

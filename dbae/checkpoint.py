@@ -81,10 +81,10 @@ def load_model(
         config = from_json(cls.Config, content["model"], f"the configuration of {path}")
     else:
         config = cls.official_config(state, path, dataset, **fields)
-    for name in fields.keys() - set(cls.FREE):
+    for name in fields.keys() - set(cls.OVERRIDABLE):
         if fields[name] != getattr(config, name):
             raise UserError(f"{name}: {path} was trained with {getattr(config, name)}, got {fields[name]}")
-    model = cls(dataclasses.replace(config, **{name: fields[name] for name in fields.keys() & set(cls.FREE)}))
+    model = cls(dataclasses.replace(config, **{name: fields[name] for name in fields.keys() & set(cls.OVERRIDABLE)}))
     _fill(model, state, path)
     return model.to(device or "cpu").eval()
 

@@ -53,17 +53,17 @@ class TrainConfig:
 
     total_steps: int = option(1_020_000, "optimizer steps until the run ends")
     batch_size: int = option(256, "images per step over all processes (official DBAE: 64 on each of 4 GPUs)")
-    microbatch: int = option(32, "images per forward pass, averaged over a step; -1: all at once")
+    microbatch: int = option(32, "images per forward and backward pass (gradient accumulation); -1: all at once")
     optimizer: str = option("radam", "optimizer, torch's own", OPTIMIZERS)
     lr: float = option(1e-4, "learning rate, constant after its warm-up")
     lr_warmup: int = option(0, "steps over which the learning rate grows linearly from 0; 0: none")
     weight_decay: float = option(0.0, "weight decay of the optimizer")
-    clip: float = option(0.0, "largest norm of the gradient over all parameters; 0: no clipping")
+    clip: float = option(0.0, "clip the norm of the gradient over all parameters to this; 0: no clipping")
     ema_rate: float = option(0.9999, "rate of the exponential moving average of the parameters")
     ema_rule: str = option(
         "constant",
-        "rate after k steps: constant; warmup: at most (1 + k) / (10 + k), for short runs; "
-        "inverse-power: at most 1 - k^(-2/3), as in DDAE",
+        "rate at step k: constant: ema_rate; warmup: min(ema_rate, (1 + k) / (10 + k)), for short runs; "
+        "inverse-power: min(ema_rate, 1 - k^(-2/3)), as in DDAE",
         EMA_RULES,
     )
     flip: bool = option(True, "random horizontal flips")
@@ -77,13 +77,19 @@ class TrainConfig:
     compile: str = option(
         "auto", "compile the networks: auto (on a GPU), true, false, or graphs (CUDA graphs)", COMPILE
     )
-    checkpointing: bool = option(False, "keep fewer activations and compute them twice: less memory")
+    checkpointing: bool = option(
+        False, "gradient checkpointing: recompute activations in the backward pass, less memory"
+    )
     seed: int = option(0, "seed of weights, data order, noise and dropout")
     log_interval: int = option(100, "steps between rows of progress.csv")
     sample_interval: int = option(5_000, "steps between grids of sample pictures")
     save_interval: int = option(20_000, "steps between checkpoints that are kept")
-    save_interval_for_preemption: int = option(1_000, "steps between checkpoints of which the newest stay (freq_)")
-    max_bad_steps: int = option(100, "steps in a row without a finite loss and gradient that end the run")
+    save_interval_for_preemption: int = option(
+        1_000, "steps between rolling checkpoints (freq_), of which the newest are kept"
+    )
+    max_bad_steps: int = option(
+        100, "end the run after so many steps in a row with a loss or gradient that is not finite"
+    )
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -113,8 +119,10 @@ class SampleConfig:
         (),
         "churn_step_ratio",
     )
-    guidance: float = option(DEFAULTS["guidance"], "factor of the bridge's h-term; 1 is the model (euler, heun)")
-    rho: float = option(7.0, "curvature of the karras grid")
+    guidance: float = option(
+        DEFAULTS["guidance"], "scale of Doob's h-term; 1: the model's own reverse process (euler, heun)"
+    )
+    rho: float = option(7.0, "exponent of the karras grid")
     grid: str = option(
         "karras", "time grid: karras, uniform in t, or uniform in the log of signal over noise", tuple(GRIDS)
     )

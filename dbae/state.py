@@ -72,7 +72,7 @@ class TrainState:
         return cls(model, EMA(model, config.ema_rate, config.ema_rule), optimizer, scaler)
 
     def save(self, run_dir: str, prefix: str = "") -> None:
-        """Write the set of this step; the optimizer file, written last, completes it and vouches for the other two.
+        """Write the set of this step; the optimizer file, written last, completes it and holds their checksums.
 
         Then drops ``freq_`` files older than the two newest sets, so that there is one to go back to. Raises OSError
         where it cannot write and UserError for weights that are not finite; earlier sets stay, and no part of this one.

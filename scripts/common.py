@@ -95,9 +95,9 @@ def parse(
     """
     method = METHODS[peek(args, "method", METHODS, "dbae")]
     parser.add_config(title, cls, only)
-    parser.add_config("model (checked against the checkpoint)", method.Config, method.TOLD)
+    parser.add_config("model (checked against the checkpoint)", method.Config, method.CHECKED)
     typed = parser.parse_args(args)
-    return cls(**given(typed, cls)), given(typed, method.Config, method.TOLD), typed
+    return cls(**given(typed, cls)), given(typed, method.Config, method.CHECKED), typed
 
 
 def load(options: ModelOptions, about: dict[str, Any], device: torch.device | None = None) -> DiffusionModel:

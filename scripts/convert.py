@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     method = METHODS[peek(args, "method", METHODS, "dbae")]
     parser.add_config("conversion", ConvertOptions)
-    parser.add_config("model (of a released file)", method.Config, method.TOLD)
+    parser.add_config("model (of a released file)", method.Config, method.CHECKED)
     typed = parser.parse_args(args)
     options = ConvertOptions(**given(typed, ConvertOptions))
     plain = options.out.endswith(".pt")
@@ -57,7 +57,7 @@ def main(args: list[str] | None = None) -> None:
         options.model_path,
         None if found else options.method,
         options.dataset,
-        **given(typed, method.Config, method.TOLD),
+        **given(typed, method.Config, method.CHECKED),
     )
     content = found or config_content(model, options.dataset or "")
     save_weights(options.out, model, content)

@@ -62,7 +62,7 @@ def settings_of(options: ReconOptions, trained: TrainedModel, images: int) -> di
         **{name: getattr(options, name) for name in names},
         "processes": runtime.world(),
         "images": images,
-        **{name: getattr(config, name) for name in trained.model.FREE},
+        **{name: getattr(config, name) for name in trained.model.OVERRIDABLE},
         "precision": trained.model.precision,
         **trained.sampling.as_dict(),
     }

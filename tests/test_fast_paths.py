@@ -10,13 +10,13 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from benchmarks.reference import reference
 from conftest import ROOT
 from parity import images as official_images
 from parity import released_model, vector, worst
 from test_networks import GRADIENTS
 from torch import nn
 
+from benchmarks.reference import reference
 from dbae import runtime
 from dbae.config import TrainConfig
 from dbae.methods.dbae import DBAE

@@ -135,9 +135,9 @@ def test_features_are_pooled_activations_and_the_network_stops(monkeypatch):
 def test_predicted_noise_is_the_noise_that_the_estimate_implies():
     model, x = tiny.model(), tiny.images()
     model.denoise = lambda x_t, t, **cond: x
-    t, noise = torch.tensor([0.1, 0.4, 0.7, 0.9]), torch.randn(4, 3, 32, 32)
-    x_t = model.process.marginal(x, t, noise, torch.zeros_like(x))
-    assert torch.allclose(model.predict_noise(x_t, t), noise, atol=1e-4)
+    t, noise, x_T = torch.tensor([0.1, 0.4, 0.7, 0.9]), torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32)
+    x_t = model.process.marginal(x, t, noise, x_T)
+    assert torch.allclose(model.predict_noise(x_t, t, x_T=x_T), noise, atol=1e-4)
 
 
 def test_wrong_use():

@@ -23,11 +23,11 @@ class AutoEncoder(DiffusionModel):
         raise NotImplementedError
 
     def start(self, z: Tensor, generator: Generators = None) -> Tensor:
-        """The state x_T [N, 3, H, W] from which codes z are decoded where none is given."""
+        """Initial state x_T [N, 3, H, W] given the code alone (DBAE: Dec(z); DiffAE: noise)."""
         raise NotImplementedError
 
     def infer_xT(self, x: Tensor, z: Tensor | None = None, **settings: Any) -> Tensor:
-        """The state x_T from which the images x with codes z are reconstructed."""
+        """The x_T that reconstructs the images x with codes z (DBAE: Dec(z); DiffAE: DDIM inversion)."""
         raise NotImplementedError
 
     def between(self, x_1: Tensor, x_2: Tensor, z: Tensor, fractions: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class AutoEncoder(DiffusionModel):
         return self.code(arrays, randn_like(arrays["mu"], generator) if draws else None)
 
     def encode_arrays(self, x: Tensor, generator: Generators = None) -> dict[str, Tensor]:
-        """What the encoder computes, without any draw: ``z``, or ``mu`` and ``log_sigma`` of a stochastic one."""
+        """What the encoder outputs, deterministic and cacheable: ``z``, or ``mu`` and ``log_sigma`` of a stochastic one."""
         h = self.compute("encoder", self.checked(x))
         if not self.config.stochastic:
             return {"z": h}
@@ -61,7 +61,7 @@ class AutoEncoder(DiffusionModel):
         return tuple(self.encode_arrays(x).values())
 
     def code(self, arrays: Mapping[str, Tensor], noise: Tensor | None = None) -> Tensor:
-        """The code in what ``encode_arrays`` gave: with ``noise`` [N, latent] a draw, without it the mean."""
+        """z from what ``encode_arrays`` gave: a draw with standard normal ``noise`` [N, latent], the mean without."""
         return arrays["z"] if "z" in arrays else draw_code(arrays["mu"], arrays["log_sigma"], noise)
 
     # Images

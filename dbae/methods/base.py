@@ -1,8 +1,8 @@
 """What every method shares.
 
 A method is a process over a noise schedule, a preconditioning, a network, and what the network is conditioned on. It
-states these in a subclass; the rest of the repository knows this class, and
-``AutoEncoder`` for methods with an encoder, alone.
+states these in a subclass; the rest of the repository uses only this class
+and, for methods with an encoder, ``AutoEncoder``.
 
 Images are [N, 3, H, W] in [-1, 1], float32. Time runs from the data to ``process.T``.
 """
@@ -28,9 +28,9 @@ class DiffusionModel(nn.Module):
     method: ClassVar[str]  # its name in config.json and on the command line
     Config: ClassVar[type]  # a frozen dataclass of options, with ``image_size``, and ``name`` of a run's folder
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]  # data set -> fields of Config and TrainConfig
-    TOLD: ClassVar[tuple[str, ...]] = ("image_size",)  # fields of Config that evaluation takes, to check them
-    FREE: ClassVar[tuple[str, ...]] = ()  # those of them that it may change
-    SIZED: ClassVar[tuple[str, ...]] = ()  # fields of Config whose values in a preset belong to its image size
+    CHECKED: ClassVar[tuple[str, ...]] = ("image_size",)  # of Config: evaluation compares them with the checkpoint
+    OVERRIDABLE: ClassVar[tuple[str, ...]] = ()  # those of them that evaluation may change
+    SIZE_DEPENDENT: ClassVar[tuple[str, ...]] = ()  # of Config: their values in a preset belong to its image size
     FLOAT32: ClassVar[tuple[str, ...]] = ()  # networks that autocast leaves alone
     SAMPLING: ClassVar[SampleConfig] = SampleConfig()  # how the method is sampled unless told otherwise
     TARGETS: ClassVar[str | None] = None  # kind of label that training conditions on: binary, class or real
@@ -67,9 +67,15 @@ class DiffusionModel(nn.Module):
         return _per_image(c_skip, x_t) * x_t + _per_image(c_out, x_t) * F_x
 
     def predict_noise(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        """The noise in x_t that the estimate of x_0 implies; of a network that predicts noise, its output."""
-        _, b, c = self.process.abc(t)
-        return (x_t - _per_image(b, x_t) * self.denoise(x_t, t, **cond)) / _per_image(c, x_t)
+        """The noise in x_t that the estimate of x_0 implies, ``(x_t - a x_T - b D) / c``.
+
+        It is the output of a network that predicts noise.
+        """
+        D_x = self.denoise(x_t, t, **cond)
+        zero = torch.zeros_like(x_t)
+        mean = self.process.marginal(D_x, t, zero, cond.get("x_T", zero))
+        _, _, c = self.process.abc(t)
+        return (x_t - mean) / _per_image(c, x_t)
 
     def draw_times(self, n: int, device: torch.device) -> Tensor:
         """Times [n] of training."""
@@ -158,7 +164,7 @@ class DiffusionModel(nn.Module):
         return {name: found[name].float().mean(dim=(2, 3)) for name in blocks}
 
     def encode(self, x: Tensor, generator: Generators = None) -> Tensor:
-        """What stands for an image in probes, [N, d]: here the features of the method's block and time."""
+        """Image representation [N, d] used by probes: here the features of the method's block and time."""
         block, t = self.FEATURES
         return self.features(x, t, [block], generator=generator)[block]
 
@@ -240,7 +246,7 @@ def preset(method: type[DiffusionModel], cls: type, dataset: str, overrides: Map
     row = method.PRESETS[preset_name(method, dataset)]
     values = {**row, **overrides}
     if values.get("image_size") != row.get("image_size"):
-        for name in set(method.SIZED) - overrides.keys():
+        for name in set(method.SIZE_DEPENDENT) - overrides.keys():
             values.pop(name, None)
     names = {f.name for f in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in values.items() if name in names})

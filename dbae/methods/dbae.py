@@ -34,10 +34,12 @@ class DBAEConfig:
 
     image_size: int = option(128, "height and width in pixels: 32, 64, 128 or 256")
     num_channels: int = option(128, "base width of the U-Net and the encoder, a multiple of norm_groups")
-    channel_mult: tuple[int, ...] = option((), "U-Net width of each level over the base width (default: by image size)")
+    channel_mult: tuple[int, ...] = option(
+        (), "channel multipliers of the U-Net per resolution level (default: by image size)"
+    )
     encoder_mult: tuple[int, ...] = option((), "the same for the encoder (default: by image size)")
     num_res_blocks: int = option(2, "residual blocks per level")
-    attention_sizes: tuple[int, ...] = option((32, 16, 8), "feature map sizes with attention in the U-Net")
+    attention_sizes: tuple[int, ...] = option((32, 16, 8), "resolutions with attention in the U-Net")
     encoder_attention_sizes: tuple[int, ...] = option((16,), "the same for the encoder")
     norm_groups: int = option(32, "groups of every GroupNorm; 32 in all published models")
     head_channels: int = option(64, "channels of an attention head in the U-Net")
@@ -45,7 +47,12 @@ class DBAEConfig:
     latent_dim: int = option(512, "length of the code z")
     dropout: float = option(0.1, "dropout in the U-Net's residual blocks")
     stochastic: bool = option(False, "stochastic encoder (DBAE) instead of the deterministic one (DBAE-d)", alias="sto")
-    schedule: str = option("vp", "noise schedule of the bridge", tuple(SCHEDULES), alias="pred_mode")
+    schedule: str = option(
+        "vp",
+        "noise schedule of the bridge; _simple: no preconditioning, unit loss weight",
+        tuple(SCHEDULES),
+        alias="pred_mode",
+    )
     sigma_data: float = option(0.5, "standard deviation of the images, for the preconditioning")
     end_data: float = option(0.5, "standard deviation of the endpoints, for the preconditioning")
 
@@ -84,9 +91,9 @@ class DBAE(AutoEncoder):
 
     method = "dbae"
     Config = DBAEConfig
-    TOLD = ("image_size", "schedule", "stochastic", "end_data")
-    FREE = ("end_data",)
-    SIZED = ("channel_mult", "encoder_mult")
+    CHECKED = ("image_size", "schedule", "stochastic", "end_data")
+    OVERRIDABLE = ("end_data",)
+    SIZE_DEPENDENT = ("channel_mult", "encoder_mult")
     FLOAT32 = ("decoder",)  # its weights are divided by a norm, for which half precision is too coarse
 
     # One row per data set: what differs from the defaults of DBAEConfig and TrainConfig.
