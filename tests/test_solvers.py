@@ -9,7 +9,7 @@ import torch
 from gaussian import BRIDGES, CHAINS, CONTINUOUS, DIFFUSIONS, PROCESSES, exact_denoiser, exact_flow, moments, over
 
 from dbae.diffusion import SOLVERS, index_grid, sample, time_grid
-from dbae.diffusion.solvers import booting_noise, dbim, dbm2, multistep
+from dbae.diffusion.solvers import booting_noise, dbim, dbm2
 from dbae.io import image_generators, randn_like
 
 DRIFT = ("euler", "heun")  # the samplers that follow the drift, with churn and guidance
@@ -100,7 +100,7 @@ def test_first_order_keeps_the_implied_noise_and_adds_the_rest(process, x_T, eta
     x, D, draw = x_T + 0.3, 0.5 * x_T, x_T.flip(0)
     w = eta * scale * sigma * (1 - sigma**2 / sigma_s**2).sqrt()
     eps = (x - a_s * x_T - b_s * D) / c_s
-    (row,) = dbim(process, ts, eta)
+    (row,) = dbim(process, ts, eta=eta)
     stepped = row.k_x[0] * x + row.k_T * x_T + row.k_D[0] * D + row.k_eps * draw
     assert torch.allclose(stepped, a * x_T + b * D + (c**2 - w**2).sqrt() * eps + w * draw, rtol=1e-12)
 
@@ -124,7 +124,7 @@ def test_weights_integrate_polynomials(process, order):
     ts = interior(process, 4)
     lam, b = process.log_snr(ts), process.abc(ts)[1]
     fine = torch.linspace(lam[3], lam[4], 20_001, dtype=torch.float64)
-    row = multistep(process, ts, order)[-1]
+    row = dbim(process, ts, order)[-1]
     assert len(row.k_D) == order
     for power in range(order):
         integral = b[4] * torch.trapezoid((fine - lam[4]).exp() * fine**power, fine)
@@ -233,7 +233,7 @@ def test_churn_reproduces_mean_and_variance(process, churn):
     ts = time_grid(process, 600)
     middle = int((ts > 0.3 * process.T).sum())
     for stop in (middle, len(ts)):
-        x = sample(exact_denoiser(process, x_T), process, x_T, ts[:stop], "euler", churn)
+        x = sample(exact_denoiser(process, x_T), process, x_T, ts[:stop], "euler", churn=churn)
         mean, std = moments(process, ts[stop - 1], 0.4)
         assert x.mean().item() == pytest.approx(mean.item(), abs=0.04 * std.item())
         assert x.std().item() == pytest.approx(std.item(), rel=0.05)
@@ -296,7 +296,7 @@ def test_boot_draws_the_first_state(process, x_T, sampler):
 def test_after_boot_all_noise_is_fresh(process, eta):
     """Whatever part of it eta draws again, one draw of standard deviation c at the end of the first step."""
     ts = time_grid(process, 5)
-    first = booting_noise(dbim(process, ts, eta), process, ts[0])[0]
+    first = booting_noise(dbim(process, ts, eta=eta), process, ts[0])[0]
     a, b, c = process.abc(ts[1])
     assert not any(first.k_x) and first.k_eps == pytest.approx(c.item(), rel=1e-9)
     assert (first.k_T, *first.k_D) == pytest.approx((a.item(), b.item()), rel=1e-9)
@@ -308,7 +308,7 @@ def test_after_boot_all_noise_is_fresh(process, eta):
 def test_oracle_is_reached(process, sampler, churn):
     torch.manual_seed(0)
     x_T, x_0 = torch.rand(2, 5, 3, 4, 4, dtype=torch.float64) * 2 - 1
-    x = sample(lambda x, t: x_0, process, x_T, time_grid(process, 20), sampler, churn)
+    x = sample(lambda x, t: x_0, process, x_T, time_grid(process, 20), sampler, churn=churn)
     leftover = process.abc(torch.tensor(process.t_min, dtype=torch.float64))[2]  # noise that the last step still sees
     assert (x - x_0).abs().max() < (5 * leftover if churn else 1e-3)
 

@@ -1,8 +1,5 @@
 """Processes over a noise schedule: the plain diffusion, and the diffusion bridge that ends in a given ``x_T``.
 
-Both are ``x_t = a x_T + b x_0 + c eps`` with a standard deviation ``c``; a diffusion has ``a = 0``. All coefficients
-are computed in float64.
-
 DDBM: Zhou et al., Denoising Diffusion Bridge Models, ICLR 2024.
 """
 
@@ -15,8 +12,8 @@ from dbae.diffusion.schedules import Schedule
 class Process:
     """A family of marginals ``x_t = a x_T + b x_0 + c eps`` over times from ``t_min`` (data) to ``T``.
 
-    A subclass has ``coefficients(t)``: ``a, b, c`` at float64 times; ``time_at(log_snr)``, the inverse of ``log_snr``
-    (over a chain the nearest index); and where its drift has an h-term, ``drift``.
+    All is computed in float64. A subclass has ``coefficients(t)``: ``a, b, c`` at float64 times; ``time_at(log_snr)``,
+    the inverse of ``log_snr`` (over a chain the nearest index); and where its drift has an h-term, ``drift``.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -25,12 +22,8 @@ class Process:
         self.t_start = schedule.T  # where time grids begin
 
     def abc(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``a, b, c`` of the marginal ``x_t = a x_T + b x_0 + c eps``, of the shape and device of ``t``.
-
-        They have the precision of ``t``, or the default one where ``t`` holds integers.
-        """
-        a, b, c = self.coefficients(t.double())
-        return a.to(float_dtype(t)), b.to(float_dtype(t)), c.to(float_dtype(t))
+        """``a, b, c`` like ``t``; in the default precision where that holds integers."""
+        return tuple(value.to(float_dtype(t)) for value in self.coefficients(t.double()))
 
     def marginal(self, x0: Tensor, t: Tensor, noise: Tensor, x_T: Tensor | None = None) -> Tensor:
         """``x_t`` for images ``x0`` [N, ...] at times ``t`` [N], with standard normal ``noise`` like ``x0``.
