@@ -33,11 +33,19 @@ def time_grid(process: Process, steps: int = 100, rho: float = 7.0, grid: str = 
         return index_grid(process, steps)
     scale, inverse = GRIDS[grid]
     ramp = torch.arange(steps, dtype=torch.float64, device="cpu") / max(steps - 1, 1)
-    if process.discrete:
-        levels = scale(process, torch.arange(process.T, dtype=torch.float64, device="cpu"), rho)
-        return _distinct(levels, levels[-1] + ramp * (levels[0] - levels[-1]))
-    high, low = scale(process, ramp.new_tensor([process.t_start, process.t_min]), rho)
-    return torch.cat([inverse(process, high + ramp * (low - high), rho), ramp.new_zeros(1)])
+    if not process.discrete:
+        high, low = scale(process, ramp.new_tensor([process.t_start, process.t_min]), rho)
+        return torch.cat([inverse(process, high + ramp * (low - high), rho), ramp.new_zeros(1)])
+
+    if steps > process.T:
+        raise ValueError(f"steps: expected at most {process.T}, the length of the schedule, got {steps}")
+    levels = scale(process, torch.arange(process.T, dtype=torch.float64, device="cpu"), rho)
+    wanted = levels[-1] + ramp * (levels[0] - levels[-1])
+    indices = [process.T]
+    for i, index in enumerate((wanted[:, None] - levels).abs().argmin(1).tolist()):
+        # Below the one before, and high enough that those to come have an index each
+        indices.append(max(min(index, indices[-1] - 1), steps - 1 - i))
+    return torch.tensor([*indices[1:], -1], device="cpu")
 
 
 def index_grid(process: Process, steps: int, invert: bool = False) -> Tensor:
@@ -56,16 +64,3 @@ def index_grid(process: Process, steps: int, invert: bool = False) -> Tensor:
         raise ValueError(f"steps: expected {nearest}, got {steps}")
     indices = list(range(0, process.T, strides[steps]))
     return torch.tensor([*indices, process.T] if invert else [*indices[::-1], -1], device="cpu")
-
-
-def _distinct(levels: Tensor, wanted: Tensor) -> Tensor:
-    """Decreasing indices whose ``levels`` are nearest to the ``wanted`` ones, no index twice, and then -1."""
-    steps = len(wanted)
-    if steps > len(levels):
-        raise ValueError(f"steps: expected at most {len(levels)}, the length of the schedule, got {steps}")
-    indices, previous = [], len(levels)
-    for i, index in enumerate((wanted[:, None] - levels).abs().argmin(1).tolist()):
-        # Below the one before, and high enough that those to come have an index each
-        previous = max(min(index, previous - 1), steps - 1 - i)
-        indices.append(previous)
-    return torch.tensor([*indices, -1], device="cpu")

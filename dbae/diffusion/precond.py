@@ -2,8 +2,7 @@
 
     D(x_t, t) = c_skip x_t + c_out F(c_in x_t, c_noise),    loss = weight mean((D - x_0)^2)
 
-The weight is ``1 / c_out^2``: the network's own target is then regressed with unit weight (EDM, table 1). Everything is
-computed in float64 and returned in the precision of ``t``, or the default one where ``t`` holds integers.
+The weight is ``1 / c_out^2``: the network's own target is then regressed with unit weight (EDM, table 1).
 
 EDM: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022.
 """
@@ -19,14 +18,17 @@ TIME_SCALE = 250.0  # of the log of time, as the bridge models feed it to their 
 
 
 class Preconditioning:
-    """Coefficients around a network; a subclass has ``coefficients(process, t)``, all four at float64 times."""
+    """Coefficients around a network; a subclass has ``coefficients(process, t)``, all four at float64 times.
+
+    Results have the shape and precision of ``t``, or the default precision where ``t`` holds integers.
+    """
 
     def scalings(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``c_skip, c_out, c_in, c_noise``, each of the shape of ``t``."""
+        """``c_skip, c_out, c_in, c_noise``."""
         return tuple(value.to(float_dtype(t)) for value in self.coefficients(process, t.double()))
 
     def weight(self, process: Process, t: Tensor) -> Tensor:
-        """Loss weight ``1 / c_out^2``, of the shape of ``t``."""
+        """Loss weight ``1 / c_out^2``."""
         return (1 / self.coefficients(process, t.double())[1] ** 2).to(float_dtype(t))
 
 

@@ -26,10 +26,7 @@ class Process:
         return tuple(value.to(float_dtype(t)) for value in self.coefficients(t.double()))
 
     def marginal(self, x0: Tensor, t: Tensor, noise: Tensor, x_T: Tensor | None = None) -> Tensor:
-        """``x_t`` for images ``x0`` [N, ...] at times ``t`` [N], with standard normal ``noise`` like ``x0``.
-
-        A bridge needs ``x_T``, a diffusion does not read it.
-        """
+        """``x_t`` for ``x0`` [N, ...] at times ``t`` [N] and ``noise`` like ``x0``; a bridge reads ``x_T``."""
         a, b, c = (value.to(x0.dtype).view(-1, *[1] * (x0.ndim - 1)) for value in self.coefficients(t.double()))
         return b * x0 + c * noise if isinstance(self, Diffusion) else a * x_T + b * x0 + c * noise
 
@@ -52,8 +49,8 @@ class Process:
         Raises ValueError for a discrete schedule, and for a guidance other than 1, which is a bridge's.
         """
         if self.discrete:
-            name = type(self.schedule).__name__
-            raise ValueError(f"expected a schedule in continuous time, got {name}: edm and ddim sample it")
+            got = type(self.schedule).__name__
+            raise ValueError(f"expected a schedule in continuous time, got {got}: edm and ddim sample it")
         if guidance != 1:
             raise ValueError(f"guidance: expected 1 for a diffusion, which has no endpoint, got {guidance}")
         (s, sigma), (f, g2) = self.schedule.s_sigma(t), self.schedule.f_g2(t)
@@ -65,7 +62,6 @@ class Diffusion(Process):
     """The process of the schedule itself: ``x_t = b x_0 + c eps``."""
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``a = 0``, and ``b`` and ``c`` of the schedule."""
         b, c = self.schedule.signal_noise(t)
         return torch.zeros_like(b), b, c
 

@@ -145,10 +145,7 @@ def sample(
 
 
 def nfe(sampler: str, steps: int, churn: float = 0.0) -> int:
-    """Network calls that ``sample`` makes for one image on a time grid of ``steps`` steps.
-
-    Raises ValueError for an unknown sampler, or a churn that it does not read.
-    """
+    """Network calls per image on a grid of ``steps`` steps. Raises ValueError for a churn that is not read."""
     process = Diffusion(VE())  # the number of calls is the same for all
     updates = solver_updates(sampler, process, time_grid(process, steps), churn=churn)
     return sum(update.t is not None for update in updates)

@@ -47,7 +47,6 @@ class VP(VariancePreserving):
         self.beta_d, self.beta_min = beta_d, beta_min
 
     def log_s(self, t: Tensor) -> Tensor:
-        """``-beta_d t^2 / 4 - beta_min t / 2``."""
         return -self.beta_d * t**2 / 4 - self.beta_min * t / 2
 
     def time_at(self, sigma: Tensor) -> Tensor:
@@ -56,7 +55,6 @@ class VP(VariancePreserving):
         return 2 * L / (self.beta_min + (self.beta_min**2 + 2 * self.beta_d * L).sqrt())
 
     def f_g2(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``f = -g^2 / 2``."""
         g2 = self.beta_min + self.beta_d * t
         return -g2 / 2, g2
 
@@ -74,17 +72,14 @@ class VE(Schedule):
         self.T = sigma_max
 
     def s_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``s = 1``, ``sigma = t``."""
         return torch.ones_like(t), t
 
     signal_noise = s_sigma
 
     def time_at(self, sigma: Tensor) -> Tensor:
-        """``sigma`` itself."""
         return sigma
 
     def f_g2(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``f = 0``, ``g^2 = 2 t``."""
         return torch.zeros_like(t), 2 * t
 
     def guided(self, guidance: float) -> tuple[float, float]:
@@ -108,7 +103,6 @@ class Discrete(VariancePreserving):
         self._tables = {table.device: table}  # a copy on each device that has asked for one
 
     def log_s(self, t: Tensor) -> Tensor:
-        """Half the sum of ``log(1 - beta)`` up to index ``t``."""
         if t.device not in self._tables:
             self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
         return self._tables[t.device][t.long() + 1]

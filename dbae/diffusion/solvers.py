@@ -30,8 +30,7 @@ class Update(NamedTuple):
     """``x <- sum_i k_x[i] x_i + k_T x_T + sum_j k_D[j] D_j + k_eps eps``.
 
     ``x_0`` is the state now, ``x_1`` the state before the previous update, and so on; ``D_0`` is the estimate from the
-    state now at time ``t`` (over a discrete schedule an int), ``D_1`` the one before. Without ``t`` the network is not
-    called.
+    state now at time ``t`` (of a chain an int), ``D_1`` the one before. Without ``t`` the network is not called.
     """
 
     t: float | None
@@ -63,7 +62,7 @@ def euler(process: Process, ts: Tensor, churn: float, guidance: float, heun: boo
     noise = (process.schedule.f_g2(start)[1] * (hat - start).abs()).sqrt()
 
     updates = []
-    for i, (t, t_hat, t_end) in enumerate(zip(start.tolist(), hat.tolist(), end.tolist(), strict=True)):
+    for i, (t, t_hat, t_end) in enumerate(_rows((start, hat, end))):
         # Stochastic part of the step: Euler-Maruyama from t to t_hat
         if churn > 0:
             k_x, k_T, k_D = ((t_hat - t) * k for k in sde[i])
@@ -130,15 +129,13 @@ def dbm2(process: Process, ts: Tensor) -> list[Update]:
 def edm(process: Process, ts: Tensor, S_churn: float, S_min: float, S_max: float, S_noise: float) -> list[Update]:
     """Heun's method in ``x / s`` over ``sigma`` with noise added before the step: EDM, algorithm 2.
 
-    Where ``S_min <= sigma <= S_max`` the noise level is first raised by the factor
-    ``1 + min(S_churn / N, sqrt(2) - 1)``, over a discrete schedule to that of the nearest index.
-    Raises ValueError for a bridge.
+    Where ``S_min <= sigma <= S_max`` it is first raised by the factor ``1 + min(S_churn / N, sqrt(2) - 1)``, over a
+    chain to that of the nearest index. Raises ValueError for a bridge.
     """
     if isinstance(process, Bridge):
         raise ValueError("edm: expected a diffusion, got a bridge: euler and heun with churn sample it")
     sigma = process.schedule.s_sigma(ts)[1]
-    gamma = min(S_churn / (len(ts) - 1), math.sqrt(2) - 1)
-    hats = ts
+    gamma, hats = min(S_churn / (len(ts) - 1), math.sqrt(2) - 1), ts
     if gamma > 0:
         churned = (sigma >= S_min) & (sigma <= S_max) & sigma.isfinite()
         hats = torch.where(churned, process.schedule.time_at(sigma * (1 + gamma)).double(), ts)
