@@ -47,7 +47,7 @@ def exact_denoiser(process, x_T):
     """E[x_0 | x_t, x_T] for Gaussian data, in the precision of x_t."""
 
     def denoise(x, t):
-        a, b, c = process.abc(t.to(x.dtype))
+        a, b, c = process.abc(t[:1].to(x.dtype))  # all times are the same
         mean, variance = a * x_T.to(x.dtype).T + b * MEAN, b**2 * VARIANCE + c**2
         return (MEAN + b * VARIANCE / variance * (x.T - mean)).T
 

@@ -228,16 +228,17 @@ def test_parity_with_edm():
         assert torch.allclose(value, sibling(f"ddae/edm/coef/sd0.5/{key}"), rtol=1e-9, atol=0), key
 
 
-@pytest.mark.parametrize(("name", "process"), [("linear", CHAINS["linear"]), ("const0.008", CHAINS["constant"])])
-def test_parity_with_the_chains_of_diffae(name, process):
-    _, b, _ = process.abc(torch.arange(1000).double())
-    assert torch.allclose(b**2, sibling(f"diffae/schedule/{name}/alphas_cumprod"), rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize(("name", "steps", "shift"), [("ddpm", 1000, 1), ("ddim", 1001, 0)])
-def test_parity_with_the_chains_of_ddae(name, steps, shift):
-    """Its DDPM counts from 1 with the data at 0; its DDIM has one beta more, and its last state is not quite data."""
-    t = torch.arange(1001).double() - shift
-    _, b, _ = Diffusion(LinearBeta(steps)).abc(t)
-    stored = sibling(f"ddae/sched/{name}/T1000_b0.0001_0.02/float64/alphabar_t")
+@pytest.mark.parametrize(
+    ("name", "process", "first"),
+    [
+        ("diffae/schedule/linear/alphas_cumprod", CHAINS["linear"], 0),
+        ("diffae/schedule/const0.008/alphas_cumprod", CHAINS["constant"], 0),
+        # DDAE's DDPM counts from 1 with the data at 0; its DDIM has one beta more, and its last state is not quite data
+        ("ddae/sched/ddpm/T1000_b0.0001_0.02/float64/alphabar_t", CHAINS["linear"], -1),
+        ("ddae/sched/ddim/T1000_b0.0001_0.02/float64/alphabar_t", Diffusion(LinearBeta(1001)), 0),
+    ],
+)
+def test_parity_with_the_chains_of_diffae_and_ddae(name, process, first):
+    stored = sibling(name)
+    _, b, _ = process.abc(first + torch.arange(len(stored)).double())
     assert torch.allclose(b**2, stored, rtol=1e-9, atol=0)
