@@ -1,11 +1,14 @@
-"""Processes over Gaussian data N(MEAN, VARIANCE): exact marginals, denoiser and flow."""
+"""Processes over Gaussian data N(MEAN, VARIANCE): exact marginals, denoiser and flow; vectors of DiffAE and DDAE."""
 
+import numpy as np
 import pytest
 import torch
+from parity import FOLDER
 
 from dbae.diffusion import VE, VP, Bridge, ConstantBeta, Diffusion, LinearBeta
 
 MEAN, VARIANCE = 0.2, 0.09
+SIBLINGS = np.load(FOLDER / "diffusion.npz")
 
 BRIDGES = {"bridge-vp": Bridge(VP()), "bridge-ve": Bridge(VE())}
 DIFFUSIONS = {"vp": Diffusion(VP()), "ve": Diffusion(VE())}
@@ -14,19 +17,18 @@ CONTINUOUS = BRIDGES | DIFFUSIONS
 PROCESSES = CONTINUOUS | CHAINS
 
 
-def over(processes, cases=None, names="sampler"):
-    """Parametrize a test by ``process`` and, where ``cases`` are given, by those whose sampler the process has.
+def sibling(name):
+    """A stored array of DiffAE or DDAE."""
+    return torch.from_numpy(SIBLINGS[name])
 
-    A case is a sampler, or a tuple of values of ``names`` with the sampler first.
-    """
+
+def over(processes, cases=None, names="sampler"):
+    """Parametrize by ``process`` and by the ``cases`` whose sampler, the first of their ``names``, the process has."""
     if cases is None:
         return pytest.mark.parametrize("process", processes.values(), ids=processes)
-    values = []
-    for name, process in processes.items():
-        for case in cases:
-            case = case if isinstance(case, tuple) else (case,)
-            if has(process, case[0]):
-                values.append(pytest.param(process, *case, id=f"{name}-{case[0]}"))
+    cases = [case if isinstance(case, tuple) else (case,) for case in cases]
+    pairs = [(name, case) for name in processes for case in cases if has(processes[name], case[0])]
+    values = [pytest.param(processes[name], *case, id=f"{name}-{case[0]}") for name, case in pairs]
     return pytest.mark.parametrize(f"process, {names}", values)
 
 
@@ -45,7 +47,7 @@ def exact_denoiser(process, x_T):
     """E[x_0 | x_t, x_T] for Gaussian data, in the precision of x_t."""
 
     def denoise(x, t):
-        a, b, c = process.abc(t.to(x.dtype))
+        a, b, c = process.abc(t[:1].to(x.dtype))  # all times are the same
         mean, variance = a * x_T.to(x.dtype).T + b * MEAN, b**2 * VARIANCE + c**2
         return (MEAN + b * VARIANCE / variance * (x.T - mean)).T
 

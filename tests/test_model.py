@@ -148,6 +148,8 @@ def test_wrong_use():
         model.reconstruct(tiny.images(), step=3)
     with pytest.raises(UserError, match="eta: expected 0"):
         model.reconstruct(tiny.images(), steps=3, sampler="heun", eta=0.5)
+    with pytest.raises(UserError, match="edm: expected a diffusion, got a bridge"):
+        model.reconstruct(tiny.images(), steps=3, sampler="edm")
     with pytest.raises(ValueError, match="stochastic"):
         model.encode_stats(tiny.images())
     with pytest.raises(ValueError, match="one per image"):

@@ -1,25 +1,13 @@
 """Schedules, processes and preconditionings: identities, the official drift, the parity vectors."""
 
 import copy
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from gaussian import BRIDGES, CHAINS, CONTINUOUS, DIFFUSIONS, PROCESSES, over
+from gaussian import BRIDGES, CHAINS, CONTINUOUS, DIFFUSIONS, PROCESSES, over, sibling
+from parity import vector
 
-from dbae.diffusion import VE, VP, Bridge, ConstantBeta, Diffusion, Epsilon, Identity, Karras, LinearBeta
-
-FOLDER = Path(__file__).parent / "golden"
-OFFICIAL, SIBLINGS = np.load(FOLDER / "parity.npz"), np.load(FOLDER / "diffusion.npz")
-
-
-def official(name):
-    return torch.from_numpy(OFFICIAL[name])
-
-
-def sibling(name):
-    return torch.from_numpy(SIBLINGS[name])
+from dbae.diffusion import VE, VP, Bridge, Diffusion, Epsilon, Identity, Karras, LinearBeta
 
 
 def times(process, n=50):
@@ -60,8 +48,7 @@ def test_a_diffusion_is_its_schedule(process):
     t = times(process)
     (a, b, c), (s, sigma) = process.abc(t), process.schedule.s_sigma(t)
     assert (a == 0).all() and torch.equal(b, s) and torch.allclose(c / b, sigma, rtol=1e-12)
-    if not isinstance(process.schedule, VE):
-        assert torch.allclose(b**2 + c**2, torch.ones_like(t), rtol=1e-14)
+    assert isinstance(process.schedule, VE) or torch.allclose(b**2 + c**2, torch.ones_like(t), rtol=1e-14)
 
 
 @over(DIFFUSIONS)
@@ -103,10 +90,9 @@ def test_training_times(process):
     assert t.shape == (4000,) and (t >= process.t_min).all() and (t < process.T).all()
     assert t.double().mean() == pytest.approx(process.T / 2, rel=0.03)
     torch.manual_seed(0)
-    if process.discrete:
-        assert torch.equal(t, torch.randint(process.T, (4000,)))
-    else:
-        assert torch.equal(t, process.t_min + (process.T - process.t_min) * torch.rand(4000))
+    span = process.T - process.t_min
+    again = torch.randint(process.T, (4000,)) if process.discrete else process.t_min + span * torch.rand(4000)
+    assert torch.equal(t, again)
 
 
 @over(PROCESSES)
@@ -201,13 +187,17 @@ def test_drift_of_a_diffusion(process, stochastic):
     assert (k_T == 0).all()
 
 
-def test_what_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="continuous time, got LinearBeta"):
-        Bridge(LinearBeta())
-    with pytest.raises(ValueError, match="continuous time, got ConstantBeta: edm and ddim"):
-        Diffusion(ConstantBeta()).drift(torch.ones(1))
-    with pytest.raises(ValueError, match="guidance: expected 1"):
-        Diffusion(VP()).drift(torch.ones(1), guidance=2.0)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: Bridge(LinearBeta()), "continuous time, got LinearBeta"),
+        (lambda: CHAINS["constant"].drift(torch.ones(1)), "continuous time, got ConstantBeta: edm and ddim"),
+        (lambda: DIFFUSIONS["vp"].drift(torch.ones(1), guidance=2.0), "guidance: expected 1"),
+    ],
+)
+def test_what_does_not_exist_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
 
 
 def test_a_chain_is_made_on_the_cpu_and_copied_with_its_model():
@@ -221,13 +211,13 @@ def test_a_chain_is_made_on_the_cpu_and_copied_with_its_model():
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_parity_with_dbae(name):
     process = BRIDGES[f"bridge-{name}"]
-    t = official(f"schedule/{name}/end0.5/t")
+    t = vector(f"schedule/{name}/end0.5/t")
     c_skip, c_out, c_in, _ = Karras().scalings(process, t)
     ours = {"c_skip": c_skip, "c_out": c_out, "c_in": c_in, "weight": Karras().weight(process, t)}
     for key, value in ours.items():
-        assert torch.allclose(value, official(f"schedule/{name}/end0.5/{key}"), rtol=1e-9, atol=0), key
-    for key, value in zip(("a", "b", "std"), process.abc(official(f"marginal/{name}/t")), strict=True):
-        assert torch.allclose(value, official(f"marginal/{name}/{key}"), rtol=1e-9, atol=0), key
+        assert torch.allclose(value, vector(f"schedule/{name}/end0.5/{key}"), rtol=1e-9, atol=0), key
+    for key, value in zip(("a", "b", "std"), process.abc(vector(f"marginal/{name}/t")), strict=True):
+        assert torch.allclose(value, vector(f"marginal/{name}/{key}"), rtol=1e-9, atol=0), key
 
 
 def test_parity_with_edm():
@@ -238,16 +228,17 @@ def test_parity_with_edm():
         assert torch.allclose(value, sibling(f"ddae/edm/coef/sd0.5/{key}"), rtol=1e-9, atol=0), key
 
 
-@pytest.mark.parametrize(("name", "process"), [("linear", CHAINS["linear"]), ("const0.008", CHAINS["constant"])])
-def test_parity_with_the_chains_of_diffae(name, process):
-    _, b, _ = process.abc(torch.arange(1000).double())
-    assert torch.allclose(b**2, sibling(f"diffae/schedule/{name}/alphas_cumprod"), rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize(("name", "steps", "shift"), [("ddpm", 1000, 1), ("ddim", 1001, 0)])
-def test_parity_with_the_chains_of_ddae(name, steps, shift):
-    """Its DDPM counts from 1 with the data at 0; its DDIM has one beta more, and its last state is not quite data."""
-    t = torch.arange(1001).double() - shift
-    _, b, _ = Diffusion(LinearBeta(steps)).abc(t)
-    stored = sibling(f"ddae/sched/{name}/T1000_b0.0001_0.02/float64/alphabar_t")
+@pytest.mark.parametrize(
+    ("name", "process", "first"),
+    [
+        ("diffae/schedule/linear/alphas_cumprod", CHAINS["linear"], 0),
+        ("diffae/schedule/const0.008/alphas_cumprod", CHAINS["constant"], 0),
+        # DDAE's DDPM counts from 1 with the data at 0; its DDIM has one beta more, and its last state is not quite data
+        ("ddae/sched/ddpm/T1000_b0.0001_0.02/float64/alphabar_t", CHAINS["linear"], -1),
+        ("ddae/sched/ddim/T1000_b0.0001_0.02/float64/alphabar_t", Diffusion(LinearBeta(1001)), 0),
+    ],
+)
+def test_parity_with_the_chains_of_diffae_and_ddae(name, process, first):
+    stored = sibling(name)
+    _, b, _ = process.abc(first + torch.arange(len(stored)).double())
     assert torch.allclose(b**2, stored, rtol=1e-9, atol=0)

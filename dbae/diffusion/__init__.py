@@ -6,12 +6,11 @@ A model is a schedule, a process over it, a preconditioning and a network. This 
 from dbae.diffusion.grids import GRIDS, index_grid, time_grid
 from dbae.diffusion.precond import Epsilon, Identity, Karras, Preconditioning
 from dbae.diffusion.process import Bridge, Diffusion, Process
-from dbae.diffusion.sampling import DEFAULTS, check_settings, nfe, sample
+from dbae.diffusion.sampling import DEFAULTS, SOLVERS, check_settings, integrate, nfe, sample, solver_updates
 from dbae.diffusion.schedules import VE, VP, ConstantBeta, LinearBeta, Schedule
-from dbae.diffusion.solvers import SOLVERS
 
 __all__ = [
     "DEFAULTS", "GRIDS", "SOLVERS", "VE", "VP", "Bridge", "ConstantBeta", "Diffusion", "Epsilon", "Identity", "Karras",
     "LinearBeta", "Preconditioning", "Process", "Schedule",
-    "check_settings", "index_grid", "nfe", "sample", "time_grid",
+    "check_settings", "index_grid", "integrate", "nfe", "sample", "solver_updates", "time_grid",
 ]  # fmt: skip

@@ -1,10 +1,4 @@
-"""Time grids: the decreasing times at which a sampler calls the network.
-
-A grid is even in some scale of time. Over a discrete schedule its times are distinct indices.
-"""
-
-from collections.abc import Callable
-from typing import NamedTuple
+"""Time grids, the decreasing times at which a sampler calls the network: each is even in some scale of time."""
 
 import torch
 from torch import Tensor
@@ -12,22 +6,15 @@ from torch import Tensor
 from dbae.diffusion.process import Process
 
 
-class Grid(NamedTuple):
-    """A scale in which times are even, and its inverse: functions (process, values, rho) -> values."""
-
-    scale: Callable[[Process, Tensor, float], Tensor]
-    inverse: Callable[[Process, Tensor, float], Tensor]
-
-
 def _karras_scale(process: Process, t: Tensor, rho: float) -> Tensor:
     # An index says nothing of the noise, so over a chain sigma takes the place of time
     return (process.schedule.s_sigma(t)[1] if process.discrete else t) ** (1 / rho)
 
 
-GRIDS = {
-    "karras": Grid(_karras_scale, lambda process, u, rho: u**rho),
-    "uniform": Grid(lambda process, t, rho: t, lambda process, u, rho: u),
-    "logsnr": Grid(lambda process, t, rho: process.log_snr(t), lambda process, u, rho: process.time_at(u)),
+GRIDS = {  # the scale in which times are even, and its inverse
+    "karras": (_karras_scale, lambda process, u, rho: u**rho),
+    "uniform": (lambda process, t, rho: t, lambda process, u, rho: u),
+    "logsnr": (lambda process, t, rho: process.log_snr(t), lambda process, u, rho: process.time_at(u)),
 }
 
 
@@ -46,11 +33,19 @@ def time_grid(process: Process, steps: int = 100, rho: float = 7.0, grid: str = 
         return index_grid(process, steps)
     scale, inverse = GRIDS[grid]
     ramp = torch.arange(steps, dtype=torch.float64, device="cpu") / max(steps - 1, 1)
-    if process.discrete:
-        levels = scale(process, torch.arange(process.T, dtype=torch.float64, device="cpu"), rho)
-        return _distinct(levels, levels[-1] + ramp * (levels[0] - levels[-1]))
-    high, low = scale(process, ramp.new_tensor([process.t_start, process.t_min]), rho)
-    return torch.cat([inverse(process, high + ramp * (low - high), rho), ramp.new_zeros(1)])
+    if not process.discrete:
+        high, low = scale(process, ramp.new_tensor([process.t_start, process.t_min]), rho)
+        return torch.cat([inverse(process, high + ramp * (low - high), rho), ramp.new_zeros(1)])
+
+    if steps > process.T:
+        raise ValueError(f"steps: expected at most {process.T}, the length of the schedule, got {steps}")
+    levels = scale(process, torch.arange(process.T, dtype=torch.float64, device="cpu"), rho)
+    wanted = levels[-1] + ramp * (levels[0] - levels[-1])
+    indices = [process.T]
+    for i, index in enumerate((wanted[:, None] - levels).abs().argmin(1).tolist()):
+        # Below the one before, and high enough that those to come have an index each
+        indices.append(max(min(index, indices[-1] - 1), steps - 1 - i))
+    return torch.tensor([*indices[1:], -1], device="cpu")
 
 
 def index_grid(process: Process, steps: int, invert: bool = False) -> Tensor:
@@ -64,24 +59,8 @@ def index_grid(process: Process, steps: int, invert: bool = False) -> Tensor:
         raise ValueError(f"index_grid: expected a discrete schedule, got {type(process.schedule).__name__}")
     strides = {len(range(0, process.T, stride)): stride for stride in range(process.T - 1, 0, -1)}
     if steps not in strides:
-        below = max((n for n in strides if n < steps), default=None)
-        above = min((n for n in strides if n > steps), default=None)
-        possible = " or ".join(str(n) for n in (below, above) if n is not None)
-        raise ValueError(f"steps: expected {possible} (the nearest even spacings of {process.T} indices), got {steps}")
-    indices = torch.arange(0, process.T, strides[steps], device="cpu")
-    if invert:
-        return torch.cat([indices, indices.new_tensor([process.T])])
-    return torch.cat([indices.flip(0), indices.new_tensor([-1])])
-
-
-def _distinct(levels: Tensor, wanted: Tensor) -> Tensor:
-    """Decreasing indices whose ``levels`` are nearest to the ``wanted`` ones, no index twice, and then -1."""
-    steps = len(wanted)
-    if steps > len(levels):
-        raise ValueError(f"steps: expected at most {len(levels)}, the length of the schedule, got {steps}")
-    indices, previous = [], len(levels)
-    for i, index in enumerate((wanted[:, None] - levels).abs().argmin(1).tolist()):
-        # Below the one before, and high enough that those to come have an index each
-        previous = max(min(index, previous - 1), steps - 1 - i)
-        indices.append(previous)
-    return torch.tensor([*indices, -1], device="cpu")
+        first, second = sorted(strides, key=lambda n: abs(n - steps))[:2]
+        nearest = f"{first} or {second} (the nearest even spacings of {process.T} indices)"
+        raise ValueError(f"steps: expected {nearest}, got {steps}")
+    indices = list(range(0, process.T, strides[steps]))
+    return torch.tensor([*indices, process.T] if invert else [*indices[::-1], -1], device="cpu")

@@ -2,11 +2,12 @@
 
     D(x_t, t) = c_skip x_t + c_out F(c_in x_t, c_noise),    loss = weight mean((D - x_0)^2)
 
-The weight is ``1 / c_out^2``: the network's own target is then regressed with unit weight (EDM, table 1). Everything is
-computed in float64 and returned in the precision of ``t``, or the default one where ``t`` holds integers.
+The weight is ``1 / c_out^2``: the network's own target is then regressed with unit weight (EDM, table 1).
 
 EDM: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,18 +18,21 @@ TIME_SCALE = 250.0  # of the log of time, as the bridge models feed it to their 
 
 
 class Preconditioning:
-    """Coefficients around a network; a subclass has ``coefficients(process, t)``, all four at float64 times."""
+    """Coefficients around a network; a subclass has ``coefficients(process, t)``, all four at float64 times.
+
+    Results have the shape and precision of ``t``, or the default precision where ``t`` holds integers.
+    """
 
     def scalings(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``c_skip, c_out, c_in, c_noise``, each of the shape of ``t``."""
+        """``c_skip, c_out, c_in, c_noise``."""
         return tuple(value.to(float_dtype(t)) for value in self.coefficients(process, t.double()))
 
     def weight(self, process: Process, t: Tensor) -> Tensor:
-        """Loss weight ``1 / c_out^2``, of the shape of ``t``."""
-        _, c_out, _, _ = self.coefficients(process, t.double())
-        return (1 / c_out**2).to(float_dtype(t))
+        """Loss weight ``1 / c_out^2``."""
+        return (1 / self.coefficients(process, t.double())[1] ** 2).to(float_dtype(t))
 
 
+@dataclass
 class Karras(Preconditioning):
     """Unit variance of the network's input and target: DDBM eq. 12-14, which for ``a = 0`` is EDM's.
 
@@ -36,17 +40,15 @@ class Karras(Preconditioning):
     covariance, and ``c_noise = log_scale log t`` (EDM: 0.25).
     """
 
-    def __init__(
-        self, sigma_data: float = 0.5, sigma_data_end: float = 0.5, cov_xy: float = 0.0, log_scale: float = TIME_SCALE
-    ) -> None:
-        self.sigma_data, self.sigma_data_end, self.cov_xy = sigma_data, sigma_data_end, cov_xy
-        self.log_scale = log_scale
+    sigma_data: float = 0.5
+    sigma_data_end: float = 0.5
+    cov_xy: float = 0.0
+    log_scale: float = TIME_SCALE
 
     def coefficients(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """From the variance ``A`` of ``x_t`` and its covariance with ``x_0``."""
         a, b, c = process.abc(t)
         var_0, var_T, cov = self.sigma_data**2, self.sigma_data_end**2, self.cov_xy
-        A = a**2 * var_T + b**2 * var_0 + 2 * a * b * cov + c**2
+        A = a**2 * var_T + b**2 * var_0 + 2 * a * b * cov + c**2  # variance of x_t
         c_in = A.rsqrt()
         c_skip = (b * var_0 + a * cov) / A
         c_out = (a**2 * (var_T * var_0 - cov**2) + var_0 * c**2).sqrt() * c_in
@@ -54,20 +56,15 @@ class Karras(Preconditioning):
 
 
 class Epsilon(Preconditioning):
-    """The network predicts the noise of a diffusion: ``D = (x_t - c F) / b``, and it is given the time itself (DDPM).
-
-    The weighted loss is then the squared error of the noise.
-    """
+    """The network is given the time and predicts the noise: ``D = (x_t - c F) / b`` (DDPM). Its error is the loss."""
 
     def coefficients(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``c_skip = 1 / b``, ``c_out = -c / b``, ``c_in = 1``, ``c_noise = t``."""
         _, b, c = process.abc(t)
         return 1 / b, -c / b, torch.ones_like(t), t
 
 
 class Identity(Preconditioning):
-    """The network predicts ``x_0`` from ``x_t`` as they are, with unit weight: the ``_simple`` variants of DBAE."""
+    """The network predicts ``x_0`` from ``x_t``, as they are; ``c_noise`` as in ``Karras`` (DBAE's ``_simple``)."""
 
     def coefficients(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``c_skip = 0``, ``c_out = c_in = 1``; ``c_noise`` as in ``Karras``."""
         return torch.zeros_like(t), torch.ones_like(t), torch.ones_like(t), TIME_SCALE * torch.log(t + 1e-44)

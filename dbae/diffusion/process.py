@@ -1,8 +1,5 @@
 """Processes over a noise schedule: the plain diffusion, and the diffusion bridge that ends in a given ``x_T``.
 
-Both are ``x_t = a x_T + b x_0 + c eps`` with a standard deviation ``c``; a diffusion has ``a = 0``. All coefficients
-are computed in float64.
-
 DDBM: Zhou et al., Denoising Diffusion Bridge Models, ICLR 2024.
 """
 
@@ -15,8 +12,8 @@ from dbae.diffusion.schedules import Schedule
 class Process:
     """A family of marginals ``x_t = a x_T + b x_0 + c eps`` over times from ``t_min`` (data) to ``T``.
 
-    A subclass has ``coefficients(t)``: ``a, b, c`` at float64 times; ``time_at(log_snr)``, the inverse of ``log_snr``
-    (over a chain the nearest index); and where its drift has an h-term, ``drift``.
+    All is computed in float64. A subclass has ``coefficients(t)``: ``a, b, c`` at float64 times; ``time_at(log_snr)``,
+    the inverse of ``log_snr`` (over a chain the nearest index); and where its drift has an h-term, ``drift``.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -25,18 +22,11 @@ class Process:
         self.t_start = schedule.T  # where time grids begin
 
     def abc(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``a, b, c`` of the marginal ``x_t = a x_T + b x_0 + c eps``, of the shape and device of ``t``.
-
-        They have the precision of ``t``, or the default one where ``t`` holds integers.
-        """
-        a, b, c = self.coefficients(t.double())
-        return a.to(float_dtype(t)), b.to(float_dtype(t)), c.to(float_dtype(t))
+        """``a, b, c`` like ``t``; in the default precision where that holds integers."""
+        return tuple(value.to(float_dtype(t)) for value in self.coefficients(t.double()))
 
     def marginal(self, x0: Tensor, t: Tensor, noise: Tensor, x_T: Tensor | None = None) -> Tensor:
-        """``x_t`` for images ``x0`` [N, ...] at times ``t`` [N], with standard normal ``noise`` like ``x0``.
-
-        A bridge needs ``x_T``, a diffusion does not read it.
-        """
+        """``x_t`` for ``x0`` [N, ...] at times ``t`` [N] and ``noise`` like ``x0``; a bridge reads ``x_T``."""
         a, b, c = (value.to(x0.dtype).view(-1, *[1] * (x0.ndim - 1)) for value in self.coefficients(t.double()))
         return b * x0 + c * noise if isinstance(self, Diffusion) else a * x_T + b * x0 + c * noise
 
@@ -59,8 +49,8 @@ class Process:
         Raises ValueError for a discrete schedule, and for a guidance other than 1, which is a bridge's.
         """
         if self.discrete:
-            name = type(self.schedule).__name__
-            raise ValueError(f"expected a schedule in continuous time, got {name}: edm and ddim sample it")
+            got = type(self.schedule).__name__
+            raise ValueError(f"expected a schedule in continuous time, got {got}: edm and ddim sample it")
         if guidance != 1:
             raise ValueError(f"guidance: expected 1 for a diffusion, which has no endpoint, got {guidance}")
         (s, sigma), (f, g2) = self.schedule.s_sigma(t), self.schedule.f_g2(t)
@@ -72,7 +62,6 @@ class Diffusion(Process):
     """The process of the schedule itself: ``x_t = b x_0 + c eps``."""
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``a = 0``, and ``b`` and ``c`` of the schedule."""
         b, c = self.schedule.signal_noise(t)
         return torch.zeros_like(b), b, c
 

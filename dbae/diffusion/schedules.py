@@ -12,24 +12,16 @@ from torch import Tensor
 class Schedule:
     """Signal and noise over time; ``sigma`` grows with ``t``. Training draws times from ``t_min`` to ``T``.
 
-    All methods take times or noise levels of any shape and return tensors of that shape. A subclass has ``s_sigma``
-    and its inverse ``time_at(sigma)``; where it is continuous also ``f_g2(t)``, the drift factor ``f = d log s / dt``
-    and squared diffusion ``g^2 = s^2 d sigma^2 / dt`` of ``dx = f x dt + g dw``, and ``guided(w)``: the factors of a
-    bridge's h-term (``Bridge.drift``), whose official guidance differs by schedule.
+    All methods take times or noise levels of any shape and return tensors of that shape. A subclass has ``s_sigma(t)``;
+    ``signal_noise(t)``, which is ``b = s`` and ``c = s sigma``, finite where ``sigma`` is not; and ``time_at(sigma)``.
+    Where it is continuous also ``f_g2(t)``, the drift factor ``f = d log s / dt`` and squared diffusion
+    ``g^2 = s^2 d sigma^2 / dt`` of ``dx = f x dt + g dw``, and ``guided(w)``: the factors of a bridge's h-term
+    (``Bridge.drift``), whose official guidance differs by schedule.
     """
 
     T: float
     t_min: float
     discrete = False
-
-    def s_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal scale ``s`` and noise level ``sigma``."""
-        raise NotImplementedError
-
-    def signal_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``b = s`` and ``c = s sigma``, finite where ``sigma`` is not."""
-        s, sigma = self.s_sigma(t)
-        return s, s * sigma
 
 
 class VariancePreserving(Schedule):
@@ -49,12 +41,12 @@ class VariancePreserving(Schedule):
 class VP(VariancePreserving):
     """Variance preserving with ``g^2 = beta_min + beta_d t``, for ``t`` in [1e-4, 1]."""
 
+    T, t_min = 1.0, 1e-4
+
     def __init__(self, beta_d: float = 2.0, beta_min: float = 0.1) -> None:
         self.beta_d, self.beta_min = beta_d, beta_min
-        self.T, self.t_min = 1.0, 1e-4
 
     def log_s(self, t: Tensor) -> Tensor:
-        """``-beta_d t^2 / 4 - beta_min t / 2``."""
         return -self.beta_d * t**2 / 4 - self.beta_min * t / 2
 
     def time_at(self, sigma: Tensor) -> Tensor:
@@ -63,7 +55,6 @@ class VP(VariancePreserving):
         return 2 * L / (self.beta_min + (self.beta_min**2 + 2 * self.beta_d * L).sqrt())
 
     def f_g2(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``f = -g^2 / 2``."""
         g2 = self.beta_min + self.beta_d * t
         return -g2 / 2, g2
 
@@ -75,19 +66,20 @@ class VP(VariancePreserving):
 class VE(Schedule):
     """Variance exploding: ``s = 1`` and ``sigma = t``, for ``t`` in [0.002, sigma_max]; EDM's schedule, too."""
 
+    t_min = 0.002
+
     def __init__(self, sigma_max: float = 80.0) -> None:
-        self.T, self.t_min = sigma_max, 0.002
+        self.T = sigma_max
 
     def s_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``s = 1``, ``sigma = t``."""
         return torch.ones_like(t), t
 
+    signal_noise = s_sigma
+
     def time_at(self, sigma: Tensor) -> Tensor:
-        """``sigma`` itself."""
         return sigma
 
     def f_g2(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``f = 0``, ``g^2 = 2 t``."""
         return torch.zeros_like(t), 2 * t
 
     def guided(self, guidance: float) -> tuple[float, float]:
@@ -102,17 +94,15 @@ class Discrete(VariancePreserving):
     (``b = 0, c = 1``). Results are float64, whatever the type of ``t``.
     """
 
-    discrete = True
+    discrete, t_min = True, 0
 
     def __init__(self, betas: Tensor) -> None:
         self.steps = self.T = len(betas)
-        self.t_min = 0
         log_s = torch.log1p(-betas).cumsum(0) / 2
         table = torch.cat([log_s.new_tensor([0.0]), log_s, log_s.new_tensor([-torch.inf])])
         self._tables = {table.device: table}  # a copy on each device that has asked for one
 
     def log_s(self, t: Tensor) -> Tensor:
-        """Half the sum of ``log(1 - beta)`` up to index ``t``."""
         if t.device not in self._tables:
             self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
         return self._tables[t.device][t.long() + 1]

@@ -1,4 +1,4 @@
-"""Samplers as linear updates of the state, computed in float64 before the first network call; one table of them.
+"""Samplers as linear updates of the state, computed in float64 before the first network call.
 
 Every sampler here is linear in the state ``x``, the endpoint ``x_T``, the estimates ``D`` of ``x_0`` and fresh noise.
 It is a list of ``Update`` rows, and the number of its network calls is the number of rows that have a time.
@@ -16,8 +16,7 @@ DBMSolver: arXiv 2605.05889.  DDBM: Zhou et al., ICLR 2024.  EDM: Karras et al.,
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ class Update(NamedTuple):
     """``x <- sum_i k_x[i] x_i + k_T x_T + sum_j k_D[j] D_j + k_eps eps``.
 
     ``x_0`` is the state now, ``x_1`` the state before the previous update, and so on; ``D_0`` is the estimate from the
-    state now at time ``t``, ``D_1`` the one before. Without ``t`` the network is not called.
+    state now at time ``t`` (of a chain an int), ``D_1`` the one before. Without ``t`` the network is not called.
     """
 
     t: float | None
@@ -56,16 +55,14 @@ def euler(process: Process, ts: Tensor, churn: float, guidance: float, heun: boo
 
     The part ``churn`` of every step is taken by the SDE with Euler-Maruyama, the rest by the ODE.
     """
-    if churn > 0:
-        _require_decreasing(ts, "churn", churn)
     start, end = ts[:-1], ts[1:]
     hat = start + churn * (end - start)
-    ode, ode_end = _drift(process, hat, guidance), _drift(process, end, guidance)
-    sde = _drift(process, start, guidance, stochastic=True)
+    ode, ode_end = _rows(process.drift(hat, guidance)), _rows(process.drift(end, guidance))
+    sde = _rows(process.drift(start, guidance, stochastic=True))
     noise = (process.schedule.f_g2(start)[1] * (hat - start).abs()).sqrt()
 
     updates = []
-    for i, (t, t_hat, t_end) in enumerate(zip(start.tolist(), hat.tolist(), end.tolist(), strict=True)):
+    for i, (t, t_hat, t_end) in enumerate(_rows((start, hat, end))):
         # Stochastic part of the step: Euler-Maruyama from t to t_hat
         if churn > 0:
             k_x, k_T, k_D = ((t_hat - t) * k for k in sde[i])
@@ -84,37 +81,30 @@ def euler(process: Process, ts: Tensor, churn: float, guidance: float, heun: boo
     return updates
 
 
-def dbim(process: Process, ts: Tensor, eta: float = 0.0) -> list[Update]:
-    """First order, one call per step: DDIM, and DBIM over a bridge.
+def dbim(process: Process, ts: Tensor, order: int = 1, eta: float = 0.0) -> list[Update]:
+    """One call per step: DDIM, and DBIM over a bridge. ``D`` is the polynomial through the newest ``order`` estimates.
 
-    The noise that x implies is kept (``eta`` 0), or partly drawn anew with standard deviation
-    ``eta s_t sigma_t sqrt(1 - sigma_t^2 / sigma_s^2)``, which is 0 at the data. With ``eta`` 1 the steps are the Markov
-    chain of the process: DDPM's. On increasing times the steps with ``eta`` 0 invert the sampler.
+    The first order keeps the noise that x implies (``eta`` 0, which on increasing times inverts the sampler), or draws
+    it partly anew with standard deviation ``eta s_t sigma_t sqrt(1 - sigma_t^2 / sigma_s^2)``, which is 0 at the data.
+    With ``eta`` 1 the steps are the Markov chain of the process: DDPM's.
+    In orders 2 and 3 the first steps have fewer estimates. Steps that grow much longer in ``lam`` extrapolate too far:
+    an even grid in ``lam`` is safe, one in ``t`` is not.
     """
-    points = _points(process, ts)
-    drawn = [0.0] * (len(ts) - 1)
+    points, updates, drawn = _points(process, ts), [], [0.0] * len(ts)
     if eta > 0:
-        _require_decreasing(ts, "eta", eta)
         (_, sigma), (_, c) = process.schedule.s_sigma(ts), process.schedule.signal_noise(ts)
         drawn = (eta * c[1:] * (1 - (sigma[1:] / sigma[:-1]) ** 2).sqrt()).tolist()
-    return [_first_order(start, end, w) for (start, end), w in zip(pairwise(points), drawn, strict=True)]
-
-
-def multistep(process: Process, ts: Tensor, order: int) -> list[Update]:
-    """Order 2 or 3, one call per step: the polynomial goes through the newest ``order`` estimates (DBIM).
-
-    The first steps have fewer estimates and so a lower order. Steps that grow much longer in ``lam`` extrapolate too
-    far: an even grid in ``lam`` is safe, one in ``t`` is not.
-    """
-    points, updates = _points(process, ts), []
     for i, (start, end) in enumerate(pairwise(points)):
+        h = end.lam - start.lam
+        if order == 1 or not math.isfinite(h):
+            updates.append(_first_order(start, end, drawn[i]))
+            continue
         recent = points[max(i + 1 - order, 0) : i + 1][::-1]
         nodes = [point.lam - start.lam for point in recent if math.isfinite(point.lam)]
-        if math.isfinite(start.lam) and math.isfinite(end.lam):
-            k_D = [end.b * weight for weight in _weights(nodes, end.lam - start.lam)]
-            updates.append(_exponential(start, end, k_D))
-        else:
-            updates.append(_first_order(start, end))
+        # Weights of the estimates that are exact for powers of lam, and so for the polynomial
+        powers = torch.vander(ts.new_tensor(nodes), increasing=True).T
+        weights = torch.linalg.solve(powers, ts.new_tensor([phi_integral(k, h) for k in range(len(nodes))]))
+        updates.append(_exponential(start, end, (end.b * weights).tolist()))
     return updates
 
 
@@ -126,10 +116,11 @@ def dbm2(process: Process, ts: Tensor) -> list[Update]:
     """
     points, middles, updates = _points(process, ts), _points(process, _middle_times(process, ts)), []
     for start, middle, end in zip(points[:-1], middles, points[1:], strict=True):
-        if not (math.isfinite(start.lam) and math.isfinite(end.lam)):
+        h = end.lam - start.lam
+        if not math.isfinite(h):
             updates.append(_first_order(start, end))
             continue
-        slope = phi_integral(1, end.lam - start.lam) / (middle.lam - start.lam)
+        slope = phi_integral(1, h) / (middle.lam - start.lam)
         rest = phi_integral(0, end.lam - middle.lam) - slope
         updates += [_first_order(start, middle), _exponential(middle, end, (end.b * slope, end.b * rest))]
     return updates
@@ -138,17 +129,14 @@ def dbm2(process: Process, ts: Tensor) -> list[Update]:
 def edm(process: Process, ts: Tensor, S_churn: float, S_min: float, S_max: float, S_noise: float) -> list[Update]:
     """Heun's method in ``x / s`` over ``sigma`` with noise added before the step: EDM, algorithm 2.
 
-    Where ``S_min <= sigma <= S_max`` the noise level is first raised by the factor
-    ``1 + min(S_churn / N, sqrt(2) - 1)``, over a discrete schedule to that of the nearest index.
-    Raises ValueError for a bridge.
+    Where ``S_min <= sigma <= S_max`` it is first raised by the factor ``1 + min(S_churn / N, sqrt(2) - 1)``, over a
+    chain to that of the nearest index. Raises ValueError for a bridge.
     """
     if isinstance(process, Bridge):
         raise ValueError("edm: expected a diffusion, got a bridge: euler and heun with churn sample it")
     sigma = process.schedule.s_sigma(ts)[1]
-    gamma = min(S_churn / (len(ts) - 1), math.sqrt(2) - 1)
-    hats = ts
+    gamma, hats = min(S_churn / (len(ts) - 1), math.sqrt(2) - 1), ts
     if gamma > 0:
-        _require_decreasing(ts, "S_churn", S_churn)
         churned = (sigma >= S_min) & (sigma <= S_max) & sigma.isfinite()
         hats = torch.where(churned, process.schedule.time_at(sigma * (1 + gamma)).double(), ts)
 
@@ -163,38 +151,12 @@ def edm(process: Process, ts: Tensor, S_churn: float, S_min: float, S_max: float
         updates.append(_first_order(hat, end))
 
         # Heun's correction from x_hat, with h = (sigma_end - sigma_hat) / 2 and each drift (y - D) / sigma of y = x / s
-        if math.isfinite(hat.lam) and math.isfinite(end.lam):
+        if math.isfinite(end.lam - hat.lam):
             sigma_hat, sigma_end = hat.c / hat.b, end.c / end.b
             h = (sigma_end - sigma_hat) / 2
             k_x = (h / sigma_end, end.b / hat.b * (1 + h / sigma_hat))
             updates.append(Update(end.t, k_x, k_D=(-end.b * h / sigma_end, -end.b * h / sigma_hat)))
     return updates
-
-
-class Sampler(NamedTuple):
-    """The rows as a function of (process, ts, settings), and the settings of ``sample`` that the sampler reads.
-
-    ``boot`` is no setting of the function: ``booting_noise`` replaces its first row.
-    """
-
-    updates: Callable[..., list[Update]]
-    reads: tuple[str, ...] = ()
-
-
-_ddim = Sampler(dbim, ("eta", "boot"))
-
-SOLVERS = {
-    "euler": Sampler(euler, ("churn", "guidance")),
-    "heun": Sampler(partial(euler, heun=True), ("churn", "guidance")),
-    "ddim": _ddim,
-    "dbim": _ddim,
-    "dbim2": Sampler(partial(multistep, order=2), ("boot",)),
-    "dbim3": Sampler(partial(multistep, order=3), ("boot",)),
-    "dbm2": Sampler(dbm2, ("boot",)),
-    "ddpm": Sampler(partial(dbim, eta=1.0)),
-    "edm": Sampler(edm, ("S_churn", "S_min", "S_max", "S_noise")),
-    "one-step": Sampler(lambda process, ts: dbim(process, ts[[0, -1]])),
-}
 
 
 def booting_noise(updates: Sequence[Update], process: Process, t: Tensor) -> list[Update]:
@@ -213,16 +175,13 @@ def phi_integral(k: int, h: float) -> float:
     return -math.expm1(-h) if k == 0 else h**k - k * phi_integral(k - 1, h)
 
 
-def _weights(nodes: Sequence[float], h: float) -> list[float]:
-    """Weights of the values at ``nodes`` that give ``int_0^h exp(u - h) p(u) du`` for every polynomial through them."""
-    powers = range(len(nodes))
-    system = torch.tensor([[node**k for node in nodes] for k in powers], dtype=torch.float64, device="cpu")
-    return torch.linalg.solve(system, system.new_tensor([phi_integral(k, h) for k in powers])).tolist()
+def _rows(columns: Sequence[Tensor]) -> list[tuple[float, ...]]:
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _points(process: Process, ts: Tensor) -> list[Point]:
-    columns = (ts, *process.abc(ts), process.log_snr(ts))
-    return [Point(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+    t = ts.long() if process.discrete else ts
+    return [Point(*row) for row in _rows((t, *process.abc(ts), process.log_snr(ts)))]
 
 
 def _exponential(start: Point, end: Point, k_D: Sequence[float], w: float = 0.0) -> Update:
@@ -244,13 +203,3 @@ def _middle_times(process: Process, ts: Tensor) -> Tensor:
     _, sigma = process.schedule.s_sigma(ts)
     middle = process.schedule.time_at((sigma[:-1] * sigma[1:]).sqrt()).double()
     return torch.where(end < start, middle.minimum(start - 1), middle.maximum(start + 1))
-
-
-def _drift(process: Process, t: Tensor, guidance: float, stochastic: bool = False) -> list[tuple[float, float, float]]:
-    columns = process.drift(t, guidance, stochastic)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
-
-
-def _require_decreasing(ts: Tensor, name: str, value: float) -> None:
-    if (ts.diff() >= 0).any():
-        raise ValueError(f"{name}: expected 0 on increasing times, which draw no noise, got {value}")

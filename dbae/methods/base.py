@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dbae.config import SampleConfig, UserError
-from dbae.diffusion import Preconditioning, Process, sample, time_grid
+from dbae.diffusion import Preconditioning, Process, integrate, solver_updates, time_grid
 from dbae.io import Generators, randn_like, to_float
 
 Cond = dict[str, Tensor]
@@ -105,6 +105,7 @@ class DiffusionModel(nn.Module):
         """Images in [-1, 1] from the state ``x_start`` at the first time of the grid.
 
         The estimate of x_0 is clamped to [-1, 1] at every call. Noise comes from ``generator``, one or one per image.
+        Raises UserError for a sampler, or steps of a grid, that the process does not have.
         """
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
@@ -113,9 +114,12 @@ class DiffusionModel(nn.Module):
         def noise(x: Tensor) -> Tensor:
             return randn_like(x, generator)
 
-        ts = time_grid(self.process, sampling.steps, sampling.rho, sampling.grid)
-        settings = sampling.solver_settings
-        return sample(denoise, self.process, x_start, ts, sampling.sampler, noise=noise, **settings).clamp(-1, 1)
+        try:
+            ts = time_grid(self.process, sampling.steps, sampling.rho, sampling.grid)
+            updates = solver_updates(sampling.sampler, self.process, ts, **sampling.solver_settings)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return integrate(denoise, x_start, updates, noise).clamp(-1, 1)
 
     def sampling(self, **settings: Any) -> SampleConfig:
         """The method's own way to sample with some settings changed, fields of SampleConfig. UserError for others."""

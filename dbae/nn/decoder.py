@@ -4,6 +4,8 @@ Weights are divided by their largest singular value (Miyato et al., ICLR 2018): 
 has the tensor names of the released files. A norm wants float32: the caller keeps this network out of autocast.
 """
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
@@ -13,33 +15,22 @@ WIDTHS = {4: 16, 8: 8, 16: 4, 32: 2, 64: 2, 128: 1, 256: 0.5}  # feature maps at
 EXCITED_BY = {64: 4, 128: 8}  # skip-layer excitation: the features of one size are scaled by a gate from another
 
 
-class InitialLayer(nn.Module):
+def initial_layer(latent_dim: int, width: int) -> nn.Sequential:
     """z [N, latent, 1, 1] -> [N, width, 4, 4]."""
-
-    def __init__(self, latent_dim: int, width: int) -> None:
-        super().__init__()
-        conv = spectral_norm(nn.ConvTranspose2d(latent_dim, 2 * width, 4, bias=False))
-        self.init = nn.Sequential(conv, nn.BatchNorm2d(2 * width), nn.GLU(dim=1))
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.init(z)
+    conv = spectral_norm(nn.ConvTranspose2d(latent_dim, 2 * width, 4, bias=False))
+    return nn.Sequential(OrderedDict(init=nn.Sequential(conv, nn.BatchNorm2d(2 * width), nn.GLU(dim=1))))
 
 
-class SkipLayerExcitation(nn.Module):
+def skip_layer_excitation(in_channels: int, out_channels: int) -> nn.Sequential:
     """A gate in (0, 1) [N, out, 1, 1] for the features of a large map, from those of a small one."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.main = nn.Sequential(
-            nn.AdaptiveAvgPool2d(4),
-            spectral_norm(nn.Conv2d(in_channels, out_channels, 4, bias=False)),
-            nn.SiLU(),
-            spectral_norm(nn.Conv2d(out_channels, out_channels, 1, bias=False)),
-            nn.Sigmoid(),
-        )
-
-    def forward(self, small: Tensor) -> Tensor:
-        return self.main(small)
+    layers = nn.Sequential(
+        nn.AdaptiveAvgPool2d(4),
+        spectral_norm(nn.Conv2d(in_channels, out_channels, 4, bias=False)),
+        nn.SiLU(),
+        spectral_norm(nn.Conv2d(out_channels, out_channels, 1, bias=False)),
+        nn.Sigmoid(),
+    )
+    return nn.Sequential(OrderedDict(main=layers))
 
 
 def up_block(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -59,11 +50,11 @@ class Decoder(nn.Module):
         super().__init__()
         width = {size: int(factor * base_width) for size, factor in WIDTHS.items()}
         self.sizes = [size for size in WIDTHS if 4 < size <= image_size]
-        self.init = InitialLayer(latent_dim, width[4])
+        self.init = initial_layer(latent_dim, width[4])
         for size in self.sizes:
             self.add_module(f"feat_{size}", up_block(width[size // 2], width[size]))
             if size in EXCITED_BY:
-                self.add_module(f"se_{size}", SkipLayerExcitation(width[EXCITED_BY[size]], width[size]))
+                self.add_module(f"se_{size}", skip_layer_excitation(width[EXCITED_BY[size]], width[size]))
         if 256 not in self.sizes:  # in every released file and never used: kept, without gradient
             self.feat_256 = up_block(width[128], width[256]).requires_grad_(False)
         self.add_module(f"to_{image_size}", spectral_norm(nn.Conv2d(width[image_size], 3, 1, bias=False)))
