@@ -58,7 +58,8 @@ class Parser(argparse.ArgumentParser):
             about = field.metadata
             names = [f"--{name}"] + [f"--{about['alias']}"] * bool(about["alias"])
             shown = "" if field.default in ((), None, "") else f" (default: {_shown(field.default)})"
-            convert, expected, metavar = next(KINDS[each] for each in (hint, *get_args(hint)) if each in KINDS)  # T | None
+            # T | None is read as T
+            convert, expected, metavar = next(KINDS[each] for each in (hint, *get_args(hint)) if each in KINDS)
             kind: dict[str, Any] = {"type": _reader(convert, expected), "metavar": metavar}
             if about["choices"]:
                 kind = {"choices": about["choices"]}

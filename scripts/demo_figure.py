@@ -40,7 +40,7 @@ def main(args: list[str] | None = None) -> None:
     with torch.no_grad():
         x = to_float(real)
         states = to_uint8(model.infer_xT(x, model.encode(x, sample=False)))
-    images = {"input": real, "$x_T$": states, "reconstruction": fake}
+    rows = [Row("input", real), Row("$x_T$", states), Row("reconstruction", fake)]
 
     # What was measured, and on what
     report = samples.read_report(options.sample_path)
@@ -52,7 +52,7 @@ def main(args: list[str] | None = None) -> None:
         f"{settings.get('sampler', '?')}, {report.get('nfe', '?')} network calls",
         f"trained on {int(log[-1]['images']):,} images in {float(log[-1]['seconds']) / 60:.1f} min",
     ]
-    draw(options.out, [(label, [("", each) for each in row]) for label, row in images.items()], log, lines)
+    draw(options.out, rows, log, lines)
     print(f"wrote {options.out}")
 
 
