@@ -183,7 +183,7 @@ ACTIONS = {
 }
 
 
-def main(doc: str, official: str | None = None, args: list[str] | None = None) -> None:
+def main(doc: str, official: str | None, args: list[str] | None = None) -> None:
     """Parse the options, read the images, do the action, and say what was written.
 
     The action is ``official``, the one of an official command, or else the first argument.
