@@ -10,6 +10,16 @@ from typing import Any, get_args, get_type_hints
 from dbae.config import UserError
 
 SWITCHES = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+# Kinds of options: how their text is read, what is expected of it, and what stands for it in --help
+KINDS = {
+    int: (int, "a whole number", "N"),
+    float: (float, "a number", "X"),
+    bool: (lambda text: SWITCHES[text.lower()], "true or false", "true|false"),
+    str: (str, "text", "TEXT"),
+    tuple[str, ...]: (str, "text", "TEXT"),
+    tuple[int, ...]: (lambda text: tuple(map(int, text.split(","))), "whole numbers like 1,2,4", "N,N,..."),
+    tuple[float, ...]: (lambda text: tuple(map(float, text.split(","))), "numbers like -0.3,0,0.3", "X,X,..."),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,7 +58,9 @@ class Parser(argparse.ArgumentParser):
             about = field.metadata
             names = [f"--{name}"] + [f"--{about['alias']}"] * bool(about["alias"])
             shown = "" if field.default in ((), None, "") else f" (default: {_shown(field.default)})"
-            kind: dict[str, Any] = {"type": _reader(hint), "metavar": _metavar(hint)}
+            # T | None is read as T
+            convert, expected, metavar = next(KINDS[each] for each in (hint, *get_args(hint)) if each in KINDS)
+            kind: dict[str, Any] = {"type": _reader(convert, expected), "metavar": metavar}
             if about["choices"]:
                 kind = {"choices": about["choices"]}
             if hint is bool or "true" in about["choices"]:
@@ -93,62 +105,14 @@ def _underscored(word: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
 
 
-def _switch(text: str) -> bool:
-    try:
-        return SWITCHES[text.lower()]
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}") from None
-
-
-def _number(kind: type, wanted: str) -> Callable[[str], Any]:
+def _reader(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
-            return kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+            return convert(text)
+        except (ValueError, KeyError):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
 
     return read
-
-
-def _numbers(kind: type, wanted: str) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            return tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
-
-    return read
-
-
-def _plain(hint: Any) -> Any:
-    """``int | None`` -> ``int``."""
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-    return kinds[0] if len(kinds) == 1 and type(None) in get_args(hint) else hint
-
-
-def _reader(hint: Any) -> Callable[[str], Any]:
-    readers = {
-        int: _number(int, "a whole number"),
-        float: _number(float, "a number"),
-        bool: _switch,
-        str: str,
-        tuple[int, ...]: _numbers(int, "whole numbers like 1,2,4"),
-        tuple[float, ...]: _numbers(float, "numbers like -0.3,0,0.3"),
-        tuple[str, ...]: str,
-    }
-    return readers[_plain(hint)]
-
-
-def _metavar(hint: Any) -> str:
-    names = {
-        int: "N",
-        float: "X",
-        bool: "true|false",
-        str: "TEXT",
-        tuple[str, ...]: "TEXT",
-        tuple[float, ...]: "X,X,...",
-    }
-    return names.get(_plain(hint), "N,N,...")
 
 
 def _shown(default: Any) -> str:

@@ -182,61 +182,57 @@ class TrainedModel:
 
     def encode(self, images: Tensor, index: Sequence[int] | None = None) -> Tensor:
         """Codes [n, latent] of any number of images, by default numbered from 0."""
-        index = range(len(images)) if index is None else index
-        parts = range(0, len(images), self.batch_size)
-        return torch.cat(
-            [self.encode_arrays(images[i : i + self.batch_size], index[i : i + self.batch_size])["z"] for i in parts]
-        )
+        return torch.cat([self.encode_arrays(*batch)["z"] for batch in self._batches(images, index)])
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, index: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """The states that decoding starts from, and reconstructions, on the CPU, of any number of images."""
-        index = range(len(images)) if index is None else index
-        states, made = [], []
-        for first in range(0, len(images), self.batch_size):
-            rows = slice(first, first + self.batch_size)
-            generators = image_generators(self.seed, index[rows], self.device)
-            x = to_float(images[rows].to(self.device))
+        made = []
+        for batch, numbers in self._batches(images, index):
+            generators = image_generators(self.seed, numbers, self.device)
+            x = to_float(batch.to(self.device))
             z = self.model.encode(x, self.latent == "sample", generators)
             x_T = self.model.infer_xT(x, z)
             x_0 = self.model.generate_from(z, x_T, generators, **self.settings)
-            states.append(to_uint8(x_T).cpu())
-            made.append(to_uint8(x_0).cpu())
-        return torch.cat(states), torch.cat(made)
+            made.append((to_uint8(x_T).cpu(), to_uint8(x_0).cpu()))
+        return tuple(map(torch.cat, zip(*made, strict=True)))
 
     def interpolate(self, images: Tensor, frames: int, path: str) -> tuple[Tensor, Tensor]:
         """States and images [n - 1, frames, 3, H, W] on the CPU, from each image to the next."""
         x, z = to_float(images.to(self.device)), self.encode(images)
         parts = self._split(frames, x[:-1], x[1:], z[:-1], z[1:])
-        made = [self.model.interpolation(*part, frames, path) for part in parts]
-        return self.render(*map(torch.cat, zip(*made, strict=True)), "interpolate")
+        return self._render([self.model.interpolation(*part, frames, path) for part in parts])
 
     def shift(self, images: Tensor, z: Tensor, shifts: Tensor, fix_xT: bool) -> tuple[Tensor, Tensor]:
         """States and images [n, F, 3, H, W] on the CPU: codes z moved by ``shifts`` [F, latent] or [n, F, latent]."""
         x, shifts = to_float(images.to(self.device)), shifts.expand(len(z), -1, -1)
         frames = shifts.shape[1]
-        made = [
-            self.model.shifted(*part, fix_xT, self._shared_noise(len(part[0]) * frames))
-            for part in self._split(frames, x, z, shifts)
-        ]
-        return self.render(*map(torch.cat, zip(*made, strict=True)))
+        parts = self._split(frames, x, z, shifts)
+        return self._render(
+            [self.model.shifted(*part, fix_xT, self._shared_noise(len(part[0]) * frames)) for part in parts]
+        )
 
     @torch.no_grad()
-    def render(self, z: Tensor, x_T: Tensor, desc: str = "sample") -> tuple[Tensor, Tensor]:
-        """States and images [n, F, 3, H, W] on the CPU, of codes [n, F, latent]. All share their noise.
+    def _render(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """States and images [n, F, 3, H, W] on the CPU, of parts of the codes [n, F, latent] with their states.
 
-        So only codes and states tell the frames apart.
+        All share their noise, so only codes and states tell the frames apart.
         """
+        z, x_T = map(torch.cat, zip(*parts, strict=True))
         shape, z, x_T = z.shape[:2], z.flatten(0, 1), x_T.flatten(0, 1)
         images = []
-        with progress_bar(len(z), "image", desc, enabled=len(z) > self.batch_size) as bar:
-            for first in range(0, len(z), self.batch_size):
-                rows = slice(first, first + self.batch_size)
-                generators = self._shared_noise(len(z[rows]))
-                x_0 = self.model.generate_from(z[rows], x_T[rows], generators, **self.settings)
+        with progress_bar(len(z), "image", "sample", enabled=len(z) > self.batch_size) as bar:
+            for batch in zip(z.split(self.batch_size), x_T.split(self.batch_size), strict=True):
+                x_0 = self.model.generate_from(*batch, self._shared_noise(len(batch[0])), **self.settings)
                 images.append(to_uint8(x_0).cpu())
                 bar.update(len(x_0))
         return to_uint8(x_T).cpu().unflatten(0, shape), torch.cat(images).unflatten(0, shape)
+
+    def _batches(self, images: Tensor, index: Sequence[int] | None) -> Iterator[tuple[Tensor, Sequence[int]]]:
+        index = range(len(images)) if index is None else index
+        for first in range(0, len(images), self.batch_size):
+            rows = slice(first, first + self.batch_size)
+            yield images[rows], index[rows]
 
     def _shared_noise(self, n: int) -> list[torch.Generator]:
         return image_generators(self.seed, [0] * n, self.device)

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from dbae.checkpoint import load_model
-from dbae.config import UserError
 from dbae.io import atomic_write, to_float, to_uint8
 from eval import samples
 from scripts.cli import Parser, run
@@ -29,10 +28,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, metavar="PNG", help="where to write the picture")
     options = parser.parse_args(args)
 
-    progress = os.path.join(os.path.dirname(options.model_path), "progress.csv")
-    if not os.path.exists(progress):
-        raise UserError(f"model_path: expected a run with progress.csv, there is no {progress}")
-    with open(progress) as file:
+    with open(os.path.join(os.path.dirname(options.model_path), "progress.csv")) as file:
         log = list(csv.DictReader(file))
     parts = (samples.read_part(path)[:COLUMNS] for path in samples.pairs(options.sample_path)[0])
     real, fake = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in parts)
@@ -40,27 +36,21 @@ def main(args: list[str] | None = None) -> None:
     with torch.no_grad():
         x = to_float(real)
         states = to_uint8(model.infer_xT(x, model.encode(x, sample=False)))
-    images = {"input": real, "$x_T$": states, "reconstruction": fake}
-
-    # What was measured, and on what
     report = samples.read_report(options.sample_path)
     settings = report.get("settings", {})
-    lines = [f"{name.replace('_', ' ')}  {value:.4f}" for name, value in report.get("metrics", {}).items()] + [
+    lines = [
+        *(f"{name.replace('_', ' ')}  {value:.4f}" for name, value in report.get("metrics", {}).items()),
         "",
         f"{report.get('images_evaluated', '?')} {settings.get('split', '')} images of {settings.get('dataset', '')}",
         f"{x[0].numel():,} pixel values as a code of {model.config.latent_dim}",
         f"{settings.get('sampler', '?')}, {report.get('nfe', '?')} network calls",
         f"trained on {int(log[-1]['images']):,} images in {float(log[-1]['seconds']) / 60:.1f} min",
     ]
-    draw(options.out, [(label, [("", each) for each in row]) for label, row in images.items()], log, lines)
-    print(f"wrote {options.out}")
 
-
-def draw(out: str, rows: list[Row], log: list[dict[str, str]], lines: list[str]) -> None:
-    """Compose and write the picture: rows of images, the loss over images seen, and lines of text."""
+    # Rows of images above, the loss over images seen and the numbers below
     figure = Figure(figsize=(12, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.7, 1))
-    draw_rows(top, rows)
+    draw_rows(top, [Row("input", real), Row("$x_T$", states), Row("reconstruction", fake)])
     left, right = bottom.subplots(1, 2, width_ratios=(2, 1))
     left.plot([int(row["images"]) for row in log], [float(row["loss"]) for row in log])
     left.set(xlabel="images seen", ylabel="training loss", yscale="log")
@@ -72,8 +62,9 @@ def draw(out: str, rows: list[Row], log: list[dict[str, str]], lines: list[str])
     left.spines[["top", "right"]].set_visible(False)
     right.axis("off")
     right.text(0, 0.95, "\n".join(lines), va="top", fontsize=11, linespacing=1.5)
-    with atomic_write(out) as file:
+    with atomic_write(options.out) as file:
         figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":

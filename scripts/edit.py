@@ -14,14 +14,12 @@ example:
   python -m scripts.edit manipulate --model ... --images photos/ --attributes Smiling --scales -0.3,0,0.3 --paste
 """
 
+from functools import partial
+
 from scripts import editing
 from scripts.cli import run
 
-
-def main(args: list[str] | None = None) -> None:
-    """Parse, read, and do what was asked."""
-    editing.main(__doc__, args=args)
-
+main = partial(editing.main, __doc__, None)
 
 if __name__ == "__main__":
     run(main)

@@ -13,11 +13,9 @@ from torch import Tensor
 from datasets.photos import Photo, photo_paths, read_landmarks, read_photo
 from datasets.toyfaces import ATTRIBUTES
 from dbae.config import UserError, option
-from dbae.methods import AutoEncoder
 from dbae.methods.codes import PATHS
-from dbae.progress import progress_bar
 from eval.classifier import AttributeClassifier, read_classifier
-from scripts.common import DataOptions, RuntimeOptions, build_data, result_folder
+from scripts.common import DataOptions, RuntimeOptions, TrainedModel, build_data, result_folder
 
 
 @dataclass(frozen=True)
@@ -90,45 +88,34 @@ def read_images(options: ImageOptions, size: int) -> Images:
     """The images that the options name. Raises UserError where a file of landmarks leaves one out."""
     if options.indices:
         data = build_data(options, size)
-        wrong = next((i for i in options.indices if not 0 <= i < len(data)), None)
-        if wrong is not None:
-            raise UserError(f"indices: expected numbers from 0 to {len(data) - 1}, got {wrong}")
+        wrong = [i for i in options.indices if not 0 <= i < len(data)]
+        if wrong:
+            raise UserError(f"indices: expected numbers from 0 to {len(data) - 1}, got {wrong[0]}")
         return Images([data.name_of(i) for i in options.indices], torch.stack([data[i][0] for i in options.indices]))
 
-    points = read_landmarks(options.landmarks) if options.landmarks else {}
     paths = photo_paths(options.images)[: options.limit]
     files = [os.path.basename(path) for path in paths]
-    missing = next((name for name in files if options.landmarks and name not in points), None)
+    points = read_landmarks(options.landmarks) if options.landmarks else dict.fromkeys(files)
+    missing = [name for name in files if name not in points]
     if missing:
-        raise UserError(f"landmarks: {options.landmarks} has none for {missing}")
+        raise UserError(f"landmarks: {options.landmarks} has none for {missing[0]}")
 
     def photo(i: int) -> Photo:
-        return read_photo(paths[i], points.get(files[i]))
+        return read_photo(paths[i], points[files[i]])
 
     # Results are called after the files, numbered where two names are equal
     stems = [os.path.splitext(name)[0] for name in files]
     names = [f"{stem}_{i}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems)]
-    squares = []
-    with progress_bar(len(paths), "photo", "read", enabled=len(paths) >= 64) as bar:
-        for i in range(len(paths)):
-            squares.append(square(photo(i), size))
-            bar.update()
-    return Images(names, torch.stack(squares), photo)
+    return Images(names, torch.stack([square(photo(i), size) for i in range(len(paths))]), photo)
 
 
-def find_classifier(model_path: str, typed: str | None) -> str:
-    """Path of the linear probe: as given, beside the checkpoint, or written by a probe of it. UserError for none."""
-    if typed:
-        return typed
-    probes = os.path.join("downstream_inference", "multitask_ema*", "best.pt")
+def find_classifier(trained: TrainedModel, model_path: str, typed: str | None) -> AttributeClassifier | None:
+    """The linear classifier of the model's codes: as typed, beside the checkpoint, or of a probe of it, or None.
+
+    40 unnamed rows are CelebA's attributes, as officially.
+    """
     beside = os.path.join(os.path.dirname(model_path), "best.pt")
+    probes = os.path.join("downstream_inference", "multitask_ema*", "best.pt")
     found = [beside, *sorted(glob.glob(result_folder(glob.escape(model_path), probes)))]
-    path = next((path for path in found if os.path.exists(path)), None)
-    if path is None:
-        raise UserError(f"classifier: no {beside} and no probe of {model_path}; run infer_class_dbae.sh or give one")
-    return path
-
-
-def load_classifier(path: str, model: AutoEncoder, device: torch.device) -> AttributeClassifier:
-    """A linear classifier of the model's codes; 40 unnamed rows are CelebA's attributes, as officially."""
-    return read_classifier(path, model.config.latent_dim, ATTRIBUTES).to(device)
+    path = typed or next(filter(os.path.exists, found), None)
+    return path and read_classifier(path, trained.model.config.latent_dim, ATTRIBUTES).to(trained.device)

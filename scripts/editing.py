@@ -7,7 +7,6 @@ one of them under the official code's arguments and folder names.
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +28,6 @@ from scripts.edit_inputs import (
     InterpolateOptions,
     ManipulateOptions,
     find_classifier,
-    load_classifier,
     read_images,
 )
 from scripts.figures import Row, animation, check_rows, strip
@@ -39,8 +37,7 @@ TO_MEDIAN = ("reconstruction", "one third", "two thirds", "median")  # columns o
 SHOWN = 16  # images in a strip of reconstructions
 
 
-@dataclass(frozen=True)
-class Edit:
+class Edit(NamedTuple):
     """One attribute of some codes: its name, what the columns of its figure are called, and what they add to z."""
 
     name: str
@@ -67,11 +64,7 @@ def plan(z: Tensor, classifier: AttributeClassifier, options: ManipulateOptions)
     return edits
 
 
-# Actions
-
-
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """What an action works on."""
 
     trained: TrainedModel
@@ -111,9 +104,11 @@ def reconstruct(job: Job) -> list[str]:
     """Every image from its code, and a strip of the first."""
     states, made = job.trained.reconstruct(job.images.pixels)
     names = job.images.names[:SHOWN]
-    rows: list[Row] = [("input", list(zip(names, job.images.pixels, strict=False)))]
-    for label, images in (("$x_T$", states), ("reconstruction", made)):
-        rows.append((label, [("", image) for image in images[:SHOWN]]))
+    rows = [
+        Row("input", job.images.pixels[:SHOWN], names),
+        Row("$x_T$", states[:SHOWN]),
+        Row("reconstruction", made[:SHOWN]),
+    ]
     path = f"{job.path(names, 'reconstruction')}.png"
     strip(path, rows, f"{job.trained.model.config.latent_dim} numbers per image")
     return [*job.write_images(made), path]
@@ -127,11 +122,11 @@ def interpolate(job: Job) -> list[str]:
     check_rows(2 * (len(pixels) - 1))
     states, made = job.trained.interpolate(pixels, how.frames, how.path)
     fractions = [f"{i / (how.frames - 1):.2g}" for i in range(how.frames)]
-    rows: list[Row] = []
+    rows = []
     for i in range(len(pixels) - 1):
-        first, last = (names[i], pixels[i]), (names[i + 1], pixels[i + 1])
-        rows.append(("image $x_0$", [first, *zip(fractions, made[i], strict=True), last]))
-        rows.append(("$x_T$", [("", None), *(("", state) for state in states[i])]))
+        captions = [names[i], *fractions, names[i + 1]]
+        rows.append(Row("image $x_0$", [pixels[i], *made[i], pixels[i + 1]], captions))
+        rows.append(Row("$x_T$", [None, *states[i]]))
     path = job.path(names, how.path, str(how.frames))
     strip(f"{path}.png", rows, f"{how.path} interpolation between codes")
     animation(f"{path}.gif", made.flatten(0, 1)[None, None])
@@ -141,7 +136,9 @@ def interpolate(job: Job) -> list[str]:
 def manipulate(job: Job) -> list[str]:
     """Strip and animation along attributes of every image; with ``--paste`` each edited photo, too."""
     names, pixels, how, trained = job.images.names, job.images.pixels, job.how, job.trained
-    classifier = load_classifier(find_classifier(job.options.model_path, how.classifier), trained.model, trained.device)
+    classifier = find_classifier(trained, job.options.model_path, how.classifier)
+    if classifier is None:
+        raise UserError("classifier: no best.pt beside the checkpoint and no probe of it; run infer_class_dbae.sh")
     z = trained.encode(pixels)
     edits = plan(z, classifier, how)
     check_rows(len(pixels) * len(edits) * (1 if how.fix_xT else 2))
@@ -149,12 +146,12 @@ def manipulate(job: Job) -> list[str]:
     # All edits of all images are sampled together: [n, edits, columns, 3, H, W]
     shifts = torch.cat([edit.shifts for edit in edits], dim=-2)
     states, made = (part.unflatten(1, (len(edits), -1)) for part in trained.shift(pixels, z, shifts, how.fix_xT))
-    rows: list[Row] = []
+    rows = []
     for i, name in enumerate(names):
         for k, edit in enumerate(edits):
-            rows.append((edit.name, [(name, pixels[i]), *zip(edit.columns, made[i, k], strict=True)]))
+            rows.append(Row(edit.name, [pixels[i], *made[i, k]], [name, *edit.columns]))
             if not how.fix_xT:
-                rows.append(("$x_T$", [("", None), *(("", state) for state in states[i, k])]))
+                rows.append(Row("$x_T$", [None, *states[i, k]]))
     attributes = "-".join(edit.name.replace(" ", "") for edit in edits)
     details = {"median": how.strength == "median", "normalised": how.normalised, "moved_xT": not how.fix_xT}
     path = job.path(names, attributes, *(detail for detail, true in details.items() if true))
@@ -169,7 +166,7 @@ def manipulate(job: Job) -> list[str]:
 
 
 class Action(NamedTuple):
-    """What the program can do, and what its official command does where nothing else is said."""
+    """What the program can do, its options, and the images of the official command."""
 
     run: Callable[[Job], list[str]]
     options: type | None = None
@@ -177,17 +174,16 @@ class Action(NamedTuple):
     folder: str = ""  # {folder}_{sampling} beside the checkpoint
 
 
+# The images are toy faces 11013, 11025, 11027 and 11024, of the test split, at 256 pixels
 ACTIONS = {
     "encode": Action(encode),
     "reconstruct": Action(reconstruct),
-    "interpolate": Action(
-        interpolate, InterpolateOptions, ("assets/img1.png", "assets/img2.png"), folder="interpolation"
-    ),
-    "manipulate": Action(manipulate, ManipulateOptions, ("assets/img3.png", "assets/img4.png"), folder="manipulation"),
+    "interpolate": Action(interpolate, InterpolateOptions, ("assets/img1.png", "assets/img2.png"), "interpolation"),
+    "manipulate": Action(manipulate, ManipulateOptions, ("assets/img3.png", "assets/img4.png"), "manipulation"),
 }
 
 
-def main(doc: str, official: str | None = None, args: list[str] | None = None) -> None:
+def main(doc: str, official: str | None, args: list[str] | None = None) -> None:
     """Parse the options, read the images, do the action, and say what was written.
 
     The action is ``official``, the one of an official command, or else the first argument.
@@ -195,22 +191,21 @@ def main(doc: str, official: str | None = None, args: list[str] | None = None) -
     parser = Parser(doc)
     if not official:
         parser.add_argument("action", choices=list(ACTIONS), help="what to do")
-    offered = {name: ACTIONS[name] for name in ([official] if official else ACTIONS)}
     parser.add_config("sampling", SampleConfig)
-    for name, action in offered.items():
-        if action.options:
+    for name, action in ACTIONS.items():
+        if action.options and official in (None, name):
             parser.add_config(name, action.options)
     options, about, typed = parse(parser, ImageOptions, "images", args)
     method = METHODS[options.method]
     sampling = dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
-    action = offered[official or typed.action]
+    action = ACTIONS[official or typed.action]
     how = action.options(**given(typed, action.options)) if action.options else None
-    folder = options.out or "edited"
+    folder = "edited"
     if official:
-        settings = f"{action.folder}_{method.result_name(sampling)}"
-        folder = options.out or result_folder(options.model_path, settings)
-        images = options.images if options.images or options.indices else action.images
-        options = dataclasses.replace(options, images=images)
+        folder = result_folder(options.model_path, f"{action.folder}_{method.result_name(sampling)}")
+        if not options.images and not options.indices:
+            options = dataclasses.replace(options, images=action.images)
+    folder = options.out or folder
     if options.dry_run:
         shown = {"sampling": sampling.as_dict(), "action": dataclasses.asdict(how) if how else {}, "output": folder}
         return print_dry_run(options, about, **shown)

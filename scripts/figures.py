@@ -1,7 +1,8 @@
 """Pictures of images in rows: labelled strips as PNG, and animations as GIF."""
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -10,8 +11,14 @@ from dbae.config import UserError
 from dbae.io import atomic_write
 
 MAX_ROWS = 100  # of a strip
-Tile = tuple[str, Tensor | None]  # what is written above it, and a uint8 image [3, H, W]; None leaves its place empty
-Row = tuple[str, Sequence[Tile]]  # what is written beside it, and its tiles
+
+
+class Row(NamedTuple):
+    """Images side by side, what is written beside the row, and above its images."""
+
+    label: str
+    images: Sequence[Tensor | None]  # uint8 [3, H, W]; None leaves its place empty
+    captions: Sequence[str] = ()
 
 
 def check_rows(rows: int) -> None:
@@ -21,24 +28,24 @@ def check_rows(rows: int) -> None:
 
 
 def draw_rows(figure: Any, rows: Sequence[Row]) -> None:
-    """Fill a figure, or part of one, of matplotlib with rows of tiles."""
-    grid = figure.subplots(len(rows), max(len(tiles) for _, tiles in rows), squeeze=False)
-    for axes, (label, tiles) in zip(grid, rows, strict=True):
+    """Fill a figure, or part of one, of matplotlib with rows of images."""
+    grid = figure.subplots(len(rows), max(len(row.images) for row in rows), squeeze=False)
+    for axes, row in zip(grid, rows, strict=True):
         for axis in axes:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
-        for axis, (caption, image) in zip(axes, tiles, strict=False):
-            axis.set_title(caption, fontsize=9, pad=3)
+        axes[0].set_ylabel(row.label, rotation=0, ha="right", va="center", fontsize=10)
+        for axis, image, caption in zip_longest(axes, row.images, row.captions):
+            axis.set_title(caption or "", fontsize=9, pad=3)
             if image is not None:
                 axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
 
 
 def strip(path: str, rows: Sequence[Row], title: str) -> None:
-    """Write rows of tiles under a title as PNG."""
+    """Write rows of images under a title as PNG."""
     from matplotlib.figure import Figure
 
-    columns = max(len(tiles) for _, tiles in rows)
+    columns = max(len(row.images) for row in rows)
     figure = Figure(figsize=(1.15 * columns + 1.1, 1.35 * len(rows) + 0.45), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0)
     draw_rows(figure, rows)

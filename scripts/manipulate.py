@@ -7,14 +7,12 @@ example:
 Pictures go to sample_STEP/manipulation_SETTINGS beside the checkpoint, named by images and attributes.
 """
 
+from functools import partial
+
 from scripts import editing
 from scripts.cli import run
 
-
-def main(args: list[str] | None = None) -> None:
-    """Parse, encode, generate, draw."""
-    editing.main(__doc__, "manipulate", args)
-
+main = partial(editing.main, __doc__, "manipulate")
 
 if __name__ == "__main__":
     run(main)

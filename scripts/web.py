@@ -20,11 +20,9 @@ from dbae.config import SampleConfig, UserError, option
 from dbae.diffusion import SOLVERS
 from scripts.cli import Parser, run
 from scripts.common import ModelOptions, RuntimeOptions, TrainedModel, load_autoencoder, parse, print_dry_run
-from scripts.edit_inputs import find_classifier, load_classifier
+from scripts.edit_inputs import find_classifier
 from scripts.web_actions import Studio
 
-UPLOAD = "20mb"  # the largest file
-WAITING = 32  # calls that may wait for the model
 OFFERED = (
     *("method", "model_path", "dataset", "classifier", "latent", "sampler", "steps", "batch_size", "seed", "device"),
     *("precision", "autocast", "host", "port", "share", "dry_run"),
@@ -67,14 +65,8 @@ def main(args: list[str] | None = None) -> None:
 def open_studio(options: PageOptions, about: dict[str, Any], folder: str) -> Studio:
     """The model with all that the page needs beside it; its pictures go to ``folder``."""
     device = runtime.setup(options.device)
-    model = load_autoencoder(options, about, device)
-    try:
-        path = find_classifier(options.model_path, options.classifier)
-    except UserError:
-        classifier = None
-    else:
-        classifier = load_classifier(path, model, device)
-    return Studio(TrainedModel.of(model, options), classifier, folder)
+    trained = TrainedModel.of(load_autoencoder(options, about, device), options)
+    return Studio(trained, find_classifier(trained, options.model_path, options.classifier), folder)
 
 
 def serve(studio: Studio, options: PageOptions) -> None:
@@ -82,13 +74,12 @@ def serve(studio: Studio, options: PageOptions) -> None:
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": studio.folder}  # read at gradio's import
     from scripts.web_page import build, looks
 
-    page = build(studio, options.sampler, options.steps).queue(api_open=False, max_size=WAITING)
+    page = build(studio, options.sampler, options.steps).queue(api_open=False, max_size=32)
     where = {"server_name": options.host, "server_port": options.port, "share": options.share}
-    kept = {"run_history": False, "enable_monitoring": False, "max_file_size": UPLOAD}
+    kept = {"run_history": False, "enable_monitoring": False, "max_file_size": "20mb"}
+    shown = {"footer_links": [], "quiet": True, "prevent_thread_lock": True}
     try:
-        _, local, public = page.launch(
-            **where, **kept, **looks(), footer_links=[], quiet=True, prevent_thread_lock=True
-        )
+        _, local, public = page.launch(**where, **kept, **shown, **looks())
     except OSError:
         raise UserError(f"port: expected a free one on {options.host}, got {options.port}") from None
     print("open", public or local, "(Ctrl-C ends the page)", flush=True)

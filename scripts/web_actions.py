@@ -20,7 +20,6 @@ from scripts.edit_inputs import square
 from scripts.figures import animation
 
 PIXELS = 50_000_000  # of the largest upload
-FIRST = ("Male", "Young", "Smiling", "Eyeglasses")  # attributes that have sliders at first
 HINT = "Upload an image, or choose a sample."
 
 
@@ -54,11 +53,6 @@ class Studio:
     def labels(self) -> list[str]:
         """What the classifier's attributes are called; none without a classifier."""
         return [name.replace("_", " ") for name in self.classifier.names] if self.classifier else []
-
-    @property
-    def first(self) -> list[str]:
-        """The attributes that have sliders at first."""
-        return [label for label in FIRST if label in self.labels] or self.labels[: len(FIRST)]
 
     def look(self, path: str | None, sampler: str, steps: int) -> View:
         """What is kept of an upload; its crop, x_T and reconstruction; facts. NOTHING without an upload."""
@@ -102,7 +96,14 @@ class Studio:
     def _crop(self, path: str) -> Tensor:
         """The model's square [1, 3, H, W] of an upload. UserError, with its name but not its folder, for a bad one."""
         name = os.path.basename(path)
-        if _is_large(path):
+        try:
+            with Image.open(path) as image:
+                large = image.width * image.height > PIXELS
+        except Image.DecompressionBombError:
+            large = True
+        except Exception:  # reading says what is wrong with it
+            large = False
+        if large:
             raise UserError(f"{name}: expected an image of at most {PIXELS // 10**6} megapixels")
         try:
             return square(read_photo(path), self.trained.model.config.image_size)[None]
@@ -116,11 +117,11 @@ class Studio:
         seen = Seen(crop, z, made, _cost(trained, 1, start))
         paths = map(self._save, ("crop", "x_T", "reconstruction"), (crop, states, made))
         error = ((made.float() - crop.float()) / 255).square().mean()
-        facts = [
-            f"**Code:** {z.shape[1]} numbers for {crop.numel():,} of the crop",
-            f"**Reconstruction error:** {error:.4f} (mean square of pixels from 0 to 1)",
-        ]
-        return seen, *paths, "  \n".join(facts), seen.cost
+        facts = (
+            f"**Code:** {z.shape[1]} numbers for {crop.numel():,} of the crop  \n"
+            f"**Reconstruction error:** {error:.4f} (mean square of pixels from 0 to 1)"
+        )
+        return seen, *paths, facts, seen.cost
 
     def _save(self, what: str, images: Tensor) -> str:
         """Path of a new PNG of the only one of uint8 images [1, 3, H, W]."""
@@ -131,17 +132,6 @@ class Studio:
     def _file(self, what: str, ending: str) -> str:
         """A name that nobody else has or guesses: gradio rewrites equal pictures while they are being sent."""
         return os.path.join(self.folder, f"{what}_{secrets.token_hex(8)}.{ending}")
-
-
-def _is_large(path: str) -> bool:
-    """Whether an image announces more than PIXELS. Reading says what is wrong with one that cannot be opened."""
-    try:
-        with Image.open(path) as image:
-            return image.width * image.height > PIXELS
-    except Image.DecompressionBombError:
-        return True
-    except Exception:
-        return False
 
 
 def _cost(trained: TrainedModel, images: int, start: float) -> str:

@@ -15,6 +15,7 @@ from scripts.edit_inputs import InterpolateOptions
 from scripts.web_actions import HINT, NOTHING, Studio
 
 KEPT = (300, 3600)  # every five minutes, uploads and pictures that are older than an hour are deleted
+FIRST = ("Male", "Young", "Smiling", "Eyeglasses")  # attributes that have sliders at first, where there are these
 REACH = 0.6  # of a slider to both sides; the official figures use up to 0.3
 STEPS, FRAMES = 100, 21  # the most that a visitor can ask for
 SMOOTH = 128  # pixels from which pictures are enlarged smoothly
@@ -107,20 +108,22 @@ def _edit_tab(studio: Studio, given: Sequence[Component], cost: gr.Markdown) -> 
     if studio.classifier is None:
         gr.Markdown(NO_CLASSIFIER)
         return None
+    labels = studio.labels
+    first = [label for label in FIRST if label in labels] or labels[: len(FIRST)]
     with gr.Row():
         with gr.Column(scale=4, min_width=280), gr.Row():
             pictures = [_picture("Reconstruction"), _picture("Edited")]
         with gr.Column(scale=3, min_width=280):
-            chosen = gr.Dropdown(studio.labels, value=studio.first, multiselect=True, label="Attributes")
-            sliders = [
-                gr.Slider(-REACH, REACH, value=0, step=0.05, label=label, visible=label in studio.first)
-                for label in studio.labels
-            ]
+            chosen = gr.Dropdown(labels, value=first, multiselect=True, label="Attributes")
+            reach = {"minimum": -REACH, "maximum": REACH, "step": 0.05}
+            sliders = [gr.Slider(**reach, value=0, label=label, visible=label in first) for label in labels]
             fix_xT = gr.Checkbox(True, label="Keep x_T")
             reset = gr.Button("Reset", size="sm")
     edited = {"fn": studio.edit, "inputs": [*given, fix_xT, chosen, *sliders], "outputs": [*pictures, cost], **CALL}
     gr.on([slider.release for slider in sliders] + [fix_xT.input], **edited)
-    chosen.input(_shown(studio.labels), chosen, sliders, **AT_ONCE).then(**edited)
+    chosen.input(
+        lambda names: [gr.update(visible=label in names) for label in labels], chosen, sliders, **AT_ONCE
+    ).then(**edited)
     reset.click(lambda: [0] * len(sliders), None, sliders, **AT_ONCE).then(**edited)
     return edited
 
@@ -159,10 +162,6 @@ def _upload(label: str) -> tuple[gr.Image, Dependency]:
 
 def _picture(label: str) -> gr.Image:
     return gr.Image(label=label, interactive=False, min_width=90, buttons=[], elem_classes="picture")
-
-
-def _shown(labels: list[str]) -> Callable[[list[str]], list[dict[str, Any]]]:
-    return lambda chosen: [gr.update(visible=label in chosen) for label in labels]
 
 
 def _told(action: Callable, otherwise: Any) -> Callable:

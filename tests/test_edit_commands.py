@@ -27,15 +27,16 @@ IMAGES = [str(ROOT / "assets" / f"img{i}.png") for i in range(1, 5)]
 def call(monkeypatch, capsys):
     """Run a program's main in this process; returns (status, standard output, standard error)."""
 
-    def run_main(program, *words):
+    def run_main(program, *words, status=0):
         monkeypatch.chdir(ROOT)
-        status = 0
+        found = 0
         try:
             run(lambda: program.main(list(map(str, words))))
         except SystemExit as stop:
-            status = stop.code
+            found = stop.code
         shown = capsys.readouterr()
-        return status, shown.out, shown.err
+        assert found == status, shown.err
+        return shown.err if status else shown.out
 
     return run_main
 
@@ -48,14 +49,6 @@ def classifier(checkpoint):
     names = ["Male", "Young", "Smiling", "Eyeglasses"]
     about = {"attributes": names, "codes": {"std": [1.0] * 8, "median_logit_of_positives": [1.0] * 4}}
     (checkpoint.parent / "best.json").write_text(json.dumps(about))
-    return checkpoint.parent / "best.pt"
-
-
-def assert_one_line_error(result, *parts):
-    status, _, error = result
-    assert status == 2 and error.startswith("error: ") and error.count("\n") == 1, error
-    for part in parts:
-        assert part in error
 
 
 def pixels(path):
@@ -78,16 +71,13 @@ def test_interpolation_launcher(checkpoint, tmp_path):
 
 
 def test_manipulation_of_a_data_sets_images(checkpoint, classifier, call, tmp_path):
-    words = ["--dataset=toyfaces", "--schedule=vp", f"--model_path={checkpoint}", "--split=test", "--steps=1"]
-    words += ["--indices=3,14", "--attributes", "smiling,3", "--scales", "-0.5,0.5", "--out", tmp_path]
-    status, _, error = call(manipulate, *words, "--fix_xT=false", "--normalised")
-    assert status == 0, error
+    words = ["--dataset=toyfaces", f"--model_path={checkpoint}", "--steps=1", f"--out={tmp_path}"]
+    more = ["--split=test", "--indices=3,14", "--attributes", "smiling,3", "--scales", "-0.5,0.5"]
+    call(manipulate, *words, *more, "--fix_xT=false", "--normalised")
     name = "toyfaces-011003-toyfaces-011014_Smiling-Eyeglasses_normalised_moved_xT"
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png", f"{name}.gif"}
-    status, _, error = call(manipulate, *words[:5], "--strength=median", f"--out={tmp_path}")
-    assert status == 0 and (tmp_path / "img3-img4_Male-Young_median.png").exists(), error
-    status, _, error = call(interpolate, *words[:3], "--steps=1", "--frames=2", f"--out={tmp_path}")
-    assert status == 0 and (tmp_path / "img1-img2_linear_2.gif").exists(), error
+    call(manipulate, *words, "--strength=median")
+    assert (tmp_path / "img3-img4_Male-Young_median.png").exists()
 
 
 def test_a_bare_released_file(tmp_path, call):
@@ -96,10 +86,9 @@ def test_a_bare_released_file(tmp_path, call):
     torch.save(released_state(64, "sto"), model)
     torch.save(torch.nn.Linear(512, 40).state_dict(), tmp_path / "best.pt")
     words = ["--dataset=celeba", "--schedule=vp", f"--model_path={model}", "--sampler=heun", "--steps=1"]
-    status, _, error = call(manipulate, *words, "--device=cpu", "--scales=-0.3,0.3")
-    assert status == 0, error
+    call(manipulate, *words, "--device=cpu", "--images", IMAGES[0], "--attributes=Young", "--scales=0.3")
     folder = tmp_path / "sample_980000" / "manipulation_heun_7.0_1_w=1.0_churn=0.0"
-    assert (folder / "img3-img4_Male-Young.png").exists()
+    assert (folder / "img1_Young.png").exists()
 
 
 def test_editor_reconstructs_and_pastes(checkpoint, call, tmp_path):
@@ -107,12 +96,10 @@ def test_editor_reconstructs_and_pastes(checkpoint, call, tmp_path):
     photo.paste(toyfaces.render(toyfaces.describe(3), 128), (80, 30))
     photo.save(tmp_path / "photo.jpg")
     words = ["reconstruct", f"--model={checkpoint}", "--steps=1", "--latent=mean", "--out", tmp_path / "out"]
-    status, _, error = call(edit, *words, "--images", tmp_path / "photo.jpg", IMAGES[0])
-    assert status == 0, error
+    call(edit, *words, "--images", tmp_path / "photo.jpg", IMAGES[0])
     assert pixels(tmp_path / "out" / "photo.png").shape == (32, 32, 3)
     assert (tmp_path / "out" / "photo-img1_reconstruction.png").exists()
-    status, _, error = call(edit, *words, "--images", tmp_path / "photo.jpg", "--paste")
-    assert status == 0, error
+    call(edit, *words, "--images", tmp_path / "photo.jpg", "--paste")
     whole, before = pixels(tmp_path / "out" / "photo.png"), pixels(tmp_path / "photo.jpg")
     assert whole.shape == (200, 300, 3)
     assert np.array_equal(whole[:, :50], before[:, :50])
@@ -121,60 +108,55 @@ def test_editor_reconstructs_and_pastes(checkpoint, call, tmp_path):
 
 def test_editor_encodes_and_manipulates(checkpoint, classifier, call, tmp_path):
     words = [f"--model={checkpoint}", "--steps=1", "--out", tmp_path, "--images", *IMAGES[:3]]
-    status, _, error = call(edit, "encode", *words)
-    assert status == 0, error
+    call(edit, "encode", *words)
     with np.load(tmp_path / "codes.npz", allow_pickle=False) as found:
         assert found["z"].shape == (3, 8) and list(found["name"]) == ["img1", "img2", "img3"]
-    words += ["--attributes=Eyeglasses", "--scales=0.1", "--paste"]
-    status, _, error = call(edit, "manipulate", *words)
-    assert status == 0 and (tmp_path / "img2_Eyeglasses_+0.1.png").exists(), error
+    call(edit, "manipulate", *words, "--attributes=Eyeglasses", "--scales=0.1", "--paste")
     assert pixels(tmp_path / "img2_Eyeglasses_+0.1.png").shape == (256, 256, 3)
 
 
 @pytest.mark.parametrize(
-    ("program", "words", "parts"),
+    ("words", "told"),
     [
-        (edit, ["interpolate"], ["expected image files or folders", "none"]),
-        (edit, ["interpolate", "--images", IMAGES[0]], ["at least two", "got 1"]),
-        (edit, ["interpolate", "--images", *IMAGES[:2], "--frames=1"], ["frames"]),
-        (edit, ["reconstruct", "--images", "README.md"], ["README.md is a bad image"]),
-        (edit, ["reconstruct", "--images", IMAGES[0], "--landmarks=absent.json"], ["absent.json"]),
-        (edit, ["manipulate", "--images", IMAGES[0], "--attributes=Beard"], ["attributes", "Eyeglasses", "'Beard'"]),
-        (edit, ["manipulate", "--images", IMAGES[0], "--scales=nan"], ["scales"]),
-        (edit, ["manipulate", "--images", IMAGES[0], "--scales=1", "--strength=median"], ["scales"]),
-        (edit, ["manipulate", "--images", IMAGES[0], "--classifier=absent.pt"], ["absent.pt"]),
-        (edit, ["interpolate", "--images", *IMAGES * 15], ["100 rows", "118"]),
-        (edit, ["manipulate", "--images", *IMAGES * 15], ["100 rows", "120"]),
-        (edit, ["draw"], ["'draw'", "reconstruct"]),
-        (edit, ["reconstruct", "--dataset=toyfaces", "--indices=0", "--paste"], ["paste"]),
-        (interpolate, ["--dataset=toyfaces", "--indices=0,1", "--images", *IMAGES[:2]], ["indices"]),
-        (interpolate, ["--dataset=toyfaces", "--indices=0,1000000"], ["indices: expected numbers"]),
+        ("interpolate", "photos: expected image files or folders"),
+        ("interpolate --images {0}", "images: expected at least two"),
+        ("interpolate --images {0} {1} --frames=1", "frames: "),
+        ("interpolate --images" + " {0} {1}" * 30, "images: expected few enough for a picture of 100 rows"),
+        ("interpolate --dataset=toyfaces --indices=0,1 --images {0}", "indices: expected either"),
+        ("interpolate --dataset=toyfaces --indices=0,1000000", "indices: expected numbers"),
+        ("reconstruct --dataset=toyfaces --indices=0 --paste", "paste: "),
+        ("reconstruct --images README.md", "README.md is a bad image"),
+        ("reconstruct --images {0} --landmarks=absent.json", "absent.json"),
+        ("manipulate --images {0} --attributes=Beard", "attributes: "),
+        ("manipulate --images {0} --scales=nan", "scales: "),
+        ("manipulate --images {0} --scales=1 --strength=median", "scales: "),
+        ("manipulate --images {0} --classifier=absent.pt", "absent.pt"),
+        ("draw", "action: invalid choice: 'draw'"),
     ],
-    ids=lambda value: " ".join(value).replace(str(ROOT), "")[:60] if isinstance(value, list) else None,
 )
-def test_wrong_input(checkpoint, classifier, call, program, words, parts):
-    assert_one_line_error(call(program, *words, f"--model={checkpoint}"), *parts)
+def test_wrong_input(checkpoint, classifier, call, words, told):
+    error = call(edit, *words.format(*IMAGES).split(" "), f"--model={checkpoint}", status=2)
+    assert error.startswith("error: ") and told in error and error.count("\n") == 1
 
 
 def test_no_classifier(checkpoint, call, tmp_path):
     for name in (checkpoint.name, "config.json"):
         (tmp_path / name).write_bytes((checkpoint.parent / name).read_bytes())
-    words = ["manipulate", f"--model={tmp_path / checkpoint.name}", "--images", IMAGES[0]]
-    assert_one_line_error(call(edit, *words), "classifier: no ", "run infer_class_dbae.sh")
+    error = call(edit, "manipulate", f"--model={tmp_path / checkpoint.name}", "--images", IMAGES[0], status=2)
+    assert error.startswith("error: classifier: no ") and error.count("\n") == 1
 
 
 def test_dry_run(checkpoint, call):
-    words = ["--dataset=toyfaces", f"--model={checkpoint}", "--dry_run"]
     for program, more in ((interpolate, []), (manipulate, []), (edit, ["encode"])):
-        status, shown, _ = call(program, *more, *words)
-        assert status == 0 and json.loads(shown)["model"]["latent_dim"] == 8
+        shown = call(program, *more, "--dataset=toyfaces", f"--model={checkpoint}", "--dry_run")
+        assert json.loads(shown)["model"]["latent_dim"] == 8
 
 
 def trained_tiny(**settings):
     return TrainedModel(tiny.model(), SampleConfig("euler", 2, churn=0.3), **settings)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
+@pytest.mark.parametrize("batch_size", [1, 5])
 def test_frames_share_their_noise_and_end_in_reconstructions(batch_size):
     """Whatever the batches: the first image draws from the same generator as all frames do."""
     images = to_uint8(tiny.images(3))

@@ -68,8 +68,7 @@ def test_look_shows_what_the_model_makes_of_the_crop(bare):
     assert "8 numbers for 3,072" in facts and f"{error:.4f}" in facts
     assert re.fullmatch(r"Last call: 3 network calls, \d+\.\d\d s", cost)
 
-
-def test_again_is_a_look_with_other_settings(bare, seen):
+    # The same image with other settings
     again, fresh = bare.again(seen, "one-step", 7), bare.look(IMAGES[0], "one-step", 7)
     np.testing.assert_array_equal(pixels(again[3]), pixels(fresh[3]))
     assert (again[0].made != seen.made).any() and again[5].startswith("Last call: 1 network call, ")
@@ -83,15 +82,11 @@ def test_nothing_is_shown_without_an_image(bare, seen):
             bare.interpolate(first, second, *EULER, 4, "linear")
 
 
-@pytest.mark.parametrize("name, content", [("a.jpg", b"no image"), ("b.png", b""), ("c.svg", b"<svg/>")])
-def test_a_bad_upload_is_named_without_its_folder(bare, tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"^{name} is a bad image") as told:
-        bare.look(str(tmp_path / name), *EULER)
+def test_a_bad_upload_is_named_without_its_folder_and_a_large_one_is_not_decoded(bare, tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"^a\.jpg is a bad image") as told:
+        bare.look(str(tmp_path / "a.jpg"), *EULER)
     assert str(tmp_path) not in str(told.value)
-
-
-def test_a_large_upload_is_not_decoded(bare, tmp_path, monkeypatch):
     (tmp_path / "bomb.png").write_bytes(b"P6 20000 20000 255\n")  # beyond PIL's own bound
     Image.new("L", (300, 200)).save(tmp_path / "large.png")
     assert bare.look(str(tmp_path / "large.png"), "one-step", 1)[0]
@@ -102,17 +97,14 @@ def test_a_large_upload_is_not_decoded(bare, tmp_path, monkeypatch):
             bare.look(str(tmp_path / name), *EULER)
 
 
-def test_pictures_have_names_of_their_own(studio, seen):
-    """Equal pictures in one file would be rewritten while another visitor's browser reads them."""
-    paths = [path for _ in range(2) for path in studio.edit(seen, *EULER, True, [])[:2]]
-    assert len(set(paths)) == 4 and all(os.path.dirname(path) == studio.folder for path in paths)
-
-
 def test_sliders_at_rest_leave_the_reconstruction(studio, seen):
     made, edited, cost = studio.edit(seen, *EULER, True, studio.labels, 0, 0, 0, 0)
     np.testing.assert_array_equal(pixels(made), seen.made[0].permute(1, 2, 0))
     np.testing.assert_array_equal(pixels(edited), pixels(made))
     assert cost == seen.cost
+
+    # Equal pictures in one file would be rewritten while another visitor's browser reads them
+    assert len({made, edited, *studio.edit(seen, *EULER, True, [])[:2]}) == 4
 
 
 @pytest.mark.parametrize("fix_xT", [True, False])
