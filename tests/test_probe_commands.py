@@ -143,7 +143,7 @@ def test_a_launcher_without_its_arguments():
     [
         (infer_class, "--label_fraction=2", r"label_fraction: .*\(0, 1\]"),
         (infer_class, "--probe_data=lfw", "lfw"),
-        (infer_class, "--baseline=absent.json", "baseline: no such file"),
+        (infer_class, "--baseline=absent.json", "baseline: expected the results.json of a probe"),
         (encode, "--out=codes.txt", "out: expected a name that ends in .npz or .safetensors"),
         (infer_class, "--features=input_blocks.1", "time: expected one with --features BLOCK"),
         (infer_class, "--features=absent --time=0.5", "blocks: expected some of input_blocks.0, .* got absent"),
