@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from types import ModuleType
-from typing import IO
 
 import blobfile as bf
 import numpy as np
@@ -16,20 +15,19 @@ Content = tuple[Arrays, dict[str, str]]  # arrays and text, by name
 
 
 def write_arrays(path: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, str] | None = None) -> None:
-    """Write an ``.npz`` or ``.safetensors`` file; ``about`` is text that goes with it.
+    """Write ``.safetensors`` where the path ends so (UserError without that package), else ``.npz``.
 
-    Raises UserError for another ending, and for the second without the package safetensors.
+    ``about`` is text that goes with the arrays.
     """
-    if path.endswith(".npz"):
-        with atomic_write(path) as file:
-            np.savez(file, **arrays, **{name: np.array(text) for name, text in (about or {}).items()})
-    elif path.endswith(".safetensors"):
+    about = dict(about or {})
+    if path.endswith(".safetensors"):
         whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        data = _safetensors(path).save(whole, dict(about or {}))
+        data = _safetensors(path).save(whole, about)
         with atomic_write(path) as file:
             file.write(data)
     else:
-        raise UserError(f"{path}: expected a name that ends in .npz or .safetensors")
+        with atomic_write(path) as file:
+            np.savez(file, **arrays, **about)
 
 
 def read_arrays(path: str) -> Content:
@@ -39,24 +37,16 @@ def read_arrays(path: str) -> Content:
     library = _safetensors(path) if path.endswith(".safetensors") else None
     try:
         with bf.BlobFile(path, "rb") as file:
-            return _read_safetensors(library, file.read()) if library else _read_npz(file)
+            if library:
+                data = file.read()
+                arrays = library.load(data)  # checks the header, from which the text is read
+                return arrays, json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+            with np.load(file, allow_pickle=False) as content:
+                arrays = dict(content)
+        text = {name: str(value) for name, value in arrays.items() if value.ndim == 0 and value.dtype.kind == "U"}
+        return {name: value for name, value in arrays.items() if name not in text}, text
     except Exception as error:  # each library raises its own kinds, and what Python raises for odd headers
         raise UserError(f"{path}: damaged, or not a file of arrays ({' '.join(str(error).split())})") from None
-
-
-def _read_npz(file: IO[bytes]) -> Content:
-    with np.load(file, allow_pickle=False) as content:
-        arrays = {name: content[name] for name in content.files}
-    if not all(isinstance(value, np.ndarray) for value in arrays.values()):
-        raise ValueError("a part that is no array")
-    text = {name for name, value in arrays.items() if value.ndim == 0 and value.dtype.kind == "U"}
-    return {n: v for n, v in arrays.items() if n not in text}, {name: str(arrays[name]) for name in text}
-
-
-def _read_safetensors(library: ModuleType, data: bytes) -> Content:
-    arrays = library.load(data)  # checks the header, from which the text is read
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return arrays, header.get("__metadata__", {})
 
 
 def _safetensors(path: str) -> ModuleType:

@@ -36,8 +36,7 @@ def encode_dataset(
     progress bar, without it there is none.
     """
     batches = tqdm(DataLoader(dataset, batch_size), desc=desc, unit="batch", disable=not desc, mininterval=1)
-    parts = list(encode_batches(encode, batches, flip))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return _joined(list(encode_batches(encode, batches, flip)))
 
 
 @torch.no_grad()
@@ -70,25 +69,15 @@ class FeatureCache:
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
-    def folder(self) -> str:
-        """Folder of the finished batches."""
-        return f"{self.path}.{self.key}-{self.processes}x{self.batch_size}.parts"
-
-    @property
     def finished(self) -> bool:
         """Whether the file is there. Raises UserError where it was made with other settings, or is none of ours."""
         if not bf.exists(self.path):
             return False
-        _, about = read_arrays(self.path)
-        try:
-            found = json.loads(about["settings"])
-        except (KeyError, ValueError):
-            raise UserError(f"{self.path}: expected a file of codes, it has no settings") from None
+        found = json.loads(read_arrays(self.path)[1].get("settings", "{}"))
         for name, value in self.settings.items():
             if found.get(name) != value:
-                raise UserError(
-                    f"{self.path} holds codes with {name} {found.get(name)}, expected {value}; move it away"
-                )
+                wrong = f"codes with {name} {found.get(name)}, expected {value}"
+                raise UserError(f"{self.path} holds {wrong}; move it away")
         return True
 
     def done(self, rank: int) -> int:
@@ -103,8 +92,9 @@ class FeatureCache:
         """All processes' batches as one, in the order of the images; an empty ``index`` alone where no image is."""
         parts = [read_arrays(self._batch(r, i))[0] for r in range(self.processes) for i in range(self.done(r))]
         parts = [part for part in parts if len(part["index"])] or [{"index": np.empty(0, np.int64)}]
-        order = np.concatenate([part["index"] for part in parts]).argsort()
-        return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+        joined = _joined(parts)
+        order = joined["index"].argsort()
+        return {name: values[order] for name, values in joined.items()}
 
     def write(self, arrays: Arrays, about: dict[str, str]) -> None:
         """Write the file, with ``about`` beside the settings, and remove the batches."""
@@ -113,47 +103,42 @@ class FeatureCache:
 
     def discard(self) -> None:
         """Remove the batches."""
-        bf.rmtree(self.folder)
+        bf.rmtree(bf.dirname(self._batch(0, 0)))
 
     def _batch(self, rank: int, i: int) -> str:
-        return bf.join(self.folder, f"{rank}_{i}.npz")
+        return f"{self.path}.{self.key}-{self.processes}x{self.batch_size}.parts/{rank}_{i}.npz"
 
 
+@dataclass(frozen=True)
 class CachedFeatures:
     """Features of one split, drawn anew for every epoch: from either orientation, and from a stochastic code.
 
     ``code`` turns an epoch's arrays into codes [n, d], with random numbers from the generator that it is given.
     """
 
-    def __init__(
-        self,
-        plain: Arrays,
-        flipped: Arrays | None = None,
-        code: Code = lambda arrays, generator: arrays["z"],
-        seed: int = 0,
-    ) -> None:
-        orientations = [plain, flipped] if flipped else [plain]
-        self.orientations = [
-            {name: torch.from_numpy(values) for name, values in arrays.items() if name != "index"}
-            for arrays in orientations
-        ]
-        self.code, self.seed = code, seed
+    plain: Arrays
+    flipped: Arrays | None = None
+    code: Code = lambda arrays, generator: arrays["z"]
+    seed: int = 0
 
     def draw(self, epoch: int) -> Tensor:
         """Codes [n, d] of an epoch: a function of the seed and the epoch."""
         generator = Generator().manual_seed(seed_for(self.seed, epoch))
-        arrays = self.orientations[0]
-        if len(self.orientations) == 2:
+        arrays = {name: torch.from_numpy(values) for name, values in self.plain.items() if name != "index"}
+        if self.flipped:
             mirrored = torch.rand(len(next(iter(arrays.values()))), 1, generator=generator) < 0.5
-            other = self.orientations[1]
-            arrays = {name: torch.where(mirrored, other[name], value) for name, value in arrays.items()}
+            arrays = {n: torch.where(mirrored, torch.from_numpy(self.flipped[n]), x) for n, x in arrays.items()}
         return self.code(arrays, generator)
+
+
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def reduced(x: Tensor, size: int) -> Tensor:
     """Images [n, 3, s, s] -> [n, 3 size^2]: area averages over a grid of size x size. Raises UserError if s < size."""
-    if x.ndim != 4 or min(x.shape[2:]) < size:
-        raise UserError(f"pixels: expected images [n, 3, s, s] with s of at least {size}, got {list(x.shape)}")
+    if min(x.shape[2:]) < size:
+        raise UserError(f"pixels: expected images of at least {size}x{size}, got {list(x.shape)}")
     return F.interpolate(x, size=(size, size), mode="area").flatten(1)
 
 

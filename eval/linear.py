@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dbae.config import UserError
-from eval.scores import average_precision, check_binary, check_rows, constant, mse, top_k
+from eval.scores import average_precision, mse, top_k
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: equal scores choose the stronger
 ITERATIONS = 100  # of L-BFGS per penalty; a few dozen do
 DISTANCES = 2**25  # nearest neighbours: most distances held at once
 Device = torch.device | str
-Solution = tuple[Tensor, Tensor]  # weight [d, k] and bias [k] in whitened coordinates
+Solution = tuple[Tensor, Tensor]  # weight and bias: [d, k] and [k] in whitened coordinates, [k, d] and [k] on raw codes
 Chosen = tuple[nn.Linear, list[float]]  # layer on the CPU, and the penalty of each of its outputs
 
 
@@ -37,23 +37,19 @@ def logistic_regression(
     Each penalty is chosen by average precision on the validation split. An attribute with a single class in training
     gets weight 0 and a finite bias.
     """
-    _check_splits(z_train, y_train, z_valid, y_valid)
-    varied = torch.from_numpy(~constant(y_train.cpu()))
-    if not varied.any():
-        raise UserError(f"train: expected an attribute with both classes, got none in {len(y_train)} images")
     space, y = _Whitened(z_train, device), y_train.to(device, torch.float32)
-    share = _share(y)
-    start = share[varied].logit()
+    varied = (y != y[:1]).any(dim=0)
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, y) * y.shape[1]
 
     layers = []
-    for solved_weight, solved_bias in _regularisation_path(space, y[:, varied], start, loss, penalties):
-        weight, bias = share.new_zeros(len(space.axes), len(share)), share.logit()
-        weight[:, varied], bias[varied] = solved_weight, solved_bias
+    for path_weight, path_bias in _regularisation_path(space, y[:, varied], torch.logit, loss, penalties):
+        bias = _share(y).logit()
+        weight = bias.new_zeros(len(space.axes), len(bias))
+        weight[:, varied], bias[varied] = path_weight, path_bias
         layers.append(space.fold(weight, bias))
-    scores = np.stack([average_precision(y_valid, _outputs(layer, z_valid)) for layer in layers])
+    scores = np.stack([average_precision(y_valid, F.linear(z_valid, *layer)) for layer in layers])
     return _choose(layers, np.nan_to_num(scores, nan=-1.0), penalties)
 
 
@@ -69,11 +65,9 @@ def multinomial_regression(
 
     One penalty for all, chosen by accuracy on the validation split.
     """
-    _check_splits(z_train, y_train, z_valid, y_valid)
     space, y = _Whitened(z_train, device), y_train.to(device, torch.float32)
-    path = _regularisation_path(space, y, _share(y).log(), F.cross_entropy, penalties)
-    layers = [space.fold(weight, bias) for weight, bias in path]
-    scores = np.array([[top_k(y_valid, _outputs(layer, z_valid))] * y.shape[1] for layer in layers])
+    layers = [space.fold(*each) for each in _regularisation_path(space, y, torch.log, F.cross_entropy, penalties)]
+    scores = np.array([[top_k(y_valid, F.linear(z_valid, *layer))] * y.shape[1] for layer in layers])
     return _choose(layers, scores, penalties)
 
 
@@ -85,12 +79,11 @@ def ridge_regression(
     Each penalty is chosen by squared error on the last tenth of the rows, which no fit of that round has seen; then all
     rows are fitted. It is the last tenth and not a random one because data sets keep images of one person together.
     """
-    check_rows("train", z_train, y_train)
     if len(z_train) < 3:
         raise UserError(f"train: expected at least 3 images, got {len(z_train)}")
     cut = len(z_train) - math.ceil(len(z_train) / 10)
     trials = _ridge_path(z_train[:cut], y_train[:cut], penalties, device)
-    errors = np.stack([mse(y_train[cut:], _outputs(layer, z_train[cut:])) for layer in trials])
+    errors = np.stack([mse(y_train[cut:], F.linear(z_train[cut:], *layer)) for layer in trials])
     return _choose(_ridge_path(z_train, y_train, penalties, device), -errors, penalties)
 
 
@@ -99,7 +92,6 @@ def neighbour_votes(z_train: Tensor, y_train: Tensor, z_test: Tensor, k: int = 2
 
     Euclidean distances between codes standardised on the training codes.
     """
-    check_rows("train", z_train, y_train)
     if not 1 <= k <= len(z_train):
         raise UserError(f"k: expected 1 to {len(z_train)} neighbours, got {k}")
     mean, std = _moments(z_train)
@@ -122,17 +114,13 @@ class _Whitened:
         self.variances = variances.clamp(min=0)  # [d]
         self.codes = (standard @ self.axes).float()
 
-    def fold(self, weight: Tensor, bias: Tensor) -> nn.Linear:
-        """A layer on raw codes from a weight [d, k] on ``codes`` and a bias [k]."""
+    def fold(self, weight: Tensor, bias: Tensor) -> Solution:
+        """The solution on raw codes, float32 on the CPU, of one on ``codes``."""
         weight = (self.axes @ weight.double()).cpu() / self.std[:, None]
-        layer = nn.Linear(*weight.shape)
-        with torch.no_grad():
-            layer.weight.copy_(weight.T)
-            layer.bias.copy_(bias.double().cpu() - self.mean @ weight)
-        return layer
+        return weight.T.float().contiguous(), (bias.double().cpu() - self.mean @ weight).float()
 
 
-def _moments(z: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(z: Tensor) -> Solution:
     """Mean and standard deviation [d] in float64 on the CPU; 1 for a dimension that does not vary."""
     z = z.double().cpu()
     std = z.std(dim=0, correction=0)
@@ -147,18 +135,18 @@ def _share(y: Tensor) -> Tensor:
 def _regularisation_path(
     space: _Whitened,
     y: Tensor,
-    bias: Tensor,
+    link: Callable[[Tensor], Tensor],
     loss: Callable[[Tensor, Tensor], Tensor],
     penalties: Sequence[float],
 ) -> list[Solution]:
-    """The minimum of ``loss(logits, y) + p/2 |w|^2`` for every penalty p, from the bias [k] of the shares on.
+    """The minimum of ``loss(logits, y) + p/2 |w|^2`` for every penalty p; ``link`` turns shares [k] to a first bias.
 
     One L-BFGS fits all outputs at once, so that an iteration costs two matrix products, from the solution of the
     penalty before. It works in coordinates where the Hessian at the start, which is ``share (1 - share)`` times the
     covariance for each output, is the identity.
     """
     share = _share(y)
-    curvature = share * (1 - share)
+    curvature, bias = share * (1 - share), link(share)
     weight = bias.new_zeros(len(space.axes), len(bias))
     solutions = []
     for penalty in penalties:
@@ -182,8 +170,8 @@ def _regularisation_path(
     return solutions
 
 
-def _ridge_path(z: Tensor, y: Tensor, penalties: Sequence[float], device: Device) -> list[nn.Linear]:
-    """The layer for every penalty."""
+def _ridge_path(z: Tensor, y: Tensor, penalties: Sequence[float], device: Device) -> list[Solution]:
+    """The solution on raw codes for every penalty."""
     space = _Whitened(z, device)
     y = y.to(device, torch.float64)
     bias = y.mean(dim=0)
@@ -191,22 +179,10 @@ def _ridge_path(z: Tensor, y: Tensor, penalties: Sequence[float], device: Device
     return [space.fold(products / (space.variances[:, None] + penalty), bias) for penalty in penalties]
 
 
-@torch.no_grad()
-def _outputs(layer: nn.Linear, z: Tensor) -> Tensor:
-    return layer(z.float().cpu())
-
-
-def _choose(layers: Sequence[nn.Linear], scores: np.ndarray, penalties: Sequence[float]) -> Chosen:
-    """For every output the layer with the highest of the scores [penalties, k]."""
-    best = scores.argmax(axis=0)
-    chosen = nn.Linear(layers[0].in_features, layers[0].out_features)
-    with torch.no_grad():
-        for i, p in enumerate(best):
-            chosen.weight[i], chosen.bias[i] = layers[p].weight[i], layers[p].bias[i]
-    return chosen, [float(penalties[p]) for p in best]
-
-
-def _check_splits(z_train: Tensor, y_train: Tensor, z_valid: Tensor, y_valid: Tensor) -> None:
-    for what, z, y in (("train", z_train, y_train), ("valid", z_valid, y_valid)):
-        check_rows(what, z, y)
-        check_binary(what, y)
+def _choose(solutions: Sequence[Solution], scores: np.ndarray, penalties: Sequence[float]) -> Chosen:
+    """For every output the solution with the highest of the scores [penalties, k], together as a layer."""
+    best, rows = scores.argmax(axis=0), np.arange(scores.shape[1])
+    weight, bias = (torch.stack(values)[best, rows] for values in zip(*solutions, strict=True))
+    layer = nn.Linear(*weight.T.shape)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer, [float(penalties[p]) for p in best]

@@ -1,6 +1,6 @@
 """Probes: what a linear layer, or the nearest neighbours, read from frozen codes. ``fit`` is the one entrance.
 
-Epochs are numbered from 1 in reports; ``Draw`` is called with 0, 1, ... before each.
+Epochs are numbered from 1 in reports; ``Part.draw`` is called with 0, 1, ... before each.
 """
 
 import copy
@@ -14,26 +14,35 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from dbae.config import UserError
+from dbae.config import UserError, require_positive
 from eval.linear import neighbour_votes
-from eval.scores import check_binary, check_rows
 from eval.tasks import TASKS, Names, Report, Task
 
-Draw = Callable[[int], Tensor]  # epoch -> codes [n, d] in data-set order
-Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) [b, k] -> mean
 Device = torch.device | str
 Layers = dict[str, nn.Linear]  # of the last epoch and the best; of an exact solution, under either name
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split. ``draw`` may give other codes every epoch (flips, a stochastic encoder).
+    """One split. ``draw`` (epoch -> codes [n, d]) may give other codes every epoch (flips, a stochastic encoder).
 
     ``targets`` are [n, k] for binary attributes and for real numbers, and whole numbers [n] for a class.
     """
 
-    draw: Draw
+    draw: Callable[[int], Tensor]
     targets: Tensor
+
+    def codes(self, split: str, epoch: int = 0, device: Device = "cpu") -> Tensor:
+        """An epoch's codes [n, d] float32. Raises UserError unless there is one per target, and all are finite."""
+        codes = self.draw(epoch).detach()
+        if codes.ndim != 2 or len(codes) != len(self.targets):
+            raise UserError(f"{split}: expected codes [{len(self.targets)}, d], as many as targets, got {codes.shape}")
+        if not (codes.isfinite().all() and self.targets.isfinite().all()):
+            raise UserError(f"{split}: expected finite codes and targets, got NaN or infinity")
+        return codes.to(device, torch.float32)
+
+
+Parts = Mapping[str, Part]
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,6 @@ class Result:
     report: Report
 
 
-Parts = Mapping[str, Part]
-
-
 def fit(kind: str, parts: Parts, names: Names, solver: str = "adam", device: Device = "cpu", **settings: Any) -> Result:
     """Probe codes for targets of a kind (binary, class or real) and report its scores on the split ``test``.
 
@@ -63,11 +69,9 @@ def fit(kind: str, parts: Parts, names: Names, solver: str = "adam", device: Dev
     task = TASKS[kind]
     if solver not in task.solvers:
         raise UserError(f"solver: expected {' or '.join(task.solvers)} for {task.name}, got {solver}")
-    parts = {s: Part(parts[s].draw, task.columns(s, parts[s].targets, names)) for s in task.splits}
-    for split, part in parts.items():
-        task.check(split, part.targets)
+    targets = {split: task.columns(split, parts[split].targets, names) for split in task.splits}
+    parts = {split: Part(parts[split].draw, y) for split, y in targets.items()}
     layers, report = SOLVERS[solver](task, parts, names, device, **settings)
-    targets = {split: part.targets for split, part in parts.items()}
     head = {"task": task.name, "settings": report.pop("settings"), "images": {s: len(y) for s, y in targets.items()}}
     report = head | report | task.left_out(names, targets)
     return Result(layers.get(task.reported[0]), layers.get("best"), report)
@@ -92,9 +96,10 @@ def _adam(
     watched, entries, best_score = parts[task.selected_on], [], -math.inf
     for epoch, layer in enumerate(train_linear(parts["train"], task.loss, **settings)):
         output = predict(layer, task.selected_on, watched, epoch)
-        entries.append({"epoch": epoch + 1, **task.watch(watched.targets, output)})
+        scores = task.watch(watched.targets, output)
+        entries.append({"epoch": epoch + 1, **scores})
         progress(entries[-1])
-        score = list(entries[-1].values())[1]
+        score = next(iter(scores.values()))
         if score > best_score:
             best, best_score, best_entry = copy.deepcopy(layer), score, entries[-1]
 
@@ -109,7 +114,8 @@ def _adam(
 
 def _exact(task: Task, parts: Parts, names: Names, device: Device) -> tuple[Layers, Report]:
     """Logistic or ridge regression, its penalties chosen on ``valid`` or on a part of ``train``."""
-    data = [value for split, part in parts.items() if split != "test" for value in (part.draw(0), part.targets)]
+    seen = {split: part for split, part in parts.items() if split != "test"}
+    data = [value for split, part in seen.items() for value in (part.codes(split), part.targets)]
     layer, penalties = task.regression(*data, device=device)
     outputs = {task.reported[0]: predict(layer, "test", parts["test"], 0)}
     settings = {"latent": layer.in_features, "loss": task.regression_loss, "optimizer": "exact"}
@@ -124,9 +130,7 @@ def _exact(task: Task, parts: Parts, names: Names, device: Device) -> tuple[Laye
 def _knn(task: Task, parts: Parts, names: Names, device: Device, k: int = 20) -> tuple[Layers, Report]:
     """The ``k`` nearest training codes vote; there is no layer."""
     train, test = parts["train"], parts["test"]
-    codes = test.draw(0)
-    check_rows("test", codes, test.targets)
-    votes = neighbour_votes(train.draw(0), train.targets, codes, k, device)
+    votes = neighbour_votes(train.codes("train"), train.targets, test.codes("test"), k, device)
     settings = {"k": k, "distance": "Euclidean, standardised codes"}
     return {}, {"settings": settings} | task.votes(names, test.targets, votes, train.targets.mean(dim=0))
 
@@ -141,7 +145,7 @@ def summary(report: Report) -> dict[str, float]:
 
 def train_linear(
     part: Part,
-    loss: Loss,
+    loss: Callable[[Tensor, Tensor], Tensor],
     epochs: int = 15,
     batch_size: int = 128,
     lr: float = 1e-3,
@@ -149,13 +153,14 @@ def train_linear(
     device: Device = "cpu",
 ) -> Iterator[nn.Linear]:
     """Adam over batches in data-set order, not shuffled; yields the layer, still in training, after every epoch."""
-    if epochs < 1 or batch_size < 1:
-        raise UserError(f"probe: expected epochs and batch_size of at least 1, got {epochs} and {batch_size}")
-    codes, targets = _draw("training", part, 0, device), part.targets.to(device, torch.float32)
-    layer = _new_layer(codes.shape[1], targets.shape[1], seed).to(device)
+    require_positive("epochs", epochs)
+    codes, targets = part.codes("train", 0, device), part.targets.to(device, torch.float32)
+    with torch.random.fork_rng(devices=[]):  # the layer depends on the seed only, global random numbers on nothing here
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
+        layer = nn.Linear(codes.shape[1], targets.shape[1]).to(device)
     optimizer = torch.optim.Adam(layer.parameters(), lr)
     for epoch in range(epochs):
-        codes = codes if epoch == 0 else _draw("training", part, epoch, device)
+        codes = codes if epoch == 0 else part.codes("train", epoch, device)
         for z, y in zip(codes.split(batch_size), targets.split(batch_size), strict=True):
             optimizer.zero_grad()
             loss(layer(z), y).backward()
@@ -166,25 +171,7 @@ def train_linear(
 @torch.no_grad()
 def predict(layer: nn.Linear, split: str, part: Part, epoch: int) -> np.ndarray:
     """Outputs [n, k] for a split's codes of this epoch; logits for classification, whose order is all that counts."""
-    codes = _draw(split, part, epoch, layer.weight.device)
-    if codes.shape[1] != layer.in_features:
-        expected = f"expected codes of dimension {layer.in_features} as in training"
-        raise UserError(f"{split}: {expected}, got {codes.shape[1]}")
-    return layer(codes).cpu().numpy()
-
-
-def _draw(split: str, part: Part, epoch: int, device: Device) -> Tensor:
-    """This epoch's codes [n, d] on the device."""
-    codes = part.draw(epoch).detach()
-    check_rows(split, codes, part.targets)
-    return codes.to(device, torch.float32)
-
-
-def _new_layer(inputs: int, outputs: int, seed: int) -> nn.Linear:
-    """A layer that depends on the seed only and leaves the global random state alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs as well
-        return nn.Linear(inputs, outputs)
+    return layer(part.codes(split, epoch, layer.weight.device)).cpu().numpy()
 
 
 def fit_fractions(
@@ -196,53 +183,39 @@ def fit_fractions(
     subset_seed: int = 0,
     **options: Any,
 ) -> list[Report]:
-    """The main score of ``fit`` (whose ``options`` these are) on shares of the training labels: ``label_fractions``."""
-    train = parts["train"]
+    """The main score of ``fit`` (whose ``options`` these are) on random shares of the training labels.
 
-    def score(rows: np.ndarray) -> float:
-        part = Part(lambda epoch: train.draw(epoch)[rows], train.targets[rows])
-        return next(iter(summary(fit(kind, {**parts, "train": part}, names, **options).report).values()))
-
-    classes = None if kind == "real" else TASKS[kind].columns("train", train.targets, names)
-    return label_fractions(score, len(train.targets), fractions, repeats, subset_seed, classes)
-
-
-def label_fractions(
-    fit: Callable[[np.ndarray], float],
-    n: int,
-    fractions: Sequence[float] = (0.01, 0.1),
-    repeats: int = 5,
-    seed: int = 0,
-    targets: Tensor | None = None,
-) -> list[Report]:
-    """Scores of ``fit(rows)`` on random subsets of ``n`` training rows: mean, standard deviation, 95 % t-interval.
-
-    A subset depends on the seed, its size and its number only, and its rows are sorted. With 0/1 ``targets`` [n, k] it
-    has a row of either class of every column, as far as its size allows. The interval tells how much the choice of
-    labels matters; the test images are the same throughout.
+    For every share the scores, their mean, standard deviation and 95 % t-interval. The interval tells how much the
+    choice of labels matters; the test images are the same throughout.
     """
     if repeats < 2 or not all(0 < fraction <= 1 for fraction in fractions):
         raise UserError(f"fractions: expected 2 repeats or more of shares in (0, 1], got {repeats} of {fractions}")
-    classes = np.zeros((n, 0), bool)
-    if targets is not None:
-        check_binary("train", targets)
-        if len(targets) != n:
-            raise UserError(f"train: expected targets of {n} images, got {len(targets)}")
-        classes = torch.cat([targets == 1, targets == 0], dim=1).numpy()
+    train, classes = parts["train"], None
+    if kind != "real":
+        y = TASKS[kind].columns("train", train.targets, names)
+        classes = torch.cat([y == 1, y == 0], dim=1).numpy()
     found = []
     for fraction in fractions:
-        size = max(1, round(fraction * n))
-        orders = (np.random.default_rng([seed, size, i]).permutation(n) for i in range(repeats))
-        scores = np.array([fit(_subset(order, size, classes)) for order in orders], np.float64)
-        mean, std = float(scores.mean()), float(scores.std(ddof=1))
+        size, scores = max(1, round(fraction * len(train.targets))), []
+        for rows in subsets(len(train.targets), size, repeats, subset_seed, classes):
+            part = Part(lambda epoch, rows=rows: train.draw(epoch)[rows], train.targets[rows])
+            report = fit(kind, {**parts, "train": part}, names, **options).report
+            scores.append(next(iter(summary(report).values())))
+        mean, std = float(np.mean(scores)), float(np.std(scores, ddof=1))
         reach = float(stats.t.ppf(0.975, repeats - 1)) * std / math.sqrt(repeats)
         interval = {"mean": mean, "std": std, "low": mean - reach, "high": mean + reach}
-        found.append({"fraction": fraction, "rows": size, "scores": scores.tolist(), **interval})
+        found.append({"fraction": fraction, "rows": size, "scores": scores, **interval})
     return found
 
 
-def _subset(order: np.ndarray, size: int, classes: np.ndarray) -> np.ndarray:
-    """The first ``size`` rows of ``order``, but in any case the first of each of the classes [n, c]; sorted."""
-    firsts = classes[order].argmax(axis=0)[classes.any(axis=0)]
-    places = np.concatenate([np.unique(firsts), np.setdiff1d(np.arange(len(order)), firsts)])
-    return np.sort(order[places[:size]])
+def subsets(n: int, size: int, repeats: int, seed: int, classes: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Random choices of ``size`` of n rows, sorted; each is a function of the seed, the size and its number.
+
+    One has in any case a row of each of the ``classes`` [n, c] bool, as far as its size allows.
+    """
+    for i in range(repeats):
+        order = np.random.default_rng([seed, size, i]).permutation(n)
+        if classes is not None:  # the first row of each class comes first
+            firsts = np.unique(classes[order].argmax(axis=0)[classes.any(axis=0)])
+            order = np.concatenate([order[firsts], np.delete(order, firsts)])
+        yield np.sort(order[:size])

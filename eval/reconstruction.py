@@ -8,7 +8,6 @@ height is taken for channels and the window slides over width x RGB. It is there
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +16,8 @@ from torch import Tensor, nn
 from dbae.config import UserError
 from dbae.io import read_tensors
 
-Metric = Callable[[Tensor, Tensor], Tensor]
 HUB_FILE = "alexnet-owt-7be5be79.pth"
 _DECLARED = torch.library.Library("torchvision", "FRAGMENT")  # must outlive what it declares
-ALEXNET = tuple(f"features.{i}.{kind}" for i in (0, 3, 6, 8, 10) for kind in ("weight", "bias"))
 
 
 def mse(real: Tensor, fake: Tensor) -> Tensor:
@@ -47,7 +44,8 @@ def ssim_official(real: Tensor, fake: Tensor) -> Tensor:
     return ssim(real.permute(0, 2, 3, 1), fake.permute(0, 2, 3, 1))
 
 
-METRICS = ("MSE", "SSIM", "SSIM_official", "LPIPS")
+FUNCTIONS = {"MSE": mse, "SSIM": ssim, "SSIM_official": ssim_official}
+METRICS = (*FUNCTIONS, "LPIPS")
 
 
 class ReconstructionMetrics:
@@ -57,12 +55,11 @@ class ReconstructionMetrics:
         self, names: Sequence[str] = METRICS, device: torch.device | str = "cpu", lpips_backbone: str | None = None
     ) -> None:
         known = {name.lower(): name for name in METRICS}
-        unknown = [name for name in names if name.lower() not in known]
-        if unknown or not names:
+        if not names or any(name.lower() not in known for name in names):
             raise UserError(f"metrics: expected some of {', '.join(METRICS)}, got {', '.join(names) or 'none'}")
         self.device, self.images = device, 0
-        self.functions: dict[str, Metric] = {"MSE": mse, "SSIM": ssim, "SSIM_official": ssim_official}
         self.sums = {known[name.lower()]: 0.0 for name in names}
+        self.functions = dict(FUNCTIONS)
         if "LPIPS" in self.sums:
             self.functions["LPIPS"] = load_lpips(lpips_backbone, device)
 
@@ -96,16 +93,11 @@ def describe(means: dict[str, float]) -> str:
 def _blur(x: Tensor) -> Tensor:
     """Gaussian window per channel, separable, zero-padded."""
     channels = x.shape[1]
-    window = _window().to(x).expand(channels, 1, 1, 11)
-    x = F.conv2d(x, window, padding=(0, 5), groups=channels)
-    return F.conv2d(x, window.transpose(2, 3), padding=(5, 0), groups=channels)
-
-
-@lru_cache
-def _window() -> Tensor:
     offsets = torch.arange(11, dtype=torch.float64) - 5
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    return window / window.sum()
+    window = (window / window.sum()).to(x).expand(channels, 1, 1, 11)
+    x = F.conv2d(x, window, padding=(0, 5), groups=channels)
+    return F.conv2d(x, window.transpose(2, 3), padding=(5, 0), groups=channels)
 
 
 # LPIPS (Zhang et al., CVPR 2018): the package lpips, with a choice of where AlexNet's features come from
@@ -117,12 +109,18 @@ def load_lpips(backbone: str | None = None, device: torch.device | str = "cpu") 
     ``backbone`` is a file with torchvision's AlexNet tensors ``features.*``; by default the one in torch's hub cache,
     downloaded if need be. Raises UserError, before any work, where the features or the package cannot be had.
     """
-    features = _read_features(backbone or _hub_file())
+    path = backbone or _hub_file()
+    if not os.path.exists(path):
+        raise UserError(f"lpips_backbone: no such file: {path}")
+    features = read_tensors(path)
     model = _empty_lpips()
-    for part in (model.net.slice1, model.net.slice2, model.net.slice3, model.net.slice4, model.net.slice5):
-        for index, layer in part.named_children():
-            if f"features.{index}.weight" in features:
-                layer.load_state_dict({kind: features[f"features.{index}.{kind}"] for kind in ("weight", "bias")})
+    for part in model.net.children():  # slices of torchvision's sequence, whose layers keep their numbers
+        for name in part.state_dict():
+            if f"features.{name}" not in features:
+                raise UserError(
+                    f"lpips_backbone: {path} has no tensor 'features.{name}'; expected torchvision's AlexNet"
+                )
+        part.load_state_dict({name: features[f"features.{name}"] for name in part.state_dict()})
     model = model.to(device).eval().requires_grad_(False)
     return lambda real, fake: model(real * 2 - 1, fake * 2 - 1).flatten()
 
@@ -152,16 +150,6 @@ def import_torchvision() -> None:
         for name in ("nms", "qnms"):
             _DECLARED.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision  # noqa: F401
-
-
-def _read_features(path: str) -> dict[str, Tensor]:
-    if not os.path.exists(path):
-        raise UserError(f"lpips_backbone: no such file: {path}")
-    features = read_tensors(path)
-    missing = [name for name in ALEXNET if name not in features]
-    if missing:
-        raise UserError(f"lpips_backbone: {path} has no tensor {missing[0]!r}; expected torchvision's AlexNet")
-    return features
 
 
 def _hub_file() -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dbae.config import UserError
 from dbae.io import atomic_write, listdir
-from eval.arrays import Arrays, read_arrays, write_arrays
+from eval.arrays import read_arrays, write_arrays
 
 PART = re.compile(r"(\d+)_(real|fake)_sample_(\d+)\.npz")
 OURS = re.compile(
@@ -36,42 +36,36 @@ def write_part(path: str, samples: np.ndarray, index: np.ndarray) -> None:
 
 def read_part(path: str) -> np.ndarray:
     """Samples of one batch, uint8 [n, H, W, 3]. Raises UserError for anything else."""
-    return _samples(path, read_arrays(path)[0])
+    return _samples_and_index(path)[0]
 
 
 def read_numbered(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Samples of one of our batches, and the images' numbers int64 [n]. Raises UserError for anything else."""
-    arrays = read_arrays(path)[0]
-    samples, index = _samples(path, arrays), arrays.get("index")
+    samples, index = _samples_and_index(path)
     if index is None or index.dtype != np.int64 or index.shape != samples.shape[:1]:
         raise UserError(f"{path}: expected an array 'index' with the number of each of the {len(samples)} samples")
     return samples, index
 
 
-def _samples(path: str, arrays: Arrays) -> np.ndarray:
+def _samples_and_index(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+    arrays = read_arrays(path)[0]
     samples = arrays.get("samples")
-    if samples is None:
-        raise UserError(f"{path}: expected an array 'samples'")
-    if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[3] != 3:
-        raise UserError(f"{path}: expected uint8 samples [n, H, W, 3], got {samples.dtype} {list(samples.shape)}")
-    return samples
+    if samples is None or samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[3] != 3:
+        found = "none" if samples is None else f"{samples.dtype} {list(samples.shape)}"
+        raise UserError(f"{path}: expected an array 'samples' of uint8 [n, H, W, 3], got {found}")
+    return samples, arrays.get("index")
 
 
 def pairs(folder: str) -> list[tuple[str, str]]:
     """(real, fake) files of a folder, by batch, then process. Raises UserError where one lacks its twin."""
-    if not bf.isdir(folder):
-        raise UserError(f"sample_path: no such folder: {folder}")
-    names = set(listdir(folder))
-    keys = {(int(m[3]), int(m[1])) for m in map(PART.fullmatch, names) if m}
-    if not keys:
-        raise UserError(f"sample_path: no files like 0_real_sample_0.npz in {folder}")
-    found = []
-    for i, rank in sorted(keys):
-        twins = [part_path(folder, rank, kind, i) for kind in ("real", "fake")]
-        lonely = [path for path in twins if bf.basename(path) not in names]
-        if lonely:
-            raise UserError(f"sample_path: {lonely[0]} is missing; run the reconstruction again to complete it")
-        found.append((twins[0], twins[1]))
+    matches = [match for match in map(PART.fullmatch, listdir(folder)) if match]
+    if not matches:
+        raise UserError(f"sample_path: expected a folder with files like 0_real_sample_0.npz, got {folder}")
+    there = {part_path(folder, int(m[1]), m[2], int(m[3])) for m in matches}
+    keys = sorted({(int(m[3]), int(m[1])) for m in matches})
+    found = [(part_path(folder, rank, "real", i), part_path(folder, rank, "fake", i)) for i, rank in keys]
+    for path in (path for twins in found for path in twins if path not in there):
+        raise UserError(f"sample_path: {path} is missing; run the reconstruction again to complete it")
     return found
 
 
@@ -85,7 +79,7 @@ def fake_images(folder: str) -> Iterator[np.ndarray]:
 
 def write_combined(path: str, batches: Iterator[np.ndarray], shape: tuple[int, int, int, int]) -> None:
     """Write all samples [n, H, W, 3] uint8 as one .npz, under ``arr_0`` as officially."""
-    samples, first = np.empty(shape, np.uint8), 0
+    samples, first = np.empty(shape, np.uint8), 0  # and not a concatenation, which would need twice the memory
     for batch in batches:
         samples[first : first + len(batch)] = batch
         first += len(batch)

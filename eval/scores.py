@@ -3,32 +3,40 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import pearsonr
 from sklearn.metrics import average_precision_score, roc_auc_score
-from torch import Tensor
 
 from dbae.config import UserError
 
-Scores: TypeAlias = np.ndarray
 
-
-def average_precision(y: ArrayLike, score: ArrayLike) -> Scores:
+def average_precision(y: ArrayLike, score: ArrayLike) -> np.ndarray:
     """Average precision [k] of scores for 0/1 targets; NaN where only one class is there."""
     return _each(y, score, lambda t, s: math.nan if _constant(t) else average_precision_score(t, s))
 
 
-def auroc(y: ArrayLike, score: ArrayLike) -> Scores:
+def auroc(y: ArrayLike, score: ArrayLike) -> np.ndarray:
     """Area under the ROC curve [k] of scores for 0/1 targets; NaN where only one class is there."""
     return _each(y, score, lambda t, s: math.nan if _constant(t) else roc_auc_score(t, s))
 
 
-def accuracy(y: ArrayLike, answer: ArrayLike) -> Scores:
+def accuracy(y: ArrayLike, answer: ArrayLike) -> np.ndarray:
     """Share of right answers [k], both of 0 and 1; NaN where only one class is there."""
     return _each(y, answer, lambda t, a: math.nan if _constant(t) else np.mean(t == a))
+
+
+def pearson(y: ArrayLike, prediction: ArrayLike) -> np.ndarray:
+    """Pearson correlation [k]; NaN where the target or the prediction is constant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # nearly constant columns
+        return _each(y, prediction, lambda t, p: math.nan if _constant(t) or _constant(p) else pearsonr(t, p)[0])
+
+
+def mse(y: ArrayLike, prediction: ArrayLike) -> np.ndarray:
+    """Mean squared error [k]."""
+    return _each(y, prediction, lambda t, p: np.square(t - p).mean())
 
 
 def top_k(y: ArrayLike, score: ArrayLike, k: int = 1) -> float:
@@ -37,59 +45,25 @@ def top_k(y: ArrayLike, score: ArrayLike, k: int = 1) -> float:
     return float(np.take_along_axis(np.asarray(y), best, axis=1).any(axis=1).mean())
 
 
-def recall(y: ArrayLike, score: ArrayLike) -> Scores:
+def recall(y: ArrayLike, score: ArrayLike) -> np.ndarray:
     """Share of each class's images [classes] whose highest score is their class's; NaN for a class without images."""
     y, best = np.asarray(y), np.asarray(score).argmax(axis=1)
     return np.array([np.mean(best[has > 0] == i) if has.any() else math.nan for i, has in enumerate(y.T)])
 
 
-def pearson(y: ArrayLike, prediction: ArrayLike) -> Scores:
-    """Pearson correlation [k]; NaN where the target or the prediction is constant."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nearly constant columns
-        return _each(y, prediction, lambda t, p: math.nan if _constant(t) or _constant(p) else pearsonr(t, p)[0])
-
-
-def mse(y: ArrayLike, prediction: ArrayLike) -> Scores:
-    """Mean squared error [k]."""
-    return _each(y, prediction, lambda t, p: np.square(t - p).mean())
-
-
-def mean_defined(scores: Scores) -> float:
+def mean_defined(scores: np.ndarray) -> float:
     """Mean over the attributes where a score is defined, NaN where none is."""
     defined = scores[~np.isnan(scores)]
     return float(defined.mean()) if len(defined) else math.nan
 
 
 def json_safe(score: float) -> float | None:
-    """A plain number for JSON, None for NaN."""
-    return None if math.isnan(score) else float(score)
+    """The number, or None for NaN, which JSON does not have."""
+    return None if math.isnan(score) else score
 
 
-def constant(y: Tensor) -> np.ndarray:
-    """Which targets [k] of y [n, k] have a single value."""
-    return (y == y[:1]).all(dim=0).numpy()
-
-
-def check_rows(what: str, codes: Tensor, targets: Tensor) -> None:
-    """Raise UserError unless codes [n, d] and targets [n, k] are matrices with equally many rows, at least one."""
-    if codes.ndim != 2 or targets.ndim != 2 or len(codes) != len(targets) or not codes.numel() or not targets.numel():
-        shapes = f"{list(codes.shape)}, {list(targets.shape)}"
-        raise UserError(f"{what}: expected codes [n, d] and targets [n, k] of as many images, got {shapes}")
-    if not (codes.isfinite().all() and targets.isfinite().all()):
-        raise UserError(f"{what}: expected finite codes and targets, got NaN or infinity")
-
-
-def check_binary(what: str, targets: Tensor) -> None:
-    """Raise UserError unless all targets are 0 or 1."""
-    if not ((targets == 0) | (targets == 1)).all():
-        raise UserError(f"{what}: expected targets of 0 and 1 to classify, got {targets.min():g} to {targets.max():g}")
-
-
-def _each(y: ArrayLike, other: ArrayLike, score: Callable[[np.ndarray, np.ndarray], float]) -> Scores:
+def _each(y: ArrayLike, other: ArrayLike, score: Callable[[np.ndarray, np.ndarray], float]) -> np.ndarray:
     y, other = np.asarray(y, np.float64), np.asarray(other, np.float64)
-    if y.shape != other.shape or y.ndim != 2 or not len(y):
-        raise UserError(f"scores: expected equal shapes [n, k], got {list(y.shape)}, {list(other.shape)}")
     if not np.isfinite(other).all():
         raise UserError("scores: expected finite predictions, got NaN or infinity")
     return np.array([score(t, p) for t, p in zip(y.T, other.T, strict=True)], np.float64)

@@ -29,25 +29,23 @@ class Task:
 
     name: str  # in reports
     splits = ("train", "valid", "test")
-    checked = splits  # where some target must vary
+    varied = splits  # where some target must vary
     solvers = ("adam", "exact", "knn")
     batch_size = 128
     selected_on = "valid"  # split that ``watch`` looks at
     reported = ("best",)  # which layers, of the last epoch and the best; the first is what one goes on with
     loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) [b, k] -> mean
     regression: Callable[..., tuple[nn.Linear, list[float]]]  # the exact solution
+    loss_name: str  # of each of these two, in reports
+    regression_loss: str
 
     def columns(self, split: str, targets: Tensor, names: Names) -> Tensor:
-        """Targets [n, k] as they are, a column per name. Raises UserError for others."""
+        """Targets [n, k] as they are, a column per name. Raises UserError for others, and where none varies."""
         if targets.ndim != 2 or targets.shape[1] != len(names) or not targets.numel():
-            expected = f"expected targets [n, {len(names)}], one column per name"
-            raise UserError(f"{split}: {expected}, got {list(targets.shape)}")
+            raise UserError(f"{split}: expected targets [n, {len(names)}], a name each, got {list(targets.shape)}")
+        if split in self.varied and constant(targets).all():
+            raise UserError(f"{split}: expected a target that varies, got none in {len(targets)} images")
         return targets
-
-    def check(self, split: str, y: Tensor) -> None:
-        """Raise UserError for targets of a split that cannot be probed."""
-        if split in self.checked and scores.constant(y).all():
-            raise UserError(f"{split}: expected a target that varies, got none in {len(y)} images")
 
     def left_out(self, names: Names, targets: Mapping[str, Tensor]) -> Report:
         """Which targets, by split, no mean contains."""
@@ -63,10 +61,12 @@ class Attributes(Task):
     regression = staticmethod(logistic_regression)
     regression_loss = "logistic"
 
-    def check(self, split: str, y: Tensor) -> None:
-        """The same, and unless all targets are 0 or 1."""
-        scores.check_binary(split, y)
-        super().check(split, y)
+    def columns(self, split: str, targets: Tensor, names: Names) -> Tensor:
+        """The same, of 0 and 1 only."""
+        if not ((targets == 0) | (targets == 1)).all():
+            found = f"{targets.min():g} to {targets.max():g}"
+            raise UserError(f"{split}: expected targets of 0 and 1 to classify, got {found}")
+        return super().columns(split, targets, names)
 
     def watch(self, y: Tensor, output: np.ndarray) -> dict[str, float]:
         """Mean score that selects the epoch."""
@@ -74,11 +74,10 @@ class Attributes(Task):
 
     def results(self, names: Names, y: Tensor, outputs: Mapping[str, np.ndarray]) -> Report:
         """Average precision and area under the ROC curve of the reported layers, on average and per attribute."""
-        ap, area = (score(y, outputs["best"]) for score in (scores.average_precision, scores.auroc))
-        rows = zip(names, ap, area, y.sum(dim=0), strict=True)
+        ap, area = scores.average_precision(y, outputs["best"]), scores.auroc(y, outputs["best"])
         return {
             "test": {"ap": mean_defined(ap), "auroc": mean_defined(area)},
-            "attributes": {n: {"ap": json_safe(p), "auroc": json_safe(a), "positives": int(m)} for n, p, a, m in rows},
+            "attributes": _by_name(names, ap=ap, auroc=area, positives=y.sum(dim=0).int()),
         }
 
     def votes(self, names: Names, y: Tensor, votes: Tensor, share: Tensor) -> Report:
@@ -89,23 +88,21 @@ class Attributes(Task):
         common = (share > 0.5).float().expand_as(votes)
         hits = scores.accuracy(y, torch.where(votes == 0.5, common, votes.round()))
         majority = scores.accuracy(y, common)
-        rows = zip(names, hits, majority, strict=True)
         return {
             "test": {"accuracy": mean_defined(hits), "majority": mean_defined(majority)},
-            "attributes": {name: {"accuracy": json_safe(a), "majority": json_safe(m)} for name, a, m in rows},
+            "attributes": _by_name(names, accuracy=hits, majority=majority),
         }
 
     def left_out(self, names: Names, targets: Mapping[str, Tensor]) -> Report:
         """Which targets no mean contains: by split, those with a single class."""
-        single = {split: scores.constant(y) for split, y in targets.items()}
-        return {"single_class": {split: _chosen(names, flags) for split, flags in single.items()}}
+        return {"single_class": {split: _constant_names(names, y) for split, y in targets.items()}}
 
 
 class Classes(Task):
     """One class of several."""
 
     name = "class"
-    checked = ("train",)
+    varied = ("train",)
     loss = staticmethod(F.cross_entropy)
     loss_name = "cross-entropy"
     regression = staticmethod(multinomial_regression)
@@ -118,7 +115,7 @@ class Classes(Task):
         if not 0 <= targets.min() <= targets.max() < len(names):
             found = f"{targets.min()} to {targets.max()}"
             raise UserError(f"{split}: expected class numbers under {len(names)}, got {found}")
-        return F.one_hot(targets.long(), len(names)).float()
+        return super().columns(split, F.one_hot(targets.long(), len(names)).float(), names)
 
     def watch(self, y: Tensor, output: np.ndarray) -> dict[str, float]:
         """Mean score that selects the epoch."""
@@ -127,10 +124,9 @@ class Classes(Task):
     def results(self, names: Names, y: Tensor, outputs: Mapping[str, np.ndarray]) -> Report:
         """Accuracy of the best answer and of the best five, and per class the share of its images that are right."""
         output = outputs["best"]
-        rows = zip(names, scores.recall(y, output), y.sum(dim=0), strict=True)
         return {
             "test": {"accuracy": scores.top_k(y, output), "top5": scores.top_k(y, output, 5)},
-            "attributes": {name: {"accuracy": json_safe(share), "images": int(n)} for name, share, n in rows},
+            "attributes": _by_name(names, accuracy=scores.recall(y, output), images=y.sum(dim=0).int()),
         }
 
     def votes(self, names: Names, y: Tensor, votes: Tensor, share: Tensor) -> Report:
@@ -148,7 +144,7 @@ class RealNumbers(Task):
 
     name = "regression"
     splits = ("train", "test")
-    checked = ("test",)
+    varied = ("test",)
     solvers = ("adam", "exact")
     batch_size = 64
     loss = staticmethod(F.mse_loss)
@@ -165,27 +161,38 @@ class RealNumbers(Task):
 
     def results(self, names: Names, y: Tensor, outputs: Mapping[str, np.ndarray]) -> Report:
         """Pearson r and mean squared error: means of the last layer, and per target of all the reported ones."""
-        found = {which: self._scores(y, output) for which, output in outputs.items()}
+        tables = {}
+        for which, output in outputs.items():
+            r, error = self._scores(y, output)
+            tables[which] = _by_name(names, r=r, mse=error)
         return {
             "last": self.watch(y, outputs["last"]),
-            "attributes": {
-                name: {which: {"r": json_safe(r[i]), "mse": float(error[i])} for which, (r, error) in found.items()}
-                for i, name in enumerate(names)
-            },
+            "attributes": {name: {which: table[name] for which, table in tables.items()} for name in names},
         }
 
     def left_out(self, names: Names, targets: Mapping[str, Tensor]) -> Report:
         """Which targets are constant on test."""
-        return {"constant": _chosen(names, scores.constant(targets["test"]))}
+        return {"constant": _constant_names(names, targets["test"])}
 
     def _scores(self, y: Tensor, output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         r = np.nan_to_num(scores.pearson(y, output))
-        r[scores.constant(y)] = np.nan
+        r[constant(y).numpy()] = np.nan
         return r, scores.mse(y, output)
 
 
 TASKS = {"binary": Attributes(), "class": Classes(), "real": RealNumbers()}  # by the kind of the targets
 
 
-def _chosen(names: Names, flags: np.ndarray) -> list[str]:
-    return [name for name, flag in zip(names, flags, strict=True) if flag]
+def constant(y: Tensor) -> Tensor:
+    """Which targets [k] of y [n, k] have a single value."""
+    return (y == y[:1]).all(dim=0)
+
+
+def _constant_names(names: Names, y: Tensor) -> list[str]:
+    return [name for name, flag in zip(names, constant(y), strict=True) if flag]
+
+
+def _by_name(names: Names, **columns: np.ndarray | Tensor) -> Report:
+    """Each name's entry of the columns [k], as JSON has it."""
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return {name: dict(zip(columns, map(json_safe, row), strict=True)) for name, row in zip(names, rows, strict=True)}

@@ -16,23 +16,18 @@ from eval.features import Encode, FeatureCache, encode_batches
 from scripts.common import TrainedModel
 
 
-def array_encoder(trained: TrainedModel) -> Encode:
-    """What the model computes once per image, before its code is drawn from that."""
+def array_encoder(trained: TrainedModel, block: str = "", time: float | None = None) -> Encode:
+    """What the model computes once per image, before its code is drawn from that.
 
-    def encode(images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
-        generators = image_generators(trained.seed, index, trained.device)
-        return trained.model.encode_arrays(to_float(images.to(trained.device)), generators)
-
-    return encode
-
-
-def block_encoder(trained: TrainedModel, block: str, time: float) -> Encode:
-    """Averaged activations of a block of the network, for images with the noise of a time."""
+    Or averaged activations of a ``block`` of its network, for images with the noise of a time.
+    """
 
     def encode(images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
         generators = image_generators(trained.seed, index, trained.device)
         x = to_float(images.to(trained.device))
-        return {"z": trained.model.features(x, time, [block], generator=generators)[block]}
+        if block:
+            return {"z": trained.model.features(x, time, [block], generator=generators)[block]}
+        return trained.model.encode_arrays(x, generators)
 
     return encode
 

@@ -18,11 +18,11 @@ from dbae.io import atomic_write, fingerprint, to_float, write_tensors
 from dbae.methods import AutoEncoder
 from eval.arrays import Arrays, read_arrays
 from eval.features import CachedFeatures, Encode, FeatureCache, encode_dataset, pca, reduced
-from eval.probe import Part, Parts, Result, fit, fit_fractions, predict, summary
+from eval.probe import Part, Result, fit, fit_fractions, predict, summary
 from eval.scores import json_safe
 from scripts.cli import Parser
 from scripts.common import ModelOptions, TrainedModel, load, parse, print_dry_run, result_folder
-from scripts.encoding import array_encoder, block_encoder, encode_to_file, identity
+from scripts.encoding import array_encoder, encode_to_file, identity
 from scripts.probe_figure import draw, score_of
 
 # Kind of the targets -> folder of the official results, data set that is probed by default, mirrored training images
@@ -36,7 +36,7 @@ BASELINES = (
     "pixels",
     "thumbnail",
     "pca",
-)  # 16x16 pixels; pixels, or principal components, as many as the code's numbers
+)  # 16x16 pixels; pixels or principal components, as many as the code's numbers
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,6 @@ class RegressionOptions(ModelOptions):
             raise UserError("solver: expected adam or exact for regression, got knn")
         if (self.time is None) != (self.features in ("model", *BASELINES)):
             raise UserError("time: expected one with --features BLOCK, and only there")
-        if self.baseline and not os.path.exists(self.baseline):
-            raise UserError(f"baseline: no such file: {self.baseline}")
         if not all(0 < share <= 1 for share in self.label_fraction):
             raise UserError(f"label_fraction: expected shares in (0, 1] like 0.01,0.1, got {self.label_fraction}")
 
@@ -105,16 +103,15 @@ def model_features(
     ``weights`` is the checkpoint's fingerprint, ``name`` that of the split. Only the first process reads the file.
     """
     settings = identity(weights, data, len(data), flip)
-    encode = array_encoder(trained)
-    if options.features != "model":
-        encode = block_encoder(trained, options.features, options.time)
-        settings |= {"features": options.features, "time": options.time}
-    if options.features != "model" or not isinstance(trained.model, AutoEncoder):  # features of images with noise
+    block = "" if options.features == "model" else options.features
+    if block:
+        settings |= {"features": block, "time": options.time}
+    if block or not isinstance(trained.model, AutoEncoder):  # features of images with noise
         settings["seed"] = options.seed
     file = f"{name}{'_flip' * flip}_{FeatureCache('', settings).key}.npz"
     path = result_folder(options.model_path, "latents", file)
-    desc = f"encode {name}{' mirrored' * flip}"
-    encode_to_file(path, encode, Tolerant(data), settings, options.batch_size, options.num_workers, desc)
+    how = (settings, options.batch_size, options.num_workers, f"encode {name}{' mirrored' * flip}")
+    encode_to_file(path, array_encoder(trained, block, options.time), Tolerant(data), *how)
     return read_arrays(path)[0] if runtime.rank() == 0 else {}
 
 
@@ -141,7 +138,7 @@ def read_baseline(options: RegressionOptions) -> dict[str, Any] | None:
         with open(options.baseline) as file:
             report = json.load(file)
         found = score_of(report)
-    except (ValueError, TypeError, AttributeError, StopIteration):
+    except (OSError, ValueError, TypeError, AttributeError, StopIteration):
         raise UserError(f"baseline: expected the results.json of a probe, got {options.baseline}") from None
     if found != expected:
         raise UserError(f"baseline: expected a probe scored by {expected}, {options.baseline} is by {found}")
@@ -156,7 +153,12 @@ def about_codes(layer: torch.nn.Linear, train: Part) -> dict[str, Any]:
 
 
 def write(
-    result: Result, report: dict[str, Any], parts: Parts, names: tuple[str, ...], options: RegressionOptions
+    result: Result,
+    report: dict[str, Any],
+    baseline: dict[str, Any] | None,
+    train: Part,
+    names: tuple[str, ...],
+    options: RegressionOptions,
 ) -> str:
     """Write report, picture and, where there is one, layer. Returns the report's path.
 
@@ -170,7 +172,7 @@ def write(
         write_tensors(stem.format("best", "pt"), result.best.state_dict())
         beside = {"attributes": list(names), "normalisation": "none: the layer takes the code as it is"}
         if options.kind == "binary":
-            beside["codes"] = about_codes(result.best, parts["train"])
+            beside["codes"] = about_codes(result.best, train)
         files["best", "json"] = json.dumps(beside, indent=2) + "\n"
     best = report["best"] if "last" in report and "best" in report else {}
     lines = summary(report) | {f"{name} of the best epoch": best[name] for name in ("r", "mse") if best}
@@ -178,13 +180,13 @@ def write(
     for name, text in files.items():
         with atomic_write(stem.format(*name), "w") as file:
             file.write(text)
-    draw(stem.format("attributes", "png"), report, read_baseline(options))
+    draw(stem.format("attributes", "png"), report, baseline)
     return stem.format("results", "json")
 
 
-def print_epoch(entry: dict[str, float]) -> None:
-    """One line per epoch."""
-    print("  ".join(f"{name} {value:.4f}" if name != "epoch" else f"epoch {value:2d}" for name, value in entry.items()))
+def describe(scores: dict[str, float]) -> str:
+    """One line: ``r 0.7311  mse 0.0887``."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "epoch")
 
 
 def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) -> None:
@@ -192,7 +194,7 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
     options, about, _ = parse(Parser(doc), cls, "probe", args)
     if options.dry_run:
         return print_dry_run(options, about, probe_data=options.data, output=options.folder)
-    read_baseline(options)  # a wrong one ends before any work
+    baseline = read_baseline(options)  # a wrong one ends before any work
     trained = TrainedModel.of(load(options, about, runtime.setup(options.device)), options)
     size = trained.model.config.image_size
     splits = labelled_splits(options.data, options.kind, size, options.data_root, options.data_dir, options.labels)
@@ -227,7 +229,10 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
         how: dict[str, Any] = {"solver": options.solver, "device": trained.device}
         if options.solver == "adam":
             how |= {"epochs": options.epochs, "batch_size": options.probe_batch_size, "lr": options.probe_lr}
-            how |= {"seed": options.seed, "progress": print_epoch}
+            how |= {
+                "seed": options.seed,
+                "progress": lambda entry: print(f"epoch {entry['epoch']:2d}  {describe(entry)}"),
+            }
         result = fit(options.kind, parts, names, **how)
         report = {
             "checkpoint": options.model_path,
@@ -242,7 +247,7 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
         if options.label_fraction:
             shares = (options.label_fraction, options.repeats, options.seed)
             report["label_fractions"] = fit_fractions(options.kind, parts, names, *shares, **how)
-        path = write(result, report, parts, names, options)
-        print("  ".join(f"{name} {value:.4f}" for name, value in summary(report).items()), f"({path})")
+        path = write(result, report, baseline, parts["train"], names, options)
+        print(describe(summary(report)), f"({path})")
     runtime.cleanup()
     return None

@@ -14,15 +14,12 @@ def score_of(report: dict[str, Any]) -> str:
     return next(score for score in SCORES if score in summary(report))
 
 
-def per_attribute(report: dict[str, Any]) -> dict[str, float | None]:
-    """The score of every attribute: on test, of the last epoch for regression."""
-    return {name: entry.get("last", entry)[score_of(report)] for name, entry in report["attributes"].items()}
-
-
-def title(report: dict[str, Any]) -> str:
-    """What was probed and how well, in a line."""
-    features = FEATURES.get(report["features"], report["features"])
-    return f"{features}, {report['solver']}: mean {summary(report)[score_of(report)]:.3f}"
+def bars(report: dict[str, Any]) -> tuple[dict[str, float], str]:
+    """The score of every attribute that has one (of the last epoch for regression), and a line on what was probed."""
+    score, features = score_of(report), FEATURES.get(report["features"], report["features"])
+    found = {name.replace("_", " "): entry.get("last", entry)[score] for name, entry in report["attributes"].items()}
+    label = f"{features}, {report['solver']}: mean {summary(report)[score]:.3f}"
+    return {name: value for name, value in found.items() if value is not None}, label
 
 
 def draw(path: str, report: dict[str, Any], baseline: dict[str, Any] | None = None) -> None:
@@ -33,14 +30,14 @@ def draw(path: str, report: dict[str, Any], baseline: dict[str, Any] | None = No
     matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
     from matplotlib import pyplot as plt
 
-    scores = {name: value for name, value in per_attribute(report).items() if value is not None}
+    scores, label = bars(report)
     names = sorted(scores, key=scores.__getitem__)
     figure, axis = plt.subplots(figsize=(7.5, 1.6 + 0.21 * len(names)), layout="constrained")
-    axis.barh([name.replace("_", " ") for name in names], [scores[name] for name in names], label=title(report))
+    axis.barh(names, [scores[name] for name in names], label=label)
     if baseline:
-        other = per_attribute(baseline)
-        shown = [(name.replace("_", " "), other[name]) for name in names if other.get(name) is not None]
-        axis.plot([value for _, value in shown], [name for name, _ in shown], "kd", ms=4, label=title(baseline))
+        other, label = bars(baseline)
+        shown = [name for name in names if name in other]
+        axis.plot([other[name] for name in shown], shown, "kd", ms=4, label=label)
     axis.set(xlabel=SCORES[score_of(report)], xlim=(min(0, *scores.values()), 1), ylim=(-0.7, len(names) - 0.3))
     axis.set_title(f"{report['data']}: {report['images']['test']:,} test images", loc="left", fontsize=11)
     axis.tick_params(axis="y", labelsize=8, length=0)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from dbae.checkpoint import read_config
 from dbae.config import UserError
 from dbae.io import atomic_write
 from scripts.cli import Parser, run
@@ -61,7 +62,7 @@ def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
         classes, real = tasks.get("classification"), tasks.get("regression")
         yield (
             f"{os.path.basename(run_dir.rstrip('/'))} {features} {solver}",
-            trained_on(checkpoint),
+            (read_config(os.path.dirname(checkpoint)) or {}).get("dataset", ""),
             f"{classes['test']['ap']:.3f}" if classes else "",
             f"{real['last']['r']:.3f}" if real else "",
             f"{real['last']['mse']:.3f}" if real else "",
@@ -70,15 +71,6 @@ def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
             ", ".join(f"{task['images']['test']:,}" for task in tasks.values()),
             "ours",
         )
-
-
-def trained_on(checkpoint: str) -> str:
-    """The data set in a checkpoint's config.json, if any."""
-    path = os.path.join(os.path.dirname(checkpoint), "config.json")
-    if not os.path.exists(path):
-        return ""
-    with open(path) as file:
-        return json.load(file).get("dataset", "")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -7,7 +7,6 @@ from scipy.ndimage import correlate
 
 from dbae.config import UserError
 from eval.reconstruction import (
-    ALEXNET,
     METRICS,
     ReconstructionMetrics,
     _empty_lpips,
@@ -64,38 +63,40 @@ def test_official_axes_flatter_a_blurred_image():
     assert ssim_official(real, blurred).item() > ssim(real, blurred).item() + 0.02
 
 
-@pytest.fixture
-def backbone(tmp_path):
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("lpips") / "alexnet.pth")
     torch.manual_seed(0)
     trunk = _empty_lpips().net
     state = {}
     for part in (trunk.slice1, trunk.slice2, trunk.slice3, trunk.slice4, trunk.slice5):
         state |= {f"features.{name}": tensor for name, tensor in part.state_dict().items()}
-    assert set(state) == set(ALEXNET)
-    torch.save(state, tmp_path / "alexnet.pth")
-    return str(tmp_path / "alexnet.pth")
+    assert set(state) == {f"features.{i}.{kind}" for i in (0, 3, 6, 8, 10) for kind in ("weight", "bias")}
+    torch.save(state, path)
+    return path
 
 
-def test_lpips_uses_the_given_backbone(backbone):
+def test_lpips_uses_the_given_backbone(backbone, tmp_path):
     real, fake = (unit(x) for x in batch(size=64))
     distance = load_lpips(backbone)
     assert torch.allclose(distance(real, real), torch.zeros(3), atol=1e-6)
     assert distance(real, fake).shape == (3,) and (distance(real, fake) > 0).all()
     state = torch.load(backbone, weights_only=True)
-    torch.save({name: 2 * tensor for name, tensor in state.items()}, backbone)
-    assert not torch.allclose(load_lpips(backbone)(real, fake), distance(real, fake))
+    torch.save({name: 2 * tensor for name, tensor in state.items()}, tmp_path / "other.pth")
+    assert not torch.allclose(load_lpips(str(tmp_path / "other.pth"))(real, fake), distance(real, fake))
 
 
 def test_lpips_backbone_errors(tmp_path, backbone, monkeypatch):
-    with pytest.raises(UserError, match="lpips_backbone: no such file"):
-        load_lpips(str(tmp_path / "absent.pth"))
     state = torch.load(backbone, weights_only=True)
     torch.save({"features.0.weight": state["features.0.weight"]}, tmp_path / "part.pth")
-    with pytest.raises(UserError, match=r"has no tensor 'features.0.bias'"):
-        load_lpips(str(tmp_path / "part.pth"))
     (tmp_path / "text.pth").write_text("text")
-    with pytest.raises(UserError, match=r"text.pth: refused: damaged or no torch file"):
-        load_lpips(str(tmp_path / "text.pth"))
+    for name, message in {
+        "absent.pth": "lpips_backbone: no such file",
+        "part.pth": "has no tensor 'features.0.bias'",
+        "text.pth": "text.pth: refused: damaged or no torch file",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            load_lpips(str(tmp_path / name))
 
     def unreachable(*args, **kwargs):
         raise OSError("no network")
