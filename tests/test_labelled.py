@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from eval.perceptual import import_torchvision
+from eval.reconstruction import import_torchvision
 from lmdb_fixtures import encoded, image_folder, image_lmdb, picture
 from PIL import Image
 
