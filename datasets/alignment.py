@@ -7,6 +7,7 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+from datasets.images import central_box
 from datasets.labels import read_csv, read_text
 from dbae.config import UserError
 
@@ -68,9 +69,8 @@ def face_square(landmarks: Sequence[Sequence[float]], width: int, height: int) -
     level = -1j * down  # rot90(m) is 1j * m
     axis = across + level
     if not (down and axis) or ((across + right_mouth - left_mouth) * level.conjugate()).real < 0:
-        raise UserError(
-            f"expected {', '.join(LANDMARKS)} as seen in the picture, no face has them at {_listed(points)}"
-        )
+        expected = f"{', '.join(LANDMARKS)} as seen in the picture"
+        raise UserError(f"expected {expected}, no face has them at {_listed(points)}")
     axis *= max(2.0 * abs(across), 1.8 * abs(down)) / abs(axis)
     centre = eyes + 0.1 * down
     if not (0 <= centre.real <= width and 0 <= centre.imag <= height and 2 * abs(axis) >= MIN_SIDE):
@@ -83,9 +83,8 @@ def face_square(landmarks: Sequence[Sequence[float]], width: int, height: int) -
 
 def central_square(width: int, height: int) -> Quad:
     """Corners of the largest square in the middle of a photo, in the order of ``face_square``."""
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return (left, top), (left, top + side), (left + side, top + side), (left + side, top)
+    left, top, right, bottom = central_box(width, height)
+    return (left, top), (left, bottom), (right, bottom), (right, top)
 
 
 def _json_pairs(path: str) -> list[tuple[str, Any]]:

@@ -3,11 +3,8 @@
 import io
 import os
 import re
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,13 +15,8 @@ MAX_BYTES = 1 << 29  # of an image file, as it lies on the disk or comes out of 
 MAX_PIXELS = 89_478_485  # of an image: a quarter of a GiB as RGB. PIL's own limit is the same, but can be switched off
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 # Formats that are decoded, whatever a file is called. PIL knows more, of which EPS would start another program.
-FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"})
-# What PIL and its codecs raise for broken bytes
-_DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, OverflowError, MemoryError),
-    *(RuntimeError, AssertionError),
-    *(zlib.error, struct.error, Image.DecompressionBombWarning, Image.DecompressionBombError),
-)
+Image.init()
+FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys()
 
 
 class BadImage(ValueError):
@@ -66,11 +58,11 @@ def decode(data: bytes, upright: bool = False) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_formats())
+            image = Image.open(io.BytesIO(data), formats=sorted(FORMATS))
         check_pixels(*image.size)
         image.load()
         return to_rgb(ImageOps.exif_transpose(image) if upright else image)
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # PIL and its codecs raise a dozen kinds for broken bytes
         reason = "no image format that is read here" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise BadImage(" ".join(reason.split()) or type(error).__name__) from error
 
@@ -106,7 +98,7 @@ def fit(image: Image.Image, size: int, crop: CropBox | None = None) -> Image.Ima
 
     At the box's full size this is exactly crop, then resize. Raises BadImage if the box does not suit the image.
     """
-    left, top, right, bottom = crop.scaled(*image.size) if crop else _central_square(*image.size)
+    left, top, right, bottom = crop.scaled(*image.size) if crop else central_box(*image.size)
     outer = (int(left), int(top), int(-(-right // 1)), int(-(-bottom // 1)))
     inner = (left - outer[0], top - outer[1], right - outer[0], bottom - outer[1])
     return image.crop(outer).resize((size, size), Image.Resampling.BILINEAR, box=inner)
@@ -120,11 +112,14 @@ def cover(image: Image.Image, size: int) -> Image.Image:
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     check_pixels(width, height)
-    resized = image.resize((width, height), Image.Resampling.LANCZOS)
-    return resized.crop(_central_square(*resized.size))
+    return image.resize((width, height), Image.Resampling.LANCZOS).crop(central_box(width, height))
 
 
-# ---- files
+def central_box(width: int, height: int) -> tuple[int, int, int, int]:
+    """The largest square in the middle: left, top, right, bottom."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
 
 
 def read_image(path: str, upright: bool = False) -> Image.Image:
@@ -132,7 +127,12 @@ def read_image(path: str, upright: bool = False) -> Image.Image:
     try:
         return decode(read_bytes(path), upright)
     except (BadImage, OSError) as error:
-        raise UnreadableImage(f"{path} is a bad image: {getattr(error, 'strerror', None) or error}") from error
+        raise UnreadableImage(f"{path} is a bad image: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, without the path that an OSError adds."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def image_names(root: str) -> list[str]:
@@ -144,7 +144,11 @@ def image_names(root: str) -> list[str]:
     if not os.path.isdir(root):
         found = "this is a file" if os.path.exists(root) else "there is nothing of that name"
         raise UserError(f"{root}: expected a folder of images, {found}")
-    names = sorted(filter(is_image_name, _files_below(root)), key=natural_order)
+    names = []
+    for folder, _, files in os.walk(root, onerror=_refuse):
+        below = os.path.relpath(folder, root)
+        names += [os.path.normpath(os.path.join(below, name)).replace(os.sep, "/") for name in files]
+    names = sorted(filter(is_image_name, names), key=natural_order)
     if not names:
         raise UserError(f"{root}: expected images ({' '.join(sorted(EXTENSIONS))}), there are none in this folder")
     return names
@@ -156,37 +160,13 @@ def is_image_name(name: str) -> bool:
     return not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def natural_order(name: str) -> tuple[tuple[int, str, str], ...]:
-    """Sort key that compares runs of digits as numbers; for numbers of equal width it is the order of the names."""
+def natural_order(name: str) -> list[tuple[int, str, str]]:
+    """Sort key that compares runs of digits as numbers; for numbers of equal width it is the order of the names.
+
+    A number is compared by its length and digits, because ``int`` refuses thousands of them.
+    """
     parts = re.split(r"([0-9]+)", name)
-    return tuple(_as_number(part) if i % 2 else (0, part, "") for i, part in enumerate(parts))
-
-
-def _central_square(width: int, height: int) -> tuple[int, int, int, int]:
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """FORMATS that this PIL can read."""
-    Image.init()
-    return tuple(sorted(FORMATS & Image.OPEN.keys()))
-
-
-def _files_below(root: str) -> list[str]:
-    files = []
-    for folder, _, names in os.walk(root, onerror=_refuse):
-        below = os.path.relpath(folder, root)
-        files += [os.path.normpath(os.path.join(below, name)).replace(os.sep, "/") for name in names]
-    return files
-
-
-def _as_number(digits: str) -> tuple[int, str, str]:
-    """What digits of any length compare by; ``int`` refuses thousands of them."""
-    value = digits.lstrip("0")
-    return len(value), value, digits
+    return [(len(part.lstrip("0")), part.lstrip("0"), part) if i % 2 else (0, part, "") for i, part in enumerate(parts)]
 
 
 def _refuse(error: OSError) -> None:

@@ -29,11 +29,8 @@ def is_lmdb(path: str) -> bool:
 
 def open_store(path: str) -> "LmdbStore":
     """The store of a path. LMDB allows one environment per file and process, so stores in use are shared."""
-    real = os.path.realpath(path)
-    store = _STORES.get(real)
-    if store is None:
-        store = _STORES[real] = LmdbStore(path)
-    return store
+    store = _STORES.get(os.path.realpath(path)) or LmdbStore(path)
+    return _STORES.setdefault(os.path.realpath(path), store)
 
 
 class LmdbStore:
@@ -86,12 +83,6 @@ class LmdbStore:
             raise UserError(f"{self.path}: expected a number under the key length, got {stated[:20]!r}")
         return int(stated)
 
-    def missing(self, key: str, key_format: str, length: int) -> str:
-        """What to say of a key that is not there."""
-        expected = f"{key_format % 0} to {key_format % (length - 1)}"
-        inspect = f"python -m datasets.prepare inspect {self.path}"
-        return f"{self.path} has no image {key}: expected {expected} without gaps, see `{inspect}`"
-
     def _indices_end(self, key_format: str) -> int:
         """One more than the last index of a format, 0 if there is none: keys of one width sort like their numbers."""
         prefix = key_format.split("%")[0].encode()
@@ -103,7 +94,7 @@ class LmdbStore:
     @contextmanager
     def _begin(self):
         """A transaction on an environment that belongs to this process."""
-        if self._environment is None or self._owner != os.getpid():
+        if self._owner != os.getpid():
             if self._environment is not None:  # inherited by a fork
                 self._environment.close()
             self._environment, self._owner = _open_environment(self.path), os.getpid()

@@ -62,8 +62,13 @@ def training_batches(
     """
     if batch_size < 1 or batch_size % world:
         raise UserError(f"batch size: expected a positive multiple of the {world} processes, got {batch_size}")
-    device, order = torch.device(device), Order(len(dataset), seed)
-    steps = _micro_batches(order, batch_size, microbatch, start, rank, world)
+    device, order, share = torch.device(device), Order(len(dataset), seed), batch_size // world
+    piece = microbatch if microbatch > 0 else share
+    steps = (
+        order.indices(first, min(first + piece, begin + share))
+        for begin in count(start + rank * share, batch_size)
+        for first in range(begin, begin + share, piece)
+    )
     if isinstance(dataset, CachedImages):
         batches = ((gather(dataset.images, indices, device), dataset.positions[indices]) for indices in steps)
     else:
@@ -111,18 +116,6 @@ class Order:
     def indices(self, first: int, last: int) -> list[int]:
         """Images at the positions first..last-1."""
         return [int(self._permutation(p // self.n)[p % self.n]) for p in range(first, last)]
-
-
-def _micro_batches(
-    order: Order, batch_size: int, microbatch: int, start: int, rank: int, world: int
-) -> Iterator[list[int]]:
-    """Endless lists of the images of one rank; see ``training_batches``."""
-    share = batch_size // world
-    size = microbatch if microbatch > 0 else share
-    for begin in count(start + rank * share, batch_size):
-        mine = order.indices(begin, begin + share)
-        for first in range(0, share, size):
-            yield mine[first : first + size]
 
 
 def gather(rows: Tensor, indices: list[int], device: torch.device) -> Tensor:
@@ -178,13 +171,11 @@ def _start(loader: DataLoader) -> Iterator[Any]:
 
     The iterator itself notices within seconds, when it waits for the worker.
     """
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        return iter(loader)
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        return iter(loader)
-    finally:
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    items = iter(loader)
+    if before is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, before)
+    return items
 
 
 def _death(items: Iterator[Any]) -> str | None:

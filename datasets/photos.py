@@ -56,10 +56,8 @@ class Photo:
 def photo_paths(items: Sequence[str]) -> list[str]:
     """Paths of the photos: files as given, and all images under each folder in natural order.
 
-    Raises UserError if nothing is given, something is missing, or a folder holds no image.
+    Raises UserError if something is missing, or a folder holds no image.
     """
-    if not items:
-        raise UserError("photos: expected image files or folders of images, got none")
     paths = []
     for item in items:
         if os.path.isdir(item):
@@ -81,10 +79,9 @@ def read_photo(path: str, landmarks: Sequence[tuple[float, float]] | None = None
     image = read_image(path, upright=True)
     if min(image.size) < MIN_SIDE:
         raise UserError(f"{path}: expected at least {MIN_SIDE} pixels on a side, got {image.width}x{image.height}")
-    if landmarks is None:
-        return Photo(path, image, central_square(*image.size))
     try:
-        return Photo(path, image, face_square(landmarks, *image.size))
+        square = central_square(*image.size) if landmarks is None else face_square(landmarks, *image.size)
+        return Photo(path, image, square)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -112,8 +109,8 @@ def _warp(image: Image.Image, size: tuple[int, int], coefficients: tuple[float, 
     return Image.merge("RGB", [band.convert("L") for band in moved])
 
 
-def _grey(opacity: np.ndarray) -> Image.Image:
-    """Mask [H, W] in 0..255 from one in 0..1."""
+def _mask(opacity: np.ndarray) -> Image.Image:
+    """PIL's mask from an opacity [H, W] in 0..1."""
     return Image.fromarray((255 * opacity + 0.5).astype(np.uint8))
 
 
@@ -146,7 +143,7 @@ def _upright(image: Image.Image, quad: Quad, least: int) -> Image.Image:
             for place, low, high in zip(places, before, after, strict=True)
         )
         opacity = (np.hypot(x, y[:, None]) / radius).clip(0, 1)
-        around = Image.composite(around.filter(ImageFilter.GaussianBlur(radius)), around, _grey(opacity))
+        around = Image.composite(around.filter(ImageFilter.GaussianBlur(radius)), around, _mask(opacity))
     origin = complex(*there[0]) - shrink * complex(*before)
     return _warp(around, (side, side), _similarity((complex(*quad[0]) - origin) / shrink, axis / side / shrink))
 
@@ -163,4 +160,4 @@ def _fade(size: tuple[int, int], quad: Quad, side: int) -> Image.Image:
 
     edges = zip(quad, quad[1:] + quad[:1], strict=True)
     left, bottom, right, top = (np.ones(side) if on_border(edge) else ramp for edge in edges)
-    return _grey(np.outer(top * bottom[::-1], left * right[::-1]))
+    return _mask(np.outer(top * bottom[::-1], left * right[::-1]))

@@ -19,8 +19,9 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from datasets.inspection import PROBLEM, inspect_lmdb
 from datasets.labels import LabelTable, class_folders, parse_csv
@@ -30,13 +31,15 @@ from datasets.writer import ENCODINGS, Job, Record, write_lmdb
 from dbae.config import UserError
 from dbae.io import atomic_write
 
+SHOWN = 10  # bad originals that are named at the end
+
 
 @dataclass(frozen=True)
 class Recipe:
     """How one sub-command differs from the others."""
 
     about: str
-    key: str  # printf format of the key, with {size}
+    key: str = "{size}-%05d"  # printf format of the key
     size: int | None = 256  # default; None: not resized
     sizes: tuple[int, ...] | None = SIZES  # to choose from; None: any
     encodings: tuple[str, ...] = tuple(ENCODINGS)  # to choose from, the first is the default
@@ -58,21 +61,18 @@ RECIPES = {
     ),
     "celebahq": Recipe(
         "CelebA-HQ: CelebAMask-HQ.zip or a folder with 0.jpg to 29999.jpg",
-        key="{size}-%05d",
         subfolder="CelebA-HQ-img",
         first=0,
         labels={"attributes": DATASETS["celebahq"].labels.name},
     ),
-    "ffhq": Recipe("FFHQ: the folder images1024x1024 or a zip of it", key="{size}-%05d", subfolder="images1024x1024"),
+    "ffhq": Recipe("FFHQ: the folder images1024x1024 or a zip of it", subfolder="images1024x1024"),
     "lsun": Recipe(
         "LSUN: the publisher's LMDB, or a folder or zip of the exported images",
         key="{size}-%07d",
         categories=("bedroom", "horse"),
     ),
     "folder": Recipe(
-        "Own images: any folder or zip; read the result as folder:OUT. A labels.csv is taken over",
-        key="{size}-%05d",
-        sizes=None,
+        "Own images: any folder or zip; read the result as folder:OUT. A labels.csv is taken over", sizes=None
     ),
     "toyfaces": Recipe(
         "The embedded drawn faces, drawn once and for all: faster than drawing them in training",
@@ -103,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             problems = any(line.startswith(PROBLEM) for line in lines)
             print("\n".join([options.path, *lines, "not ok" if problems else "ok"]))
             return int(problems)
-        return prepare(RECIPES[options.command], options)
+        prepare(RECIPES[options.command], options)
+        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -116,14 +117,8 @@ def build_parser() -> Parser:
     """A sub-command for every recipe, with the options that it has, and `inspect`."""
     parser = Parser(prog="python -m datasets.prepare", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, about: str) -> Callable:
-        example = next(line.strip() for line in __doc__.splitlines() if f"prepare {name} " in line)
-        epilog = f"example:\n  {example}"
-        return commands.add_parser(name, help=about, description=f"{about}.", epilog=epilog).add_argument
-
     for name, recipe in RECIPES.items():
-        add = command(name, recipe.about)
+        add = commands.add_parser(name, help=recipe.about, description=f"{recipe.about}.").add_argument
         if name == "toyfaces":
             add("--count", type=_positive, default=12_000, help="number of faces (default: %(default)s, all)")
         else:
@@ -143,23 +138,20 @@ def build_parser() -> Parser:
         add("--out", metavar="PATH", help=f"folder of the LMDB (default: {out})")
         what = "worker processes (default: %(default)s, the CPUs here)"
         add("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help=what)
-    add = command(
-        "inspect", "Count the images of an LMDB and look for gaps and bad ones: exit status 1 if there are some"
-    )
+    about = "Count the images of an LMDB and look for gaps and bad ones: exit status 1 if there are some"
+    add = commands.add_parser("inspect", help=about, description=f"{about}.").add_argument
     add("path", help="LMDB folder or file")
     add("--full", action="store_true", help="decode every image, not only a sample")
     return parser
 
 
-def prepare(recipe: Recipe, options: argparse.Namespace) -> int:
+def prepare(recipe: Recipe, options: argparse.Namespace) -> None:
     """Write the LMDB and its label files, or what is missing of them, and say what was done."""
     given = vars(options)
     out = options.out or os.path.join("data", given.get("category") or options.command)
     size, encoding = given.get("size"), given.get("format", recipe.encodings[0])
-    if options.command == "toyfaces":
-        originals = DrawnFaces("", options.count, options.size)
-    else:
-        originals = open_originals(options.source)
+    is_drawn = options.command == "toyfaces"
+    originals = DrawnFaces("", options.count, size) if is_drawn else open_originals(options.source)
     names = choose(originals, recipe)[: given.get("limit")]
 
     # Label files are read before the long work
@@ -176,11 +168,10 @@ def prepare(recipe: Recipe, options: argparse.Namespace) -> int:
 
     state = "finished" if worked else "was finished before, nothing to do"
     print(f"{out}: {state}: {record.written} images, {len(record.skipped)} bad ones skipped")
-    for name, reason in record.skipped[:10]:
+    for name, reason in record.skipped[:SHOWN]:
         print(f"  skipped {name}: {reason}")
-    if len(record.skipped) > 10:
-        print(f"  ... and {len(record.skipped) - 10} more")
-    return 0
+    if len(record.skipped) > SHOWN:
+        print(f"  ... and {len(record.skipped) - SHOWN} more")
 
 
 def choose(originals: Originals, recipe: Recipe) -> list[str]:
@@ -204,16 +195,13 @@ def choose(originals: Originals, recipe: Recipe) -> list[str]:
 
 def companion(originals: Originals, name: str, path: str | None) -> bytes | None:
     """A label file from the path given for it, else from in or beside the originals; None, with a note, without."""
-    if not path:
-        data = originals.companion(name)
-        if data is None:
-            print(f"note: no {name} in or beside {originals.path}, so none is copied", file=sys.stderr)
-        return data
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        data = Path(path).read_bytes() if path else originals.companion(name)
     except OSError as error:
         raise UserError(f"{name}: expected a readable file at {path}: {error.strerror}") from None
+    if data is None:
+        print(f"note: no {name} in or beside {originals.path}, so none is copied", file=sys.stderr)
+    return data
 
 
 def own_labels(originals: Originals, names: list[str]) -> LabelTable | None:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from datasets import toyfaces
-from datasets.base import ImageDataset, check_split, cut, log_once, whole_set
+from datasets.base import ImageDataset, check_split, cut, log_once
 from datasets.images import BadImage, UnreadableImage, decode, fit, image_names, read_bytes
 from datasets.labels import KINDS, LabelTable, Targets, class_folders, read_attributes, read_csv
 from datasets.lmdb import LmdbStore, open_store
@@ -59,7 +59,9 @@ class LmdbImages(ImageDataset):
     def _bytes(self, index: int) -> bytes:
         data = self.store.get(self.name(index))
         if data is None:
-            raise UnreadableImage(self.store.missing(self.name(index), self.key_format, self.length))
+            expected = f"{self.key_format % 0} to {self.key_format % (self.length - 1)} without gaps"
+            inspect = f"python -m datasets.prepare inspect {self.title}"
+            raise UnreadableImage(f"{self.title} has no image {self.name(index)}: expected {expected}, see `{inspect}`")
         return data
 
 
@@ -79,7 +81,8 @@ class FolderImages(ImageDataset):
         self.names = image_names(root)
         beside = os.path.join(root, "labels.csv")
         self.labels_path = labels or (beside if os.path.isfile(beside) else None)
-        super().__init__(root, size, cut(whole_set(root, split, len(self.names)), split_range))
+        check_split(root, split)
+        super().__init__(root, size, cut(range(len(self.names)), split_range))
         self._table = read_csv(self.labels_path) if self.labels_path else None
         if self._table:
             self.targets()  # a wrong table is an error now, not after hours of training

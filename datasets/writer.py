@@ -50,25 +50,24 @@ class Job:
     def convert(self, name: str) -> tuple[bytes | None, str]:
         """The bytes to store for an original; or None, and the reason why it is a bad image."""
         try:
-            if self.size is not None:
-                return self._encoded(cover(self.originals.image(name), self.size)), ""
-            data = self.originals.read(name)
-            image = decode(data)
-            with Image.open(io.BytesIO(data)) as original:
-                return (data if original.format in KEPT_FORMATS else self._encoded(image)), ""
+            if self.size is None:
+                data = self.originals.read(name)
+                image = decode(data)
+                if Image.open(io.BytesIO(data)).format in KEPT_FORMATS:
+                    return data, ""
+            else:
+                image = cover(self.originals.image(name), self.size)
         except (BadImage, OSError) as error:
             return None, str(error)
+        buffer = io.BytesIO()
+        image.save(buffer, **ENCODINGS[self.encoding])
+        return buffer.getvalue(), ""
 
     def settings(self, names: list[str]) -> dict:
         """What must be the same when the work is continued."""
         digest = hashlib.sha256("\n".join(names).encode(errors="replace")).hexdigest()[:16]
         given = {"keys": self.key_format, "size": self.size, "format": self.encoding}
         return given | {"images": len(names), "file names": digest}
-
-    def _encoded(self, image: Image.Image) -> bytes:
-        buffer = io.BytesIO()
-        image.save(buffer, **ENCODINGS[self.encoding])
-        return buffer.getvalue()
 
 
 @dataclass
@@ -86,7 +85,7 @@ class Record:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str) -> "Record":
-        """The inverse of ``to_bytes``. Raises UserError, naming the LMDB, for anything else."""
+        """What is stored under RECORD_KEY. Raises UserError, naming the LMDB, for anything else."""
         try:
             record = cls(**json.loads(data))
             right = len(record.skipped) <= record.done <= record.settings["images"]
@@ -96,9 +95,6 @@ class Record:
         if not right:
             raise UserError(f"{path}: expected a preparation's record under {RECORD_KEY.decode()}, got {data[:40]!r}")
         return record
-
-    def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
 
 
 def write_lmdb(path: str, job: Job, names: list[str], workers: int) -> tuple[Record, bool]:
@@ -117,7 +113,16 @@ def write_lmdb(path: str, job: Job, names: list[str], workers: int) -> tuple[Rec
             with bar, _mapping(job.convert, workers) as convert_all:
                 while record.done < len(names):
                     chunk = names[record.done : record.done + CHUNK]
-                    _commit(environment, _entries(job, record, zip(chunk, convert_all(chunk), strict=True)), record)
+                    entries = []
+                    for name, (data, problem) in zip(chunk, convert_all(chunk), strict=True):
+                        if data is None:
+                            tqdm.write(f"skipped {name}: {problem}", file=sys.stderr)
+                            record.skipped.append([name, problem])
+                        else:
+                            index = record.done if job.keep_holes else record.written
+                            entries.append(((job.key_format % index).encode(), data))
+                        record.done += 1
+                    _commit(environment, entries, record)
                     bar.update(len(chunk))
             if not record.written:
                 raise UserError(f"{job.originals.path}: expected images, all {record.done} are bad")
@@ -133,20 +138,6 @@ def write_lmdb(path: str, job: Job, names: list[str], workers: int) -> tuple[Rec
     return record, True
 
 
-def _entries(job: Job, record: Record, converted: Iterable[tuple[str, tuple]]) -> list[tuple[bytes, bytes]]:
-    """Keys and values of a chunk; counts in the record, and reports, what was read and what was skipped."""
-    entries = []
-    for name, (data, problem) in converted:
-        if data is None:
-            tqdm.write(f"skipped {name}: {problem}", file=sys.stderr)
-            record.skipped.append([name, problem])
-        else:
-            index = record.done if job.keep_holes else record.written
-            entries.append(((job.key_format % index).encode(), data))
-        record.done += 1
-    return entries
-
-
 def _resume(environment, path: str, settings: dict) -> Record:
     """The record of an LMDB begun with the same settings, or a new one for an empty LMDB."""
     if environment.stat()["entries"] == 0:
@@ -157,18 +148,18 @@ def _resume(environment, path: str, settings: dict) -> Record:
         raise UserError(f"{path}: there is an LMDB that this command did not make, choose another --out")
     record = Record.from_bytes(data, path)
     for name, value in settings.items():
-        if record.settings.get(name) != value:
-            before = record.settings.get(name)
+        if (before := record.settings.get(name)) != value:
             raise UserError(f"{path} was begun with {name} {before}, now {value}: repeat that, or choose another --out")
     return record
 
 
 def _commit(environment, entries: list[tuple[bytes, bytes]], record: Record) -> None:
     """Write the entries and the record together, in a larger map if need be."""
+    entries = [*entries, (RECORD_KEY, json.dumps(asdict(record)).encode())]
     while True:
         try:
             with environment.begin(write=True) as transaction:
-                for key, value in [*entries, (RECORD_KEY, record.to_bytes())]:
+                for key, value in entries:
                     transaction.put(key, value)
             return
         except import_lmdb().MapFullError:
