@@ -34,26 +34,21 @@ class CropBox:
     top: int
     left: int
     side: int
-    full_width: int
-    full_height: int
+    full: tuple[int, int]
 
     def scaled(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The box (left, top, right, bottom) on a stored image, fractional where the scale is.
-
-        Raises BadImage for a stored image of another shape, which has been cropped before.
-        """
-        if abs(width * self.full_height / self.full_width - height) > 1:
-            full = f"{self.full_width}x{self.full_height}"
+        """Left, top, right, bottom on a stored image. Raises BadImage for one of another shape, cropped before."""
+        x, y = width / self.full[0], height / self.full[1]
+        if abs(x * self.full[1] - height) > 1:
+            full = "{}x{}".format(*self.full)
             raise BadImage(f"it is {width}x{height}, expected the uncropped {full} or a smaller copy of that shape")
-        x, y = width / self.full_width, height / self.full_height
         return self.left * x, self.top * y, (self.left + self.side) * x, (self.top + self.side) * y
 
 
 def decode(data: bytes, upright: bool = False) -> Image.Image:
-    """Fully decoded RGB image from the bytes of a file; ``upright`` applies the EXIF orientation.
+    """RGB image from the bytes of a file; ``upright`` applies the EXIF orientation.
 
-    16-bit grey is scaled to 8 bits and transparency is laid on white. Raises BadImage, also for more than MAX_PIXELS,
-    before they are decoded.
+    Raises BadImage, also for more than MAX_PIXELS, before they are decoded.
     """
     try:
         with warnings.catch_warnings():
@@ -77,13 +72,13 @@ def read_bytes(path: str) -> bytes:
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raise BadImage for a size of more than MAX_PIXELS."""
+    """Raise BadImage for a size of more than MAX_PIXELS, which a narrow image can get by resizing, too."""
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width}x{height} are more than {MAX_PIXELS} pixels")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy of an image in any PIL mode."""
+    """RGB copy of an image in any PIL mode: 16-bit grey is scaled to 8 bits, transparency is laid on white."""
     if image.mode.startswith("I"):  # 16 bits in a wider container, which PIL would clip to white
         levels = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
@@ -105,10 +100,7 @@ def fit(image: Image.Image, size: int, crop: CropBox | None = None) -> Image.Ima
 
 
 def cover(image: Image.Image, size: int) -> Image.Image:
-    """RGB image whose shorter side is resized to ``size`` (Lanczos), cut to its central square: how LMDBs are made.
-
-    Raises BadImage for one so narrow that it would have more than MAX_PIXELS on the way.
-    """
+    """RGB image whose shorter side is resized to ``size`` (Lanczos), cut to its central square: how LMDBs are made."""
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     check_pixels(width, height)
@@ -122,10 +114,10 @@ def central_box(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def read_image(path: str, upright: bool = False) -> Image.Image:
-    """RGB image in a file. Raises UnreadableImage naming a broken or missing one."""
+def read_image(path: str) -> Image.Image:
+    """The upright RGB image in a file. Raises UnreadableImage naming a broken or missing one."""
     try:
-        return decode(read_bytes(path), upright)
+        return decode(read_bytes(path), upright=True)
     except (BadImage, OSError) as error:
         raise UnreadableImage(f"{path} is a bad image: {reason_of(error)}") from error
 
@@ -138,8 +130,7 @@ def reason_of(error: Exception) -> str:
 def image_names(root: str) -> list[str]:
     """Paths below ``root`` of all image files, in natural order (2.jpg before 10.jpg), without hidden ones.
 
-    Links to files count, links to folders are not followed, so that there are no circles. Raises UserError if there are
-    none, or for a folder that cannot be read.
+    Links to folders are not followed. Raises UserError if there are none, or for a folder that cannot be read.
     """
     if not os.path.isdir(root):
         found = "this is a file" if os.path.exists(root) else "there is nothing of that name"
@@ -161,10 +152,7 @@ def is_image_name(name: str) -> bool:
 
 
 def natural_order(name: str) -> list[tuple[int, str, str]]:
-    """Sort key that compares runs of digits as numbers; for numbers of equal width it is the order of the names.
-
-    A number is compared by its length and digits, because ``int`` refuses thousands of them.
-    """
+    """Sort key that compares runs of digits as numbers, by length and digits, as ``int`` refuses thousands of them."""
     parts = re.split(r"([0-9]+)", name)
     return [(len(part.lstrip("0")), part.lstrip("0"), part) if i % 2 else (0, part, "") for i, part in enumerate(parts)]
 

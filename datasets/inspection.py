@@ -59,7 +59,7 @@ def inspect_lmdb(path: str, full: bool = False) -> list[str]:
     if bad:
         lines.append(f"{PROBLEM}{len(bad)} bad images, the first is {bad[0]}")
 
-    if data := store.get(RECORD_KEY.decode()):
+    if (data := store.get(RECORD_KEY.decode())) is not None:
         record = Record.from_bytes(data, path)
         if not record.finished:
             done = f"{record.done} of {record.settings['images']} originals"

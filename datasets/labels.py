@@ -25,15 +25,11 @@ KINDS = ("binary", "class", "real")
 
 @dataclass(frozen=True)
 class Targets:
-    """The labels of n images, all of one kind.
-
-    Binary labels are 0 or 1 and real ones any finite numbers, both float32 [n, k]; ``names`` are those of the k labels.
-    Classes are int64 [n]; ``names`` are those of the classes that the values count.
-    """
+    """The labels of n images, all of one kind."""
 
     kind: str
-    names: tuple[str, ...]
-    values: Tensor
+    names: tuple[str, ...]  # of the k labels, or of the classes that the values count
+    values: Tensor  # binary: 0 or 1, and real: both float32 [n, k]; class: int64 [n]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -52,7 +48,7 @@ class LabelTable:
             raise UserError(f"{self.path}: expected different label names in the header, got {', '.join(self.names)}")
 
     def add(self, line: int, image: str, cells: Iterable[str]) -> None:
-        """Add the row of an image. Raises UserError if it has one, or too few or too many cells."""
+        """Add an image's row. Raises UserError for a second one, or another number of cells."""
         cells = [sys.intern(cell.strip()) for cell in cells]  # few are different, and a table may have millions
         if image in self.rows:
             raise UserError(f"{self.path}: expected one row for {image!r}, line {line} is another")
@@ -61,7 +57,7 @@ class LabelTable:
         self.rows[image] = line, cells
 
     def column(self, name: str) -> "LabelTable":
-        """The table with one of its columns only. Raises UserError where it has none of that name."""
+        """The table with one of its columns only."""
         if name not in self.names:
             raise UserError(f"{self.path}: expected one of the columns {', '.join(self.names)}, got {name!r}")
         k = self.names.index(name)
@@ -83,12 +79,13 @@ class LabelTable:
         return Targets(kind, names, values[chosen])
 
     def holds_text(self) -> bool:
-        """Whether there is a single column, and nothing in it could be meant as a number."""
-        return len(self.names) == 1 and bool(self.rows) and all(map(_is_text, self._column))
+        """Whether there is a single column, and nothing in it could be meant as a number, be it a missing one."""
+        cells = self._column if len(self.names) == 1 else []
+        return bool(cells) and not any(_is_number(cell, math.inf) or cell.lower() in ("", "nan") for cell in cells)
 
     @cached_property
     def numbers(self) -> np.ndarray:
-        """All cells as float64 [rows, k]. Raises UserError naming line and column of one that is no finite number."""
+        """All cells as float64 [rows, k]. Raises UserError naming line and column of one that is no number."""
         for line, cells in self.rows.values():
             for name, cell in zip(self.names, cells, strict=True):
                 if not _is_number(cell):
@@ -102,11 +99,7 @@ class LabelTable:
         return [cells[0] for _, cells in self.rows.values()]
 
     def _real(self) -> tuple[tuple[str, ...], Tensor]:
-        values = torch.from_numpy(self.numbers).float()
-        for name, column in zip(self.names, values.T, strict=True):
-            if len(infinite := column[~column.isfinite()]):
-                raise UserError(f"{self.path}, column {name!r}: expected finite 32-bit numbers, got {infinite[0]:g}")
-        return self.names, values
+        return self.names, torch.from_numpy(self.numbers).float()
 
     def _binary(self) -> tuple[tuple[str, ...], Tensor]:
         """Numbers with -1 turned into 0. A column has 0 and 1, or -1 and 1, not all three."""
@@ -169,10 +162,7 @@ def read_csv(path: str) -> LabelTable:
 
 
 def parse_csv(path: str, text: str) -> LabelTable:
-    """A CSV with a header, whose first column names the file and whose others are labels.
-
-    Raises UserError naming ``path``, and the line, where it is not.
-    """
+    """A CSV with a header, whose first column names the file and whose others are labels."""
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         names = tuple(cell.strip() for cell in next(reader, [])[1:])
@@ -203,22 +193,12 @@ def read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: expected a readable text file of labels: {reason}") from None
+        raise UserError(f"{path}: expected a readable text file of labels: {error}") from None
 
 
-def _number(cell: str) -> float | None:
+def _is_number(cell: str, limit: float = torch.finfo(torch.float32).max) -> bool:
+    """Whether a cell is a number that is finite in 32 bits."""
     try:
-        return float(cell)
+        return abs(float(cell)) <= limit
     except ValueError:
-        return None
-
-
-def _is_number(cell: str) -> bool:
-    """Whether a cell is a finite number."""
-    return (value := _number(cell)) is not None and math.isfinite(value)
-
-
-def _is_text(cell: str) -> bool:
-    """Whether a cell cannot be meant as a number, not even as one that is missing (empty or nan)."""
-    return bool(cell) and _number(cell) is None
+        return False

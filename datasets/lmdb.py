@@ -46,7 +46,7 @@ class LmdbStore:
 
     @property
     def folder(self) -> str:
-        """Where the label files lie: the LMDB's folder, or the folder of its single file."""
+        """Where the label files lie: the LMDB's folder, or that of its single file."""
         return self.path if os.path.isdir(self.path) else os.path.dirname(self.path) or "."
 
     def get(self, key: str) -> bytes | None:
@@ -61,10 +61,7 @@ class LmdbStore:
                 yield key.decode(errors="replace")
 
     def key_format(self, candidates: Sequence[str] = ()) -> str:
-        """The first of the printf formats that occurs; without candidates, the first one found by looking.
-
-        Raises UserError naming what was looked for and what is there instead.
-        """
+        """The first of the printf formats that occurs; without candidates, the first one found by looking."""
         for candidate in candidates:
             if self._indices_end(candidate):
                 return candidate

@@ -52,13 +52,8 @@ def training_batches(
 
     Step k covers the positions start + [k B, (k+1) B) of the endless order, B = ``batch_size`` over all ranks. Each
     rank takes its contiguous share, in pieces of ``microbatch`` (0 or less: the whole share), the last of which may
-    be shorter. So the images of a step do not depend on the number of processes.
-
-    In a ``Tolerant`` data set that replaces bad images another one stands in for each, with its own target: batches
-    stay full, and a function of seed and position. Without, a bad image is an error. CachedImages have been read.
-
-    Raises UserError for an uneven share, for a bad image, and where no image can be had at all or a worker process is
-    killed.
+    be shorter. So the images of a step do not depend on the number of processes. What a ``Tolerant`` data set puts in
+    place of a bad image has its own target. Raises UserError for an uneven share, a bad image or a killed worker.
     """
     if batch_size < 1 or batch_size % world:
         raise UserError(f"batch size: expected a positive multiple of the {world} processes, got {batch_size}")
@@ -100,7 +95,7 @@ def ordered_batches(
 
 def first_images(dataset: Dataset, count: int) -> Tensor:
     """The first ``count`` images of a data set as uint8 [n, 3, s, s]; bad ones are as in its batches."""
-    reader = _tolerant(dataset)
+    reader = dataset if isinstance(dataset, Tolerant) else Tolerant(dataset)
     images, _, faults = collate([reader[i] for i in range(min(count, len(reader)))])
     reader.settle(faults)
     return images
@@ -134,7 +129,7 @@ def gather(rows: Tensor, indices: list[int], device: torch.device) -> Tensor:
 def _load(
     dataset: Dataset, batches: Iterable[list[int]], num_workers: int, pin_memory: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    reader = _tolerant(dataset)
+    reader = dataset if isinstance(dataset, Tolerant) else Tolerant(dataset)
     loader = DataLoader(
         reader,
         batch_sampler=batches,
@@ -162,14 +157,10 @@ def _load(
         raise UserError(problem)
 
 
-def _tolerant(dataset: Dataset) -> Tolerant:
-    return dataset if isinstance(dataset, Tolerant) else Tolerant(dataset)
-
-
 def _start(loader: DataLoader) -> Iterator[Any]:
-    """The loader's iterator, without torch's handler that raises wherever the program is when a worker dies.
+    """The loader's iterator, which notices a dead worker when it waits for it.
 
-    The iterator itself notices within seconds, when it waits for the worker.
+    Without torch's handler, which raises wherever the program is when a worker dies.
     """
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     items = iter(loader)

@@ -20,8 +20,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from datasets.inspection import PROBLEM, inspect_lmdb
 from datasets.labels import LabelTable, class_folders, parse_csv
@@ -45,7 +44,7 @@ class Recipe:
     encodings: tuple[str, ...] = tuple(ENCODINGS)  # to choose from, the first is the default
     subfolder: str | None = None  # the only one that counts, where the originals have it
     first: int | None = None  # number in the name of index 0, where labels go by number
-    labels: dict[str, str] = field(default_factory=dict)  # files to copy: usual name by option
+    labels: tuple[str, ...] = ()  # files to copy, which lie in or beside the source
     categories: tuple[str, ...] = ()
 
 
@@ -57,13 +56,13 @@ RECIPES = {
         encodings=("png",),
         subfolder="img_align_celeba",
         first=1,
-        labels={"attributes": DATASETS["celeba"].labels.name, "partition": DATASETS["celeba"].partition},
+        labels=(DATASETS["celeba"].labels.name, DATASETS["celeba"].partition),
     ),
     "celebahq": Recipe(
         "CelebA-HQ: CelebAMask-HQ.zip or a folder with 0.jpg to 29999.jpg",
         subfolder="CelebA-HQ-img",
         first=0,
-        labels={"attributes": DATASETS["celebahq"].labels.name},
+        labels=(DATASETS["celebahq"].labels.name,),
     ),
     "ffhq": Recipe("FFHQ: the folder images1024x1024 or a zip of it", subfolder="images1024x1024"),
     "lsun": Recipe(
@@ -132,8 +131,6 @@ def build_parser() -> Parser:
         if len(recipe.encodings) > 1:
             what = "file format of the stored images (default: %(default)s)"
             add("--format", choices=recipe.encodings, default=recipe.encodings[0], help=what)
-        for option, usual in recipe.labels.items():
-            add(f"--{option}", metavar="PATH", help=f"{usual} (default: looked for in and beside the source)")
         out = "data/CATEGORY" if recipe.categories else f"data/{name}"
         add("--out", metavar="PATH", help=f"folder of the LMDB (default: {out})")
         what = "worker processes (default: %(default)s, the CPUs here)"
@@ -155,7 +152,9 @@ def prepare(recipe: Recipe, options: argparse.Namespace) -> None:
     names = choose(originals, recipe)[: given.get("limit")]
 
     # Label files are read before the long work
-    labels = {usual: companion(originals, usual, given[option]) for option, usual in recipe.labels.items()}
+    labels = {name: originals.companion(name) for name in recipe.labels}
+    for name in (name for name, data in labels.items() if data is None):
+        print(f"note: no {name} in or beside {options.source}, so none is copied", file=sys.stderr)
     table = own_labels(originals, names) if options.command == "folder" else None
     job = Job(originals, recipe.key.format(size=size), size, encoding, keep_holes=recipe.first is not None)
     record, worked = write_lmdb(out, job, names, options.workers)
@@ -191,17 +190,6 @@ def choose(originals: Originals, recipe: Recipe) -> list[str]:
                 f"{number}; for other images use `python -m datasets.prepare folder`"
             )
     return names
-
-
-def companion(originals: Originals, name: str, path: str | None) -> bytes | None:
-    """A label file from the path given for it, else from in or beside the originals; None, with a note, without."""
-    try:
-        data = Path(path).read_bytes() if path else originals.companion(name)
-    except OSError as error:
-        raise UserError(f"{name}: expected a readable file at {path}: {error.strerror}") from None
-    if data is None:
-        print(f"note: no {name} in or beside {originals.path}, so none is copied", file=sys.stderr)
-    return data
 
 
 def own_labels(originals: Originals, names: list[str]) -> LabelTable | None:

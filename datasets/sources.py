@@ -15,7 +15,7 @@ TENTHS = {"train": (0, 8), "valid": (8, 9), "test": (9, 10)}  # of the images, w
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A text file of attributes beside the images, and the name that it gives to the image at an index."""
+    """A text file of attributes beside the images."""
 
     name: str
     row: str  # printf format of the row's first word
@@ -54,20 +54,12 @@ DATASETS = {
         Source("ffhq", "ffhq", _KEYS_5, _folders("ffhq", *SIZES), complete=70_000),
         Source("ffhq256", "ffhq", ("256-%05d",), _folders("ffhq", 256), complete=70_000),
         Source(
-            "celebahq",
-            "celebahq",
-            ("128-%05d", "256-%05d", "64-%05d"),
-            _folders("celebahq", *SIZES),
-            complete=30_000,
+            *("celebahq", "celebahq", ("128-%05d", "256-%05d", "64-%05d"), _folders("celebahq", *SIZES), 30_000),
             labels=LabelFile("CelebAMask-HQ-attribute-anno.txt", "%d.jpg", 0),
         ),
         Source(
-            "celeba",
-            "celeba",
-            ("None-%07d",),
-            _folders("celeba"),
-            complete=202_599,
-            crop=CropBox(top=57, left=25, side=128, full_width=178, full_height=218),
+            *("celeba", "celeba", ("None-%07d",), _folders("celeba"), 202_599),
+            crop=CropBox(top=57, left=25, side=128, full=(178, 218)),
             labels=LabelFile("list_attr_celeba.txt", "%06d.jpg", 1),
             partition="list_eval_partition.txt",
             splits={"train": (0, 162_770), "valid": (162_770, 182_637), "test": (182_637, 202_599)},
@@ -92,13 +84,10 @@ def source_split(source: Source, split: str, length: int, folder: str) -> Sequen
         partition, number = read_partition(path), SPLITS.index(split)
         indices = [index for index in range(length) if partition.get(source.labels.row_name(index)) == number]
         if not indices:
-            without = "without this file they split 80/10/10 %"
-            raise UserError(f"{path} puts none of the {length} images in {split}; {without}")
+            raise UserError(f"{path} puts none of the {length} images in {split}; without it they split 80/10/10 %")
         return indices
     if length == source.complete:
         return range(*source.splits[split])
-    log_once(
-        f"{folder}: {length} of {source.complete} images and no {source.partition}: "
-        "split by index, 80 % train, 10 % valid, 10 % test"
-    )
+    found = f"{length} of {source.complete} images and no {source.partition}"
+    log_once(f"{folder}: {found}: split by index, 80 % train, 10 % valid, 10 % test")
     return tenths(folder, length, *TENTHS[split])

@@ -47,7 +47,13 @@ class Tolerant(Dataset):
         self.replace = replace and policy == "skip"
         self.faults: dict[str, Fault] = {}  # by name
         if policy == "skip" and path and bf.exists(path):
-            self.faults = _read_list(path)
+            try:
+                with bf.BlobFile(path, "r") as file:
+                    rows = [Fault(int(row["position"]), row["name"], row["problem"]) for row in json.load(file)]
+                self.faults = {fault.name: fault for fault in rows}
+            except (ValueError, TypeError, KeyError):
+                expected = "expected the list of bad images that an earlier run wrote, or no such file"
+                raise UserError(f"{path}: {expected}") from None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -90,10 +96,7 @@ class Tolerant(Dataset):
             self.faults |= part
 
     def check_kept(self, kept: Collection[int], images: int) -> None:
-        """Note what is wrong with those of the first ``images`` that an evaluation did not keep, each read once more.
-
-        Raises UserError where none was kept.
-        """
+        """Note what is wrong with those of the first ``images`` that were not kept; UserError where none was."""
         self.faults = {}
         for i in sorted(set(range(images)).difference(kept)):
             name, (_, fault) = self.dataset.name_of(i), self._read(i)
@@ -103,10 +106,7 @@ class Tolerant(Dataset):
                 raise UserError(f"{expected}; the first: {self.faults[name].problem}")
 
     def report(self, path: str, images: int | None = None) -> None:
-        """Print how many of the ``images`` (default: all) were bad, and write which; nothing where none was.
-
-        The file is a list of objects with position, name and problem.
-        """
+        """Print how many of the ``images`` (default: all) were bad, and write position, name and problem of each."""
         if not self.faults:
             return
         faults = sorted(self.faults.values(), key=lambda fault: fault.position)
@@ -125,12 +125,3 @@ def collate(items: list[tuple[Tensor | None, int, Fault | None]]) -> tuple[Tenso
     positions = [position for image, position, _ in items if image is not None]
     batch = default_collate(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     return batch, torch.tensor(positions, dtype=torch.long), [fault for _, _, fault in items if fault]
-
-
-def _read_list(path: str) -> dict[str, Fault]:
-    try:
-        with bf.BlobFile(path, "r") as file:
-            rows = [Fault(int(row["position"]), str(row["name"]), str(row["problem"])) for row in json.load(file)]
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path}: expected the list of bad images that an earlier run wrote, or no such file") from None
-    return {fault.name: fault for fault in rows}

@@ -98,10 +98,7 @@ class Record:
 
 
 def write_lmdb(path: str, job: Job, names: list[str], workers: int) -> tuple[Record, bool]:
-    """Write or continue the LMDB folder ``path``; returns its record, and whether there was anything left to do.
-
-    Raises UserError if something else stands there, it cannot be written, or no image is any good.
-    """
+    """Write or continue the LMDB folder ``path``; returns its record, and whether there was anything left to do."""
     lmdb = import_lmdb()
     try:
         os.makedirs(path, exist_ok=True)
@@ -130,9 +127,8 @@ def write_lmdb(path: str, job: Job, names: list[str], workers: int) -> tuple[Rec
             length = record.done if job.keep_holes else record.written
             _commit(environment, [(b"length", str(length).encode())], record)
     except BrokenProcessPool:
-        raise UserError(
-            f"{path}: a worker was killed, out of memory? Run the same command with fewer --workers"
-        ) from None
+        again = "run the same command with fewer --workers"
+        raise UserError(f"{path}: a worker was killed, out of memory? Then {again}") from None
     except (lmdb.Error, OSError) as error:
         raise UserError(f"{path}: cannot write the LMDB: {error}") from error
     return record, True

@@ -9,9 +9,8 @@ import pytest
 from lmdb_fixtures import image_folder, picture
 from PIL import Image
 
-from datasets.alignment import central_square, face_square
 from datasets.images import fit
-from datasets.photos import Photo, photo_paths, read_landmarks, read_photo
+from datasets.photos import Photo, central_square, face_square, photo_paths, read_landmarks, read_photo
 from datasets.toyfaces import describe, render
 from dbae.config import UserError
 
