@@ -10,8 +10,7 @@ from datasets.base import ImageDataset, log_once, tenths
 from datasets.labels import KINDS, Targets
 from datasets.lfw import Lfw
 from datasets.lmdb import is_lmdb, open_store
-from datasets.sets import FolderImages, LmdbImages, ToyFaces
-from datasets.sources import DATASETS, OWN_LMDB, TENTHS, Source
+from datasets.sets import DATASETS, OWN_LMDB, TENTHS, FolderImages, LmdbImages, Source, ToyFaces
 from dbae.config import UserError
 
 __all__ = ["DATASETS", "KINDS", "ImageDataset", "Labelled", "Source", "Targets", "build", "labelled_splits"]
@@ -87,8 +86,7 @@ def labelled_splits(
         raise UserError(f"labels: expected one of the kinds {', '.join(KINDS)}, got {kind!r}")
     options = {"size": size, "data_root": data_root, "data_dir": data_dir, "labels": labels}
     if name in OFFICIAL:
-        sets = {split: build(name, split, **options) for split in PARTS[kind]}
-        parts = {split: Labelled(dataset, dataset.targets(kind)) for split, dataset in sets.items()}
+        parts = {s: Labelled(dataset := build(name, s, **options), dataset.targets(kind)) for s in PARTS[kind]}
     else:
         parts = _split_by_index(build(name, "train", **options), kind)
     needed = {"binary": parts, "class": {"train": parts["train"]}, "real": {}}[kind]

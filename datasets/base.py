@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 class ImageDataset(Dataset):
     """A map-style data set of one split: ``ds[i]`` is a uint8 image [3, size, size] and its position ``i``.
 
-    Subclasses say what stands behind an index of the whole set: ``image``, ``name`` and, with labels, ``table``. An
-    item raises UnreadableImage, with the image's name, where that one image is at fault.
+    An item raises UnreadableImage, with the image's name, where that one image is at fault. Subclasses say what stands
+    behind an index of the whole set: ``image``, ``name`` and, with labels, ``table``.
     """
 
     labels_path: str | None = None  # file of the labels
@@ -58,10 +58,7 @@ class ImageDataset(Dataset):
         return self.labels_path is not None
 
     def targets(self, kind: str | None = None) -> Targets:
-        """Labels of the split's images: of a kind, or without one as they stand, so that -1 is no 0.
-
-        Raises UserError where there are none, and for values that are none of that kind.
-        """
+        """Labels of the split's images: of a kind, or without one as they stand, so that -1 is no 0."""
         if kind and kind not in self.kinds:
             raise UserError(f"{self.title}: expected labels of the kind {' or '.join(self.kinds)}, got {kind}")
         return self.table(kind).targets(map(self.row_name, self.indices), kind)

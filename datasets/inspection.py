@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from datasets.images import BadImage, decode
 from datasets.lmdb import format_of, is_lmdb, open_store
-from datasets.sources import DATASETS
+from datasets.sets import DATASETS
 from datasets.writer import RECORD_KEY, Record
 from dbae.config import UserError
 

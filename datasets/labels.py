@@ -66,8 +66,8 @@ class LabelTable:
     def targets(self, images: Iterable[str], kind: str | None = None) -> Targets:
         """Labels of the named images, in that order. Without ``kind`` a column of text is a class, all else real.
 
-        The whole table is checked, so that the labels of every split are of one kind, and classes have the same names.
-        Raises UserError naming an image without a row, or a value that does not suit the kind.
+        The whole table is checked, so that classes have the same names in every split. Raises UserError naming an image
+        without a row, or a value that does not suit the kind.
         """
         place = {image: i for i, image in enumerate(self.rows)}
         try:

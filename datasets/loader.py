@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -85,8 +86,8 @@ def ordered_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images [n, 3, s, s] uint8 and positions [n] int64 of this rank, each once: rank, rank + world, ... below limit.
 
-    The last batch may be shorter; nothing is padded or repeated. ``skip`` leaves out the first batches. A ``Tolerant``
-    data set leaves bad images out of their batches, even to the last one. Raises UserError like ``training_batches``.
+    The last batch may be shorter, and bad images of a ``Tolerant`` data set are left out of theirs. ``skip`` leaves out
+    the first batches. Raises UserError like ``training_batches``.
     """
     mine = range(rank, len(dataset) if limit is None else min(len(dataset), limit), world)
     batches = [list(mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)]
@@ -114,10 +115,7 @@ class Order:
 
 
 def gather(rows: Tensor, indices: list[int], device: torch.device) -> Tensor:
-    """A copy of some rows [n, ...] on ``device``; the host does not wait for a GPU.
-
-    Only what moves to a GPU is pinned, indices or result: to gather from all rows, the host needs no pinned ones.
-    """
+    """A copy of some rows [n, ...] on ``device``; the host does not wait for a GPU, as what moves there is pinned."""
     memory = rows.device
     index = torch.tensor(indices, pin_memory=memory.type == "cuda").to(memory, non_blocking=True)
     moves = memory.type == "cpu" and device.type == "cuda"
@@ -139,14 +137,18 @@ def _load(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # or the loader would draw a seed from the global one, and change what follows
     )
+    with closing(watched(loader)) as items:
+        for images, positions, faults in items:
+            reader.settle(faults)
+            yield images, positions
+
+
+def watched(loader: DataLoader) -> Iterator[Any]:
+    """The batches of a loader. Raises UserError where a worker process of it dies; close it after an error."""
     items, problem = _start(loader), None
     try:
         while (batch := next(items, None)) is not None:
-            images, positions, faults = batch
-            reader.settle(faults)
-            yield images, positions
-    except UserError as error:
-        problem = str(error)
+            yield batch
     except RuntimeError:
         problem = _death(items)
         if problem is None:
@@ -158,14 +160,11 @@ def _load(
 
 
 def _start(loader: DataLoader) -> Iterator[Any]:
-    """The loader's iterator, which notices a dead worker when it waits for it.
-
-    Without torch's handler, which raises wherever the program is when a worker dies.
-    """
-    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-    items = iter(loader)
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
+    """The loader's iterator, without torch's handler, which raises wherever the program is when a worker dies."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before, items = signal.getsignal(signal.SIGCHLD), iter(loader)
+    signal.signal(signal.SIGCHLD, before)
     return items
 
 

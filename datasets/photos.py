@@ -34,19 +34,14 @@ class Photo:
     quad: Quad  # pixel edges are integers
 
     def crop(self, size: int) -> Image.Image:
-        """The square as an upright size x size RGB image, antialiased; what is outside of the photo is its reflection.
-
-        The central square is cut exactly as images of a data set are (``datasets.images.fit``).
-        """
+        """The square as an upright size x size RGB image, antialiased; outside of the photo is its reflection."""
+        # The central square is cut exactly as images of a data set are
         if self.quad == central_square(*self.image.size):
             return fit(self.image, size)
         return fit(_upright(self.image, self.quad, 2 * size), size)
 
     def paste(self, edited: Image.Image) -> Image.Image:
-        """A copy of the photo with the edited square, of any size, in its place, faded in over FEATHER of its side.
-
-        Nothing changes outside of the square. A side along or beyond the photo's border does not fade.
-        """
+        """A copy of the photo with the edited square, of any size, in its place, faded in over FEATHER of its side."""
         axis = _axis(self.quad)
         side = min(round(abs(axis)), max(_SMOOTH, *edited.size))
         square = to_rgb(edited).resize((side, side), Image.Resampling.BICUBIC)
@@ -61,10 +56,7 @@ class Photo:
 
 
 def photo_paths(items: Sequence[str]) -> list[str]:
-    """Paths of the photos: files as given, and all images under each folder in natural order.
-
-    Raises UserError if something is missing, or a folder holds no image.
-    """
+    """Files as given, and all images under each folder in natural order. Raises UserError for what is missing."""
     paths = []
     for item in items:
         if os.path.isdir(item):
@@ -79,9 +71,8 @@ def photo_paths(items: Sequence[str]) -> list[str]:
 def read_photo(path: str, landmarks: Sequence[tuple[float, float]] | None = None) -> Photo:
     """The photo in a file, turned upright by its EXIF orientation, with its central square or else the face's.
 
-    ``landmarks`` are (x, y) of left eye, right eye, nose, left and right corner of the mouth, as seen in the picture,
-    in pixels of the upright photo, whose top left corner is (0, 0). Raises UserError naming the file if it is no image
-    or is under 8 pixels on a side, or if the landmarks are no face in it.
+    ``landmarks`` are (x, y) of the five LANDMARKS in pixels of the upright photo, whose top left corner is (0, 0).
+    Raises UserError naming a file that is no image of 8 pixels or more, or has no face there.
     """
     image = read_image(path)
     if min(image.size) < MIN_SIDE:
@@ -97,7 +88,6 @@ def read_landmarks(path: str) -> dict[str, Landmarks]:
     """Five (x, y) in pixels per image, in the order of LANDMARKS, by the image's file name without folders.
 
     ``path`` is a .json of {"a.jpg": [[x, y], ...]} or a .csv with a header and rows of a file name and ten numbers.
-    Raises UserError naming the file, the row and what was expected.
     """
     ending = os.path.splitext(path)[1].lower()
     if ending == ".json":
@@ -140,13 +130,12 @@ def five_points(landmarks: Sequence[Sequence[float]]) -> Landmarks:
 
 
 def face_square(landmarks: Sequence[Sequence[float]], width: int, height: int) -> Quad:
-    """Corners of the square around a face in a photo of that size, turned with the face, as FFHQ was aligned.
+    """The square around a face in a photo of that size, turned with the face, as FFHQ was aligned.
 
     Its sides run along e - rot90(m), with e from eye to eye and m from between the eyes to the middle of the mouth's
     corners; half a side is the longer of 2 |e| and 1.8 |m|, and the centre lies m / 10 below the eyes (Karras et al.
-    2019, appendix A). The corners are its top left, bottom left, bottom right and top right, in the landmarks'
-    coordinates, and may lie outside of the photo. Raises UserError for points that form no face, a face that is not in
-    the photo, or one whose square is under 8 pixels wide.
+    2019, appendix A). Corners may lie outside of the photo. Raises UserError for points that form no face of 8 pixels
+    or more in the photo.
     """
     points = five_points(landmarks)
     if any(not (-width <= x <= 2 * width and -height <= y <= 2 * height) for x, y in points):
@@ -170,7 +159,7 @@ def face_square(landmarks: Sequence[Sequence[float]], width: int, height: int) -
 
 
 def central_square(width: int, height: int) -> Quad:
-    """Corners of the largest square in the middle of a photo, in the order of ``face_square``."""
+    """The largest square in the middle of a photo."""
     left, top, right, bottom = central_box(width, height)
     return (left, top), (left, bottom), (right, bottom), (right, top)
 
@@ -189,10 +178,8 @@ def _similarity(origin: complex, factor: complex) -> tuple[float, ...]:
 
 
 def _warp(image: Image.Image, size: tuple[int, int], coefficients: tuple[float, ...]) -> Image.Image:
-    """RGB image of that size, each pixel interpolated at its mapped place; black where that is outside.
-
-    In floats, because PIL cuts off fractions: 8-bit interpolation would darken by half a level.
-    """
+    """RGB image of that size, each pixel interpolated at its mapped place; black where that is outside."""
+    # In floats, because PIL cuts off fractions: 8-bit interpolation would darken by half a level
     bands = [band.convert("F").point(lambda level: level + 0.5) for band in image.split()]
     moved = [band.transform(size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR) for band in bands]
     return Image.merge("RGB", [band.convert("L") for band in moved])
@@ -209,10 +196,7 @@ def _bounds(quad: Quad) -> np.ndarray:
 
 
 def _upright(image: Image.Image, quad: Quad, least: int) -> Image.Image:
-    """The quad's content turned upright, shrunk by the largest whole factor that leaves at least ``least`` pixels.
-
-    Where the quad is outside of the photo, the photo is reflected, and blurred there: a mirrored eye is no eye.
-    """
+    """The quad's content turned upright, shrunk by the largest whole factor that leaves at least ``least`` pixels."""
     axis = _axis(quad)
     shrink = max(1, int(abs(axis) // least))
     side = round(abs(axis) / shrink)
@@ -223,7 +207,7 @@ def _upright(image: Image.Image, quad: Quad, least: int) -> Image.Image:
     before, after = -(-abs(wanted - there) // shrink)
     pixels = np.asarray(image.reduce(shrink, tuple(there.flat)))
     pixels = np.pad(pixels, ((before[1], after[1]), (before[0], after[0]), (0, 0)), mode="symmetric")
-    around = Image.fromarray(pixels)
+    around = Image.fromarray(pixels)  # and blurred there: a mirrored eye is no eye
     if before.any() or after.any():
         radius = SOFTENING * abs(axis) / shrink
         places = map(np.arange, around.size)

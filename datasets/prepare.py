@@ -1,11 +1,7 @@
 """Make LMDBs from original images, and inspect them.
 
     python -m datasets.prepare celeba --source img_align_celeba.zip
-    python -m datasets.prepare celebahq --source CelebAMask-HQ.zip --size 128
-    python -m datasets.prepare ffhq --source images1024x1024
-    python -m datasets.prepare lsun --source bedroom_train_lmdb --category bedroom
     python -m datasets.prepare folder --source my_photos --size 128
-    python -m datasets.prepare toyfaces --size 32
     python -m datasets.prepare inspect data/celeba --full
 
 An interrupted command goes on where it stopped when it is run again. Bad images are reported and left out: in celeba
@@ -25,7 +21,7 @@ from dataclasses import dataclass
 from datasets.inspection import PROBLEM, inspect_lmdb
 from datasets.labels import LabelTable, class_folders, parse_csv
 from datasets.originals import DrawnFaces, Originals, open_originals
-from datasets.sources import DATASETS, SIZES
+from datasets.sets import DATASETS, SIZES
 from datasets.writer import ENCODINGS, Job, Record, write_lmdb
 from dbae.config import UserError
 from dbae.io import atomic_write
@@ -84,10 +80,7 @@ RECIPES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line, as everywhere here; descriptions and examples keep their lines."""
-
-    def __init__(self, **options) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    """Errors are one line, as everywhere here."""
 
     def error(self, message: str) -> None:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
@@ -114,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """A sub-command for every recipe, with the options that it has, and `inspect`."""
-    parser = Parser(prog="python -m datasets.prepare", description=__doc__)
+    parser = Parser("python -m datasets.prepare", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, recipe in RECIPES.items():
         add = commands.add_parser(name, help=recipe.about, description=f"{recipe.about}.").add_argument
@@ -156,8 +149,8 @@ def prepare(recipe: Recipe, options: argparse.Namespace) -> None:
     for name in (name for name, data in labels.items() if data is None):
         print(f"note: no {name} in or beside {options.source}, so none is copied", file=sys.stderr)
     table = own_labels(originals, names) if options.command == "folder" else None
-    job = Job(originals, recipe.key.format(size=size), size, encoding, keep_holes=recipe.first is not None)
-    record, worked = write_lmdb(out, job, names, options.workers)
+    job = Job(originals, names, recipe.key.format(size=size), size, encoding, keep_holes=recipe.first is not None)
+    record, worked = write_lmdb(out, job, options.workers)
     if table:
         labels["labels.csv"] = rekeyed(table, names, record, job.key_format)
     for name, data in labels.items():

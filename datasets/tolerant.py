@@ -36,9 +36,8 @@ class Fault:
 class Tolerant(Dataset):
     """A data set whose errors are values: an item is an image [3, s, s] or None, its position, and a Fault or None.
 
-    What the main process makes of faults (``settle``) is the policy: ``fail`` raises the first one, ``skip`` goes on
-    and lists them. A bad image is then left out, or with ``replace`` another one stands in, always the same, whose
-    position the item has. It is drawn: the next good one after a long gap would be seen as often as the gap is long.
+    The policy ``fail`` raises the first fault in the main process, ``skip`` goes on and lists them: a bad image is left
+    out, or with ``replace`` another one stands in, always the same, whose position the item has.
     """
 
     def __init__(self, dataset: Dataset, policy: str = "fail", replace: bool = False, path: str = "") -> None:
@@ -62,7 +61,7 @@ class Tolerant(Dataset):
         image, fault = self._read(i)
         if fault is None or not (fault.one_image and self.replace):
             return image, i, fault
-        # Another image in its place, unless something worse than a bad image turns up
+        # A drawn one in its place: the next good one after a long gap would be seen as often as the gap is long
         for j in np.random.default_rng(i).integers(len(self), size=TRIES).tolist():
             image, another = self._read(j)
             if another is None:

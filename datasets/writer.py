@@ -11,18 +11,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
 
+import lmdb
 from PIL import Image
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.images import BadImage, cover, decode
-from datasets.lmdb import import_lmdb
+from datasets.loader import watched
 from datasets.originals import Originals
 from dbae.config import UserError
 
@@ -39,13 +37,17 @@ KEPT_FORMATS = ("JPEG", "PNG", "WEBP")  # whose files are stored as they are whe
 
 @dataclass(frozen=True)
 class Job:
-    """What becomes of each original."""
+    """What becomes of each original. ``job[i]`` is the name of one, and what ``convert`` makes of it."""
 
     originals: Originals
+    names: list[str]  # of the originals
     key_format: str
     size: int | None  # None: not resized
     encoding: str  # a key of ENCODINGS
     keep_holes: bool  # whether a bad image leaves its index empty, or the next one takes it
+
+    def __getitem__(self, i: int) -> tuple[str, bytes | None, str]:
+        return self.names[i], *self.convert(self.names[i])
 
     def convert(self, name: str) -> tuple[bytes | None, str]:
         """The bytes to store for an original; or None, and the reason why it is a bad image."""
@@ -63,11 +65,11 @@ class Job:
         image.save(buffer, **ENCODINGS[self.encoding])
         return buffer.getvalue(), ""
 
-    def settings(self, names: list[str]) -> dict:
+    def settings(self) -> dict:
         """What must be the same when the work is continued."""
-        digest = hashlib.sha256("\n".join(names).encode(errors="replace")).hexdigest()[:16]
+        digest = hashlib.sha256("\n".join(self.names).encode(errors="replace")).hexdigest()[:16]
         given = {"keys": self.key_format, "size": self.size, "format": self.encoding}
-        return given | {"images": len(names), "file names": digest}
+        return given | {"images": len(self.names), "file names": digest}
 
 
 @dataclass
@@ -97,41 +99,49 @@ class Record:
         return record
 
 
-def write_lmdb(path: str, job: Job, names: list[str], workers: int) -> tuple[Record, bool]:
+def write_lmdb(path: str, job: Job, workers: int) -> tuple[Record, bool]:
     """Write or continue the LMDB folder ``path``; returns its record, and whether there was anything left to do."""
-    lmdb = import_lmdb()
+    total, previous = len(job.names), signal.signal(signal.SIGINT, _interrupt_once)
     try:
         os.makedirs(path, exist_ok=True)
         with lmdb.open(path, map_size=FIRST_MAP) as environment:
-            record = _resume(environment, path, job.settings(names))
+            record = _resume(environment, path, job.settings())
             if record.finished:
                 return record, False
-            bar = tqdm(total=len(names), initial=record.done, unit=" images", mininterval=0.5, file=sys.stderr)
-            with bar, _mapping(job.convert, workers) as convert_all:
-                while record.done < len(names):
-                    chunk = names[record.done : record.done + CHUNK]
-                    entries = []
-                    for name, (data, problem) in zip(chunk, convert_all(chunk), strict=True):
-                        if data is None:
-                            tqdm.write(f"skipped {name}: {problem}", file=sys.stderr)
-                            record.skipped.append([name, problem])
-                        else:
-                            index = record.done if job.keep_holes else record.written
-                            entries.append(((job.key_format % index).encode(), data))
-                        record.done += 1
-                    _commit(environment, entries, record)
+            chunks = [range(total)[first : first + CHUNK] for first in range(record.done, total, CHUNK)]
+            workers = workers if workers > 1 else 0
+            loader = DataLoader(
+                job, batch_sampler=chunks, num_workers=workers, collate_fn=list, worker_init_fn=_end_with_parent
+            )
+            bar = tqdm(total=total, initial=record.done, unit=" images", mininterval=0.5, file=sys.stderr)
+            with bar, closing(watched(loader)) as converted:
+                for chunk in converted:
+                    _commit(environment, _entries(job, record, chunk), record)
                     bar.update(len(chunk))
             if not record.written:
                 raise UserError(f"{job.originals.path}: expected images, all {record.done} are bad")
             record.finished = True
             length = record.done if job.keep_holes else record.written
             _commit(environment, [(b"length", str(length).encode())], record)
-    except BrokenProcessPool:
-        again = "run the same command with fewer --workers"
-        raise UserError(f"{path}: a worker was killed, out of memory? Then {again}") from None
     except (lmdb.Error, OSError) as error:
         raise UserError(f"{path}: cannot write the LMDB: {error}") from error
+    finally:
+        signal.signal(signal.SIGINT, previous)
     return record, True
+
+
+def _entries(job: Job, record: Record, chunk: list[tuple[str, bytes | None, str]]) -> list[tuple[bytes, bytes]]:
+    """Keys and values of a chunk; counts in the record, and reports, what was read and what was skipped."""
+    entries = []
+    for name, data, problem in chunk:
+        if data is None:
+            tqdm.write(f"skipped {name}: {problem}", file=sys.stderr)
+            record.skipped.append([name, problem])
+        else:
+            index = record.done if job.keep_holes else record.written
+            entries.append(((job.key_format % index).encode(), data))
+        record.done += 1
+    return entries
 
 
 def _resume(environment, path: str, settings: dict) -> Record:
@@ -158,39 +168,21 @@ def _commit(environment, entries: list[tuple[bytes, bytes]], record: Record) -> 
                 for key, value in entries:
                     transaction.put(key, value)
             return
-        except import_lmdb().MapFullError:
+        except lmdb.MapFullError:
             environment.set_mapsize(environment.info()["map_size"] * 5 // 4 + FIRST_MAP)
 
 
-@contextmanager
-def _mapping(function: Callable, workers: int) -> Iterator[Callable[[list[str]], Iterable]]:
-    """A map of ``function`` over names, in order, in this process or in ``workers`` others."""
-    if workers <= 1:
-        yield partial(map, function)
-        return
-    # A fork of this process would share the open LMDB; the server imports everything once for all workers
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start_worker)
-    previous = signal.signal(signal.SIGINT, _interrupt_once)
-    try:
-        yield partial(pool.map, function, chunksize=8)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        signal.signal(signal.SIGINT, previous)
+def _end_with_parent(_: int) -> None:
+    """Let a worker end even where its parent is killed and will never take what the worker has for it."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _interrupt_once(*_) -> None:
-    """Stop at the first Ctrl-C; a second one must not break into the shutdown, which would wait for ever."""
+    """Stop at the first Ctrl-C; a second one must not break into the shutdown of the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent process, and end with it even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
