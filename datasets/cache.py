@@ -21,10 +21,9 @@ def cached(
 ) -> Dataset | CachedImages:
     """What ``training_batches`` reads: the data set itself, or all its images, read once by ``num_workers`` processes.
 
-    ``where`` is ``host`` or ``device`` for the memory that holds them, n 3 s^2 bytes, or ``none``. The images of a
-    ``Tolerant`` data set that stand in for bad ones are those of ``training_batches``, and all bad ones are noted while
-    reading. ``quiet`` shows no progress. Raises UserError like ``check_room``, before reading, and like
-    ``training_batches``.
+    ``where`` is ``host`` or ``device`` for the memory that holds them, n 3 s^2 bytes, or ``none``; ``quiet`` shows no
+    progress. Bad images of a ``Tolerant`` data set are noted while reading. Raises UserError like ``check_room``,
+    before reading, and like ``training_batches``.
     """
     plain = dataset.dataset if isinstance(dataset, Tolerant) else dataset
     check_room(plain, where, device)

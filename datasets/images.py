@@ -89,10 +89,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, crop: CropBox | None = None) -> Image.Image:
-    """RGB image resized to size x size (bilinear, antialiased), after the crop box or else the central square.
-
-    At the box's full size this is exactly crop, then resize. Raises BadImage if the box does not suit the image.
-    """
+    """RGB image resized to size x size (bilinear, antialiased), after the crop box or else the central square."""
     left, top, right, bottom = crop.scaled(*image.size) if crop else central_box(*image.size)
     outer = (int(left), int(top), int(-(-right // 1)), int(-(-bottom // 1)))
     inner = (left - outer[0], top - outer[1], right - outer[0], bottom - outer[1])

@@ -19,8 +19,7 @@ from dbae.config import UserError
 SAMPLE = 500  # images decoded without `full`
 NAMED = 3  # examples of what is missing or skipped
 PROBLEM = "PROBLEM  "  # how a line begins that tells of one
-LABEL_FILES = {"labels.csv"} | {source.labels.name for source in DATASETS.values() if source.labels}
-LABEL_FILES |= {source.partition for source in DATASETS.values() if source.partition}
+LABEL_FILES = {name for source in DATASETS.values() for name in (source.labels, source.partition) if name}
 
 
 def inspect_lmdb(path: str, full: bool = False) -> list[str]:

@@ -91,18 +91,12 @@ def read_attributes(path: str) -> LabelTable:
 
 def read_people(path: str) -> list[str]:
     """Names of all images of the people in a file: a count, then rows of a person and a number of images."""
-    first, *rows = read_text(path).splitlines() or [""]
-    people: dict[str, int] = {}
-    for number, row in enumerate(rows, start=2):
-        match = re.fullmatch(r"(\S+)\t(\d+)", row.strip())
-        if match and match[1] not in people:
-            people[match[1]] = int(match[2])
-        elif row.strip():
-            expected = f"another person than {match[1]}" if match else "First_Last, a tab and a number of images"
-            raise UserError(f"{path}: expected {expected} on line {number}, got {row.strip()[:60]!r}")
-    if first.strip() != str(len(people)):
-        raise UserError(f"{path}: expected the number of people, {len(people)}, on line 1, got {first.strip()[:60]!r}")
-    return [_image_name(person, image) for person, count in people.items() for image in range(1, count + 1)]
+    count, *rows = read_text(path).splitlines() or [""]
+    people = dict(re.findall(r"^(\S+)\t(\d+)\s*$", "\n".join(rows), re.MULTILINE))
+    if not count.strip() == str(len(people)) == str(len(list(filter(str.strip, rows)))):
+        expected = "a number on line 1, and as many rows of First_Last, a tab and a number of images"
+        raise UserError(f"{path}: expected {expected}, found {len(people)} after {count.strip()[:60]!r}")
+    return [_image_name(person, image) for person, images in people.items() for image in range(1, int(images) + 1)]
 
 
 def _image_name(person: str, number: int) -> str:

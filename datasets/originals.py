@@ -98,8 +98,7 @@ def open_originals(path: str) -> Originals:
         return LmdbOriginals(path)
     if os.path.isdir(path):
         return Originals(path)
-    found = "this is another kind of file" if os.path.exists(path) else "there is nothing of that name"
-    raise UserError(f"source {path}: expected a folder of images, a zip or an LMDB, {found}")
+    raise UserError(f"source {path}: expected a folder of images, a zip or an LMDB")
 
 
 @lru_cache(maxsize=2)

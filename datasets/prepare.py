@@ -26,8 +26,6 @@ from datasets.writer import ENCODINGS, Job, Record, write_lmdb
 from dbae.config import UserError
 from dbae.io import atomic_write
 
-SHOWN = 10  # bad originals that are named at the end
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -52,13 +50,13 @@ RECIPES = {
         encodings=("png",),
         subfolder="img_align_celeba",
         first=1,
-        labels=(DATASETS["celeba"].labels.name, DATASETS["celeba"].partition),
+        labels=(DATASETS["celeba"].labels, DATASETS["celeba"].partition),
     ),
     "celebahq": Recipe(
         "CelebA-HQ: CelebAMask-HQ.zip or a folder with 0.jpg to 29999.jpg",
         subfolder="CelebA-HQ-img",
         first=0,
-        labels=(DATASETS["celebahq"].labels.name,),
+        labels=(DATASETS["celebahq"].labels,),
     ),
     "ffhq": Recipe("FFHQ: the folder images1024x1024 or a zip of it", subfolder="images1024x1024"),
     "lsun": Recipe(
@@ -146,8 +144,8 @@ def prepare(recipe: Recipe, options: argparse.Namespace) -> None:
 
     # Label files are read before the long work
     labels = {name: originals.companion(name) for name in recipe.labels}
-    for name in (name for name, data in labels.items() if data is None):
-        print(f"note: no {name} in or beside {options.source}, so none is copied", file=sys.stderr)
+    if missing := [name for name, data in labels.items() if data is None]:
+        print(f"note: no {', '.join(missing)} in or beside {options.source}, so none is copied", file=sys.stderr)
     table = own_labels(originals, names) if options.command == "folder" else None
     job = Job(originals, names, recipe.key.format(size=size), size, encoding, keep_holes=recipe.first is not None)
     record, worked = write_lmdb(out, job, options.workers)
@@ -160,17 +158,10 @@ def prepare(recipe: Recipe, options: argparse.Namespace) -> None:
 
     state = "finished" if worked else "was finished before, nothing to do"
     print(f"{out}: {state}: {record.written} images, {len(record.skipped)} bad ones skipped")
-    for name, reason in record.skipped[:SHOWN]:
-        print(f"  skipped {name}: {reason}")
-    if len(record.skipped) > SHOWN:
-        print(f"  ... and {len(record.skipped) - SHOWN} more")
 
 
 def choose(originals: Originals, recipe: Recipe) -> list[str]:
-    """The images of the publisher's folder, where there is one: its archives hold masks and thumbnails too.
-
-    Raises UserError if there are none, or where labels go by number and the files are not numbered without gaps.
-    """
+    """The images of the publisher's folder, where there is one: its archives hold masks and thumbnails too."""
     names = originals.names()
     if not names:
         raise UserError(f"{originals.path}: expected images in it, there are none")
@@ -178,18 +169,13 @@ def choose(originals: Originals, recipe: Recipe) -> list[str]:
     for number, name in enumerate(names if recipe.first is not None else (), start=recipe.first or 0):
         found = re.search(r"(\d+)\.\w+$", name)
         if not found or int(found[1]) != number:
-            raise UserError(
-                f"{originals.path}: expected files numbered from {recipe.first} without gaps, found {name} in place of "
-                f"{number}; for other images use `python -m datasets.prepare folder`"
-            )
+            expected = f"files numbered from {recipe.first} without gaps (or the recipe `folder`)"
+            raise UserError(f"{originals.path}: expected {expected}, found {name} in place of {number}")
     return names
 
 
 def own_labels(originals: Originals, names: list[str]) -> LabelTable | None:
-    """The originals' ``labels.csv``, or their folders as classes where these have names, not numbers; else None.
-
-    Raises UserError if the file is wrong or an image has no row.
-    """
+    """The originals' ``labels.csv``, or their folders as classes where these have names, not numbers; else None."""
     data = originals.companion("labels.csv")
     if data is not None:
         table = parse_csv(f"labels.csv of {originals.path}", data.decode("utf-8-sig", errors="replace"))

@@ -23,18 +23,6 @@ TENTHS = {"train": (0, 8), "valid": (8, 9), "test": (9, 10)}  # of the images, w
 
 
 @dataclass(frozen=True)
-class LabelFile:
-    """A text file of attributes beside the images."""
-
-    name: str
-    row: str  # printf format of the row's first word
-    first: int  # number in the name of index 0
-
-    def row_name(self, index: int) -> str:
-        return self.row % (self.first + index)
-
-
-@dataclass(frozen=True)
 class Source:
     """One LMDB data set: where it is looked for, how its keys are built, how it is cut and split."""
 
@@ -44,7 +32,9 @@ class Source:
     folders: tuple[str, ...] = ()  # names looked for under the data root, in order
     complete: int | None = None  # number of images in the published set
     crop: CropBox | None = None
-    labels: LabelFile | None = None
+    labels: str = "labels.csv"  # file of labels beside the images; a .txt is of CelebA's kind, with the rows
+    row: str = ""  # of these names: printf format
+    first: int = 0  # number in the row's name of index 0
     partition: str | None = None  # file that says which split each image belongs to
     splits: dict[str, tuple[int, int]] | None = None  # official ranges; None: train and test are both the whole set
 
@@ -64,12 +54,15 @@ DATASETS = {
         Source("ffhq256", "ffhq", ("256-%05d",), _folders("ffhq", 256), complete=70_000),
         Source(
             *("celebahq", "celebahq", ("128-%05d", "256-%05d", "64-%05d"), _folders("celebahq", *SIZES), 30_000),
-            labels=LabelFile("CelebAMask-HQ-attribute-anno.txt", "%d.jpg", 0),
+            labels="CelebAMask-HQ-attribute-anno.txt",
+            row="%d.jpg",
         ),
         Source(
             *("celeba", "celeba", ("None-%07d",), _folders("celeba"), 202_599),
             crop=CropBox(top=57, left=25, side=128, full=(178, 218)),
-            labels=LabelFile("list_attr_celeba.txt", "%06d.jpg", 1),
+            labels="list_attr_celeba.txt",
+            row="%06d.jpg",
+            first=1,
             partition="list_eval_partition.txt",
             splits={"train": (0, 162_770), "valid": (162_770, 182_637), "test": (182_637, 202_599)},
         ),
@@ -81,10 +74,7 @@ OWN_LMDB = Source("folder", "folder", keys=())  # an LMDB that `prepare folder` 
 
 
 class LmdbImages(ImageDataset):
-    """One split of an LMDB. The environment is opened on first use in each process.
-
-    ``whole`` is as in ``datasets.build``. Labels lie beside it: the file of the table's row, for own data a labels.csv.
-    """
+    """One split of an LMDB, with the labels of a file beside it; ``whole`` is as in ``datasets.build``."""
 
     def __init__(
         self, path: str, source: Source, split: str, size: int, split_range: str | None = None, whole: bool = False
@@ -94,8 +84,8 @@ class LmdbImages(ImageDataset):
         self.length = self.store.length(self.key_format)
         indices = source_split(source, split, self.length, self.store.folder)
         super().__init__(path, size, cut(indices, split_range))
-        self.kinds = ("binary", "real") if source.labels else KINDS
-        self.labels_path = os.path.join(self.store.folder, source.labels.name if source.labels else "labels.csv")
+        self.kinds = ("binary", "real") if source.row else KINDS
+        self.labels_path = os.path.join(self.store.folder, source.labels)
         if whole:
             self._bytes(self.indices[-1])
 
@@ -112,10 +102,10 @@ class LmdbImages(ImageDataset):
     def table(self, kind: str | None) -> LabelTable:
         if not self.has_labels:
             raise UserError(f"{self.title} has no labels: expected {self.labels_path}")
-        return (read_attributes if self.source.labels else read_csv)(self.labels_path)
+        return (read_attributes if self.source.row else read_csv)(self.labels_path)
 
     def row_name(self, index: int) -> str:
-        return self.source.labels.row_name(index) if self.source.labels else self.name(index)
+        return self.source.row % (self.source.first + index) if self.source.row else self.name(index)
 
     def _bytes(self, index: int) -> bytes:
         data = self.store.get(self.name(index))
@@ -137,7 +127,7 @@ def source_split(source: Source, split: str, length: int, folder: str) -> Sequen
     path = os.path.join(folder, source.partition or "")
     if os.path.isfile(path):
         partition, number = read_partition(path), SPLITS.index(split)
-        indices = [index for index in range(length) if partition.get(source.labels.row_name(index)) == number]
+        indices = [index for index in range(length) if partition.get(source.row % (source.first + index)) == number]
         if not indices:
             raise UserError(f"{path} puts none of the {length} images in {split}; without it they split 80/10/10 %")
         return indices
@@ -152,8 +142,7 @@ class FolderImages(ImageDataset):
     """All images under a folder, sorted by name; train and test are both the whole folder.
 
     Labels come from ``labels``, or from ``labels.csv`` in the folder: a header, then one row per image with its path
-    below the folder and its labels. Where there is no such file, its folders may be classes. Raises UserError for an
-    unusable folder or table.
+    below the folder and its labels. Where there is no such file, its folders may be classes.
     """
 
     kinds = KINDS
@@ -186,10 +175,9 @@ class FolderImages(ImageDataset):
 
 
 class ToyFaces(ImageDataset):
-    """One split of the embedded data set: drawn on the fly, or read from a prepared LMDB that holds the same pixels.
+    """One split of the embedded data set: drawn on the fly, or read from an LMDB that holds the same pixels.
 
-    Binary labels are the 40 attributes, real ones the drawing parameters, classes the colours of hair and brows. Stored
-    faces of the same size save the drawing; those of another size are left aside, because resized pixels would differ.
+    Binary labels are the 40 attributes, real ones the drawing parameters, classes the colours of hair and brows.
     """
 
     kinds = KINDS

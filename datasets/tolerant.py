@@ -25,7 +25,7 @@ TRIES = 1000  # images that are tried in place of a bad one
 
 @dataclass(frozen=True)
 class Fault:
-    """What went wrong with an image. It is a value, because an exception leaves a worker as a traceback in text."""
+    """What went wrong with an image: a value, as an exception leaves a worker as a traceback in text."""
 
     position: int  # in the split
     name: str  # key or file name
@@ -41,7 +41,7 @@ class Tolerant(Dataset):
     """
 
     def __init__(self, dataset: Dataset, policy: str = "fail", replace: bool = False, path: str = "") -> None:
-        """``path`` is the list that an earlier run wrote, perhaps. Raises UserError for something else in its place."""
+        """``path`` is the list that an earlier run wrote, perhaps."""
         self.dataset, self.policy = dataset, policy
         self.replace = replace and policy == "skip"
         self.faults: dict[str, Fault] = {}  # by name

@@ -142,6 +142,13 @@ def test_wrong_attributes_of_lfw(lfw, old, new, message):
         build("lfw", "train", 8, data_dir=str(lfw))
 
 
+@pytest.mark.parametrize("text", ["", "2\nBo_Li\t2\nJohn F Kennedy\t2\n", "2\nBo_Li\t2\nBo_Li\t2\n", "3\nBo_Li\t2\n"])
+def test_wrong_people_of_lfw(lfw, text):
+    (lfw / "peopleDevTest.txt").write_text(text)
+    with raises("peopleDevTest.txt: expected a number on line 1, and as many rows of First_Last"):
+        build("lfw", "test", 8, data_dir=str(lfw))
+
+
 # -- splits with targets ---------------------------------------------------------------------------------------------
 
 
