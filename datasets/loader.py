@@ -18,7 +18,7 @@ from dbae.config import UserError
 
 # What a signal that ended a worker process tells
 KILLED = {
-    "SIGKILL": "out of memory? Give fewer --num_workers",
+    "SIGKILL": "out of memory? Give fewer --num_workers (prepare: --workers)",
     "SIGBUS": "the data set's file was cut or its disk is gone, or the shared memory /dev/shm is full",
     "SIGSEGV": "a damaged LMDB or a broken installation",
 }
