@@ -57,6 +57,8 @@ class Photo:
 
 def photo_paths(items: Sequence[str]) -> list[str]:
     """Files as given, and all images under each folder in natural order. Raises UserError for what is missing."""
+    if not items:
+        raise UserError("photos: expected image files or folders of images, got none")
     paths = []
     for item in items:
         if os.path.isdir(item):
