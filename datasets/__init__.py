@@ -10,8 +10,7 @@ from datasets.base import ImageDataset, log_once, tenths
 from datasets.labels import KINDS, Targets
 from datasets.lfw import Lfw
 from datasets.lmdb import is_lmdb, open_store
-from datasets.sets import FolderImages, LmdbImages, ToyFaces
-from datasets.sources import DATASETS, OWN_LMDB, TENTHS, Source
+from datasets.sets import DATASETS, OWN_LMDB, TENTHS, FolderImages, LmdbImages, Source, ToyFaces
 from dbae.config import UserError
 
 __all__ = ["DATASETS", "KINDS", "ImageDataset", "Labelled", "Source", "Targets", "build", "labelled_splits"]
@@ -48,25 +47,30 @@ def build(
     says is noticed before any work. Raises UserError for what is unknown, missing or bad.
     """
     kind, _, path = name.partition(":")
-    if labels and kind != "folder":
-        raise UserError(f"labels: expected only with folder:PATH, got them with {name}")
-    if kind == "folder" and path:
-        if not (is_lmdb(path) and (os.path.isdir(path) or path.endswith(".lmdb"))):
-            return FolderImages(path, split, size, split_range, labels)
-        if labels:
-            raise UserError(f"labels: expected only with a folder of images, {path} is an LMDB with its own labels.csv")
-        return LmdbImages(path, OWN_LMDB, split, size, split_range, whole)
+    is_folder = kind == "folder" and bool(path)
+    own_lmdb = is_folder and is_lmdb(path) and (os.path.isdir(path) or path.endswith(".lmdb"))
+    if labels and (own_lmdb or not is_folder):
+        raise UserError(f"labels: expected only with folder:PATH of images, got them with {name}")
+    if is_folder and not own_lmdb:
+        return FolderImages(path, split, size, split_range, labels)
+    place = data_dir or os.path.join(data_root, name)
+    if name == "lfw":
+        return Lfw(place, split, size, split_range)
     if name == "toyfaces":
-        place = data_dir or os.path.join(data_root, name)
         if data_dir and not is_lmdb(data_dir):
             raise UserError(f"no LMDB of toyfaces at {data_dir}: make one with `python -m datasets.prepare toyfaces`")
         return ToyFaces(split, size, split_range, open_store(place) if is_lmdb(place) else None)
-    if name == "lfw":
-        return Lfw(data_dir or os.path.join(data_root, name), split, size, split_range)
-    if name not in DATASETS:
+    if not own_lmdb and name not in DATASETS:
         raise UserError(f"data set: expected {', '.join(DATASETS)}, toyfaces, lfw or folder:PATH, got {name!r}")
-    source = DATASETS[name]
-    return LmdbImages(_find_lmdb(source, data_root, data_dir), source, split, size, split_range, whole)
+    source = OWN_LMDB if own_lmdb else DATASETS[name]
+    # An LMDB's path is given exactly, or it is the first usual name under the data root that exists
+    given = path if own_lmdb else data_dir
+    tried = [given] if given else [os.path.join(data_root, folder) for folder in source.folders]
+    found = next(filter(is_lmdb, tried), None)
+    if found is None:
+        command = f"python -m datasets.prepare {source.prepare} --source ORIGINALS --out {tried[0]}"
+        raise UserError(f"no LMDB of {name} at {', '.join(tried)}: make one with `{command}`")
+    return LmdbImages(found, source, split, size, split_range, whole)
 
 
 def labelled_splits(
@@ -82,10 +86,7 @@ def labelled_splits(
         raise UserError(f"labels: expected one of the kinds {', '.join(KINDS)}, got {kind!r}")
     options = {"size": size, "data_root": data_root, "data_dir": data_dir, "labels": labels}
     if name in OFFICIAL:
-        parts = {}
-        for split in PARTS[kind]:
-            dataset = build(name, split, **options)
-            parts[split] = Labelled(dataset, dataset.targets(kind))
+        parts = {s: Labelled(dataset := build(name, s, **options), dataset.targets(kind)) for s in PARTS[kind]}
     else:
         parts = _split_by_index(build(name, "train", **options), kind)
     needed = {"binary": parts, "class": {"train": parts["train"]}, "real": {}}[kind]
@@ -118,16 +119,3 @@ def _missing(targets: Targets) -> str:
     else:
         there = targets.values.bool().any(0)
     return ", ".join(name for name, found in zip(targets.names, there.tolist(), strict=True) if not found)
-
-
-def _find_lmdb(source: Source, data_root: str, data_dir: str | None) -> str:
-    """Path of a data set's LMDB: ``data_dir`` exactly, else the first usual name under ``data_root`` that exists.
-
-    Raises UserError with the paths that were tried and the command that makes one.
-    """
-    tried = [data_dir] if data_dir else [os.path.join(data_root, folder) for folder in source.folders]
-    found = next(filter(is_lmdb, tried), None)
-    if found is None:
-        command = f"python -m datasets.prepare {source.prepare} --source ORIGINALS --out {tried[0]}"
-        raise UserError(f"no LMDB of {source.name} at {', '.join(tried)}: make one with `{command}`")
-    return found

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.images import BadImage, UnreadableImage
+from datasets.images import BadImage, UnreadableImage, reason_of
 from datasets.labels import LabelTable, Targets
 from dbae.config import UserError
 
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 class ImageDataset(Dataset):
     """A map-style data set of one split: ``ds[i]`` is a uint8 image [3, size, size] and its position ``i``.
 
-    Subclasses say what stands behind an index of the whole set: ``image``, ``name`` and, with labels, ``table``. An
-    item raises UnreadableImage, with the image's name, where that one image is at fault.
+    An item raises UnreadableImage, with the image's name, where that one image is at fault. Subclasses say what stands
+    behind an index of the whole set: ``image``, ``name`` and, with labels, ``table``.
     """
 
     labels_path: str | None = None  # file of the labels
@@ -46,11 +46,10 @@ class ImageDataset(Dataset):
         raise NotImplementedError
 
     def table(self, kind: str | None) -> LabelTable:
-        """The file of labels of that kind. Raises UserError where there is none."""
+        """The file of labels of that kind, with a row under ``row_name`` for every image; UserError without one."""
         raise UserError(f"{self.title} has no labels")
 
     def row_name(self, index: int) -> str:
-        """Name of an image in ``table``."""
         return self.name(index)
 
     @property
@@ -59,14 +58,9 @@ class ImageDataset(Dataset):
         return self.labels_path is not None
 
     def targets(self, kind: str | None = None) -> Targets:
-        """Labels of the split's images: of a kind, or without one as they stand, so that -1 is no 0.
-
-        Raises UserError where there are none, and for values that are none of that kind.
-        """
+        """Labels of the split's images: of a kind, or without one as they stand, so that -1 is no 0."""
         if kind and kind not in self.kinds:
-            raise UserError(
-                f"{self.title}: expected labels of the kind {' or '.join(self.kinds) or 'none'}, got {kind}"
-            )
+            raise UserError(f"{self.title}: expected labels of the kind {' or '.join(self.kinds)}, got {kind}")
         return self.table(kind).targets(map(self.row_name, self.indices), kind)
 
     def part(self, positions: Sequence[int]) -> "ImageDataset":
@@ -82,8 +76,7 @@ class ImageDataset(Dataset):
         try:
             pixels = np.asarray(self.image(self.indices[i])).transpose(2, 0, 1)
         except (BadImage, OSError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UnreadableImage(f"{self.title} has a bad image {self.name_of(i)}: {reason}") from error
+            raise UnreadableImage(f"{self.title} has a bad image {self.name_of(i)}: {reason_of(error)}") from error
         return torch.from_numpy(np.array(pixels, order="C")), range(len(self))[i]
 
     def name_of(self, i: int) -> str:
@@ -91,15 +84,10 @@ class ImageDataset(Dataset):
         return self.name(self.indices[i])
 
 
-def check_split(title: str, split: str, expected: Sequence[str]) -> None:
+def check_split(title: str, split: str, expected: Sequence[str] = ("train", "test")) -> None:
+    """Raise UserError for another split. Sets without official splits are whole in train and in test, as officially."""
     if split not in expected:
         raise UserError(f"split of {title}: expected {' or '.join(expected)}, got {split!r}")
-
-
-def whole_set(title: str, split: str, length: int) -> range:
-    """Train and test are both the whole set, as in the official code."""
-    check_split(title, split, ("train", "test"))
-    return range(length)
 
 
 def cut(indices: Sequence[int], split_range: str | None) -> Sequence[int]:

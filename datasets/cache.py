@@ -1,7 +1,6 @@
 """A data set held as bytes in memory, so that training neither reads nor decodes after its start."""
 
 import os
-import sys
 
 import torch
 from torch.utils.data import Dataset
@@ -22,20 +21,18 @@ def cached(
 ) -> Dataset | CachedImages:
     """What ``training_batches`` reads: the data set itself, or all its images, read once by ``num_workers`` processes.
 
-    ``where`` is ``host`` or ``device`` for the memory that holds them, n 3 s^2 bytes, or ``none``. The images of a
-    ``Tolerant`` data set that stand in for bad ones are those of ``training_batches``, and all bad ones are noted while
-    reading. ``quiet`` shows no progress. Raises UserError where the images do not fit, like ``check_room``, before
-    reading, and like ``training_batches``.
+    ``where`` is ``host`` or ``device`` for the memory that holds them, n 3 s^2 bytes, or ``none``; ``quiet`` shows no
+    progress. Bad images of a ``Tolerant`` data set are noted while reading. Raises UserError like ``check_room``,
+    before reading, and like ``training_batches``.
     """
     plain = dataset.dataset if isinstance(dataset, Tolerant) else dataset
     check_room(plain, where, device)
     if where == "none":
         return dataset
-    n = len(dataset)
-    images = torch.empty((n, 3, plain.size, plain.size), dtype=torch.uint8, device=_memory(where, device))
-    positions = torch.empty(n, dtype=torch.long)
-    done, pace = 0, {"delay": 1, "mininterval": 0.1 if sys.stderr.isatty() else 10}  # seconds
-    with tqdm(total=n, desc="read", unit=" images", disable=quiet, **pace) as bar:
+    shape = (len(dataset), 3, plain.size, plain.size)
+    images = torch.empty(shape, dtype=torch.uint8, device=device if where == "device" else "cpu")
+    positions, done = torch.empty(len(dataset), dtype=torch.long), 0
+    with tqdm(total=len(dataset), desc="read", unit=" images", disable=quiet, delay=1) as bar:
         for batch, shown in ordered_batches(dataset, BATCH, num_workers=num_workers):
             place = slice(done, done := done + len(batch))
             images[place], positions[place] = batch, shown
@@ -53,14 +50,14 @@ def check_room(dataset: ImageDataset, where: str, device: torch.device | str) ->
         raise UserError(f"cache: expected {', '.join(PLACES)}, got {where!r}")
     if where == "none":
         return
-    memory = _memory(where, device)
-    copies = 1 if memory.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    memory = torch.device(device if where == "device" else "cpu")
+    on_gpu = memory.type == "cuda"
+    copies = 1 if on_gpu else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     needed, free = 3 * dataset.size**2 * len(dataset), free_memory(memory)
     if free is not None and copies * needed > free:
-        instead = "host or none" if memory.type == "cuda" else "none"
         raise UserError(
             f"cache: {len(dataset)} images of {dataset.size} px need {copies} x {needed / GB:.3g} GB, and "
-            f"{free / GB:.3g} GB are free ({memory}); give --cache {instead}"
+            f"{free / GB:.3g} GB are free ({memory}); give --cache {'host or ' * on_gpu}none"
         )
 
 
@@ -74,7 +71,3 @@ def free_memory(device: torch.device) -> int | None:
         return 1024 * int(sizes["MemAvailable"].split()[0])
     except (OSError, KeyError):
         return None
-
-
-def _memory(where: str, device: torch.device | str) -> torch.device:
-    return torch.device(device if where == "device" else "cpu")

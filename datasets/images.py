@@ -3,11 +3,8 @@
 import io
 import os
 import re
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,13 +15,8 @@ MAX_BYTES = 1 << 29  # of an image file, as it lies on the disk or comes out of 
 MAX_PIXELS = 89_478_485  # of an image: a quarter of a GiB as RGB. PIL's own limit is the same, but can be switched off
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 # Formats that are decoded, whatever a file is called. PIL knows more, of which EPS would start another program.
-FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"})
-# What PIL and its codecs raise for broken bytes
-_DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, OverflowError, MemoryError),
-    *(RuntimeError, AssertionError),
-    *(zlib.error, struct.error, Image.DecompressionBombWarning, Image.DecompressionBombError),
-)
+Image.init()
+FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys()
 
 
 class BadImage(ValueError):
@@ -42,35 +34,30 @@ class CropBox:
     top: int
     left: int
     side: int
-    full_width: int
-    full_height: int
+    full: tuple[int, int]
 
     def scaled(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The box (left, top, right, bottom) on a stored image, fractional where the scale is.
-
-        Raises BadImage for a stored image of another shape, which has been cropped before.
-        """
-        if abs(width * self.full_height / self.full_width - height) > 1:
-            full = f"{self.full_width}x{self.full_height}"
+        """Left, top, right, bottom on a stored image. Raises BadImage for one of another shape, cropped before."""
+        x, y = width / self.full[0], height / self.full[1]
+        if abs(x * self.full[1] - height) > 1:
+            full = "{}x{}".format(*self.full)
             raise BadImage(f"it is {width}x{height}, expected the uncropped {full} or a smaller copy of that shape")
-        x, y = width / self.full_width, height / self.full_height
         return self.left * x, self.top * y, (self.left + self.side) * x, (self.top + self.side) * y
 
 
 def decode(data: bytes, upright: bool = False) -> Image.Image:
-    """Fully decoded RGB image from the bytes of a file; ``upright`` applies the EXIF orientation.
+    """RGB image from the bytes of a file; ``upright`` applies the EXIF orientation.
 
-    16-bit grey is scaled to 8 bits and transparency is laid on white. Raises BadImage, also for more than MAX_PIXELS,
-    before they are decoded.
+    Raises BadImage, also for more than MAX_PIXELS, before they are decoded.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_formats())
+            image = Image.open(io.BytesIO(data), formats=sorted(FORMATS))
         check_pixels(*image.size)
         image.load()
         return to_rgb(ImageOps.exif_transpose(image) if upright else image)
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # PIL and its codecs raise a dozen kinds for broken bytes
         reason = "no image format that is read here" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise BadImage(" ".join(reason.split()) or type(error).__name__) from error
 
@@ -85,13 +72,13 @@ def read_bytes(path: str) -> bytes:
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raise BadImage for a size of more than MAX_PIXELS."""
+    """Raise BadImage for a size of more than MAX_PIXELS, which a narrow image can get by resizing, too."""
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width}x{height} are more than {MAX_PIXELS} pixels")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy of an image in any PIL mode."""
+    """RGB copy of an image in any PIL mode: 16-bit grey is scaled to 8 bits, transparency is laid on white."""
     if image.mode.startswith("I"):  # 16 bits in a wider container, which PIL would clip to white
         levels = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
@@ -102,49 +89,54 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, crop: CropBox | None = None) -> Image.Image:
-    """RGB image resized to size x size (bilinear, antialiased), after the crop box or else the central square.
-
-    At the box's full size this is exactly crop, then resize. Raises BadImage if the box does not suit the image.
-    """
-    left, top, right, bottom = crop.scaled(*image.size) if crop else _central_square(*image.size)
+    """RGB image resized to size x size (bilinear, antialiased), after the crop box or else the central square."""
+    left, top, right, bottom = crop.scaled(*image.size) if crop else central_box(*image.size)
     outer = (int(left), int(top), int(-(-right // 1)), int(-(-bottom // 1)))
     inner = (left - outer[0], top - outer[1], right - outer[0], bottom - outer[1])
     return image.crop(outer).resize((size, size), Image.Resampling.BILINEAR, box=inner)
 
 
 def cover(image: Image.Image, size: int) -> Image.Image:
-    """RGB image whose shorter side is resized to ``size`` (Lanczos), cut to its central square: how LMDBs are made.
-
-    Raises BadImage for one so narrow that it would have more than MAX_PIXELS on the way.
-    """
+    """RGB image whose shorter side is resized to ``size`` (Lanczos), cut to its central square: how LMDBs are made."""
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     check_pixels(width, height)
-    resized = image.resize((width, height), Image.Resampling.LANCZOS)
-    return resized.crop(_central_square(*resized.size))
+    return image.resize((width, height), Image.Resampling.LANCZOS).crop(central_box(width, height))
 
 
-# ---- files
+def central_box(width: int, height: int) -> tuple[int, int, int, int]:
+    """The largest square in the middle: left, top, right, bottom."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
 
 
-def read_image(path: str, upright: bool = False) -> Image.Image:
-    """RGB image in a file. Raises UnreadableImage naming a broken or missing one."""
+def read_image(path: str) -> Image.Image:
+    """The upright RGB image in a file. Raises UnreadableImage naming a broken or missing one."""
     try:
-        return decode(read_bytes(path), upright)
+        return decode(read_bytes(path), upright=True)
     except (BadImage, OSError) as error:
-        raise UnreadableImage(f"{path} is a bad image: {getattr(error, 'strerror', None) or error}") from error
+        raise UnreadableImage(f"{path} is a bad image: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, without the path that an OSError adds."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def image_names(root: str) -> list[str]:
     """Paths below ``root`` of all image files, in natural order (2.jpg before 10.jpg), without hidden ones.
 
-    Links to files count, links to folders are not followed, so that there are no circles. Raises UserError if there are
-    none, or for a folder that cannot be read.
+    Links to folders are not followed. Raises UserError if there are none, or for a folder that cannot be read.
     """
     if not os.path.isdir(root):
         found = "this is a file" if os.path.exists(root) else "there is nothing of that name"
         raise UserError(f"{root}: expected a folder of images, {found}")
-    names = sorted(filter(is_image_name, _files_below(root)), key=natural_order)
+    names = []
+    for folder, _, files in os.walk(root, onerror=_refuse):
+        below = os.path.relpath(folder, root)
+        names += [os.path.normpath(os.path.join(below, name)).replace(os.sep, "/") for name in files]
+    names = sorted(filter(is_image_name, names), key=natural_order)
     if not names:
         raise UserError(f"{root}: expected images ({' '.join(sorted(EXTENSIONS))}), there are none in this folder")
     return names
@@ -156,37 +148,10 @@ def is_image_name(name: str) -> bool:
     return not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def natural_order(name: str) -> tuple[tuple[int, str, str], ...]:
-    """Sort key that compares runs of digits as numbers; for numbers of equal width it is the order of the names."""
+def natural_order(name: str) -> list[tuple[int, str, str]]:
+    """Sort key that compares runs of digits as numbers, by length and digits, as ``int`` refuses thousands of them."""
     parts = re.split(r"([0-9]+)", name)
-    return tuple(_as_number(part) if i % 2 else (0, part, "") for i, part in enumerate(parts))
-
-
-def _central_square(width: int, height: int) -> tuple[int, int, int, int]:
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """FORMATS that this PIL can read."""
-    Image.init()
-    return tuple(sorted(FORMATS & Image.OPEN.keys()))
-
-
-def _files_below(root: str) -> list[str]:
-    files = []
-    for folder, _, names in os.walk(root, onerror=_refuse):
-        below = os.path.relpath(folder, root)
-        files += [os.path.normpath(os.path.join(below, name)).replace(os.sep, "/") for name in names]
-    return files
-
-
-def _as_number(digits: str) -> tuple[int, str, str]:
-    """What digits of any length compare by; ``int`` refuses thousands of them."""
-    value = digits.lstrip("0")
-    return len(value), value, digits
+    return [(len(part.lstrip("0")), part.lstrip("0"), part) if i % 2 else (0, part, "") for i, part in enumerate(parts)]
 
 
 def _refuse(error: OSError) -> None:

@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,15 +25,11 @@ KINDS = ("binary", "class", "real")
 
 @dataclass(frozen=True)
 class Targets:
-    """The labels of n images, all of one kind.
-
-    Binary labels are 0 or 1 and real ones any finite numbers, both float32 [n, k]; ``names`` are those of the k labels.
-    Classes are int64 [n]; ``names`` are those of the classes that the values count.
-    """
+    """The labels of n images, all of one kind."""
 
     kind: str
-    names: tuple[str, ...]
-    values: Tensor
+    names: tuple[str, ...]  # of the k labels, or of the classes that the values count
+    values: Tensor  # binary: 0 or 1, and real: both float32 [n, k]; class: int64 [n]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -40,7 +37,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Rows of text by image name, as a file has them. Raises UserError if two labels have the same name."""
+    """Rows of text by image name, as a file has them, of labels with different names."""
 
     path: str
     names: tuple[str, ...]  # of the k labels
@@ -51,7 +48,7 @@ class LabelTable:
             raise UserError(f"{self.path}: expected different label names in the header, got {', '.join(self.names)}")
 
     def add(self, line: int, image: str, cells: Iterable[str]) -> None:
-        """Add the row of an image. Raises UserError if it has one, or too few or too many cells."""
+        """Add an image's row. Raises UserError for a second one, or another number of cells."""
         cells = [sys.intern(cell.strip()) for cell in cells]  # few are different, and a table may have millions
         if image in self.rows:
             raise UserError(f"{self.path}: expected one row for {image!r}, line {line} is another")
@@ -60,7 +57,7 @@ class LabelTable:
         self.rows[image] = line, cells
 
     def column(self, name: str) -> "LabelTable":
-        """The table with one of its columns only. Raises UserError where it has none of that name."""
+        """The table with one of its columns only."""
         if name not in self.names:
             raise UserError(f"{self.path}: expected one of the columns {', '.join(self.names)}, got {name!r}")
         k = self.names.index(name)
@@ -69,8 +66,8 @@ class LabelTable:
     def targets(self, images: Iterable[str], kind: str | None = None) -> Targets:
         """Labels of the named images, in that order. Without ``kind`` a column of text is a class, all else real.
 
-        The whole table is checked, so that the labels of every split are of one kind, and classes have the same names.
-        Raises UserError naming an image without a row, or a value that does not suit the kind.
+        The whole table is checked, so that classes have the same names in every split. Raises UserError naming an image
+        without a row, or a value that does not suit the kind.
         """
         place = {image: i for i, image in enumerate(self.rows)}
         try:
@@ -82,40 +79,34 @@ class LabelTable:
         return Targets(kind, names, values[chosen])
 
     def holds_text(self) -> bool:
-        """Whether there is a single column, and nothing in it could be meant as a number."""
-        return len(self.names) == 1 and bool(self.rows) and all(map(_is_text, self._column_cells))
+        """Whether there is a single column, and nothing in it could be meant as a number, be it a missing one."""
+        cells = self._column if len(self.names) == 1 else []
+        return bool(cells) and not any(_is_number(cell, math.inf) or cell.lower() in ("", "nan") for cell in cells)
 
     @cached_property
     def numbers(self) -> np.ndarray:
-        """All cells as float64 [rows, k]. Raises UserError naming line and column of one that is no finite number."""
-        values = np.empty((len(self.rows), len(self.names)))
-        for i, (line, cells) in enumerate(self.rows.values()):
-            for k, cell in enumerate(cells):
+        """All cells as float64 [rows, k]. Raises UserError naming line and column of one that is no number."""
+        for line, cells in self.rows.values():
+            for name, cell in zip(self.names, cells, strict=True):
                 if not _is_number(cell):
-                    where = f"line {line}, column {self.names[k]!r}"
-                    raise UserError(f"{self.path}: expected a number on {where}, got {cell[:60]!r}")
-                values[i, k] = float(cell)
-        return values
+                    raise UserError(
+                        f"{self.path}: expected a number on line {line}, column {name!r}, got {cell[:60]!r}"
+                    )
+        return np.array([cells for _, cells in self.rows.values()], float).reshape(len(self.rows), len(self.names))
 
     @property
-    def _column_cells(self) -> list[str]:
+    def _column(self) -> list[str]:
         return [cells[0] for _, cells in self.rows.values()]
 
     def _real(self) -> tuple[tuple[str, ...], Tensor]:
-        values = torch.from_numpy(self.numbers).float()
-        for name, column in zip(self.names, values.T, strict=True):
-            if not column.isfinite().all():
-                got = column[~column.isfinite()][0]
-                raise UserError(f"{self.path}, column {name!r}: expected finite 32-bit numbers, got {got:g}")
-        return self.names, values
+        return self.names, torch.from_numpy(self.numbers).float()
 
     def _binary(self) -> tuple[tuple[str, ...], Tensor]:
         """Numbers with -1 turned into 0. A column has 0 and 1, or -1 and 1, not all three."""
         names, values = self._real()
         for name, column in zip(names, values.T, strict=True):
             low = -1 if (column == -1).any() else 0
-            strange = column[(column != low) & (column != 1)]
-            if len(strange):
+            if len(strange := column[(column != low) & (column != 1)]):
                 got = f"{strange[0]:g}{' beside -1' if low else ''}"
                 raise UserError(f"{self.path}, column {name!r}: expected 0 and 1, or -1 and 1, as binary, got {got}")
         return names, values.clamp(min=0)
@@ -123,18 +114,16 @@ class LabelTable:
     def _classes(self) -> tuple[tuple[str, ...], Tensor]:
         """Names in order, by number where all are whole numbers, and each row's place among them."""
         if len(self.names) != 1:
-            raise UserError(
-                f"{self.path}: expected one column for classes, got {', '.join(self.names)}; "
-                "give one as --labels FILE.csv:COLUMN"
-            )
-        cells = self._column_cells
-        numeric = all(map(_is_number, cells))
-        for (line, _), cell in zip(self.rows.values(), cells, strict=True):
+            expected = "expected one column for classes, --labels FILE.csv:COLUMN"
+            raise UserError(f"{self.path}: {expected}, got {', '.join(self.names)}")
+        numeric = all(map(_is_number, self._column))
+        for line, (cell,) in self.rows.values():
             if not cell or (numeric and not float(cell).is_integer()):
                 raise UserError(f"{self.path}: expected a class, text or a whole number, on line {line}, got {cell!r}")
-        found = [int(float(cell)) for cell in cells] if numeric else cells
-        classes = {name: i for i, name in enumerate(sorted(set(found)))}
-        return tuple(map(str, classes)), torch.tensor([classes[name] for name in found], dtype=torch.long)
+        found = [int(float(cell)) if numeric else cell for cell in self._column]
+        classes = sorted(set(found))
+        place = {name: i for i, name in enumerate(classes)}
+        return tuple(map(str, classes)), torch.tensor([place[name] for name in found], dtype=torch.long)
 
 
 def class_folders(root: str, names: Sequence[str]) -> LabelTable:
@@ -143,7 +132,7 @@ def class_folders(root: str, names: Sequence[str]) -> LabelTable:
     for name in names:
         folder, slash, _ = name.partition("/")
         table.add(0, name, [folder if slash else ""])
-    folders = set(table._column_cells)
+    folders = set(table._column)
     if len(folders) < 2 or "" in folders:
         beside = os.path.join(root, "labels.csv")
         raise UserError(f"{root} has no classes: expected {beside}, or all images in two or more folders, one a class")
@@ -173,10 +162,7 @@ def read_csv(path: str) -> LabelTable:
 
 
 def parse_csv(path: str, text: str) -> LabelTable:
-    """A CSV with a header, whose first column names the file and whose others are labels.
-
-    Raises UserError naming ``path``, and the line, where it is not.
-    """
+    """A CSV with a header, whose first column names the file and whose others are labels."""
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         names = tuple(cell.strip() for cell in next(reader, [])[1:])
@@ -194,13 +180,11 @@ def read_partition(path: str) -> dict[str, int]:
     """Rows like ``000001.jpg 0``: which split (0 train, 1 valid, 2 test) each image belongs to."""
     partition = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
-        match line.split():
-            case []:
-                continue
-            case [image, ("0" | "1" | "2") as split]:
-                partition[image] = int(split)
-            case _:
-                raise UserError(f"{path}: expected a file name and 0, 1 or 2 on line {number}, got {line.strip()!r}")
+        match = re.fullmatch(r"(\S+)\s+([012])", line.strip())
+        if match:
+            partition[match[1]] = int(match[2])
+        elif line.strip():
+            raise UserError(f"{path}: expected a file name and 0, 1 or 2 on line {number}, got {line.strip()!r}")
     return partition
 
 
@@ -209,21 +193,12 @@ def read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: expected a readable text file of labels: {reason}") from None
+        raise UserError(f"{path}: expected a readable text file of labels: {error}") from None
 
 
-def _is_number(cell: str) -> bool:
+def _is_number(cell: str, limit: float = torch.finfo(torch.float32).max) -> bool:
+    """Whether a cell is a number that is finite in 32 bits."""
     try:
-        return math.isfinite(float(cell))
+        return abs(float(cell)) <= limit
     except ValueError:
         return False
-
-
-def _is_text(cell: str) -> bool:
-    """Whether a cell cannot be meant as a number, not even as one that is missing (empty or nan)."""
-    try:
-        float(cell or "nan")
-    except ValueError:
-        return True
-    return False

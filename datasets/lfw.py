@@ -14,8 +14,7 @@ IMAGES = "lfw_funneled"
 ATTRIBUTES = "lfw_attributes.txt"
 PEOPLE = {"train": "peopleDevTrain.txt", "test": "peopleDevTest.txt"}
 ORIGINS = {  # of every file that must be there
-    IMAGES: "the folder with Name/Name_0001.jpg and so on, from lfw-funneled.tgz, e.g. the copy on figshare that "
-    "scikit-learn's fetch_lfw_people uses",
+    IMAGES: "from lfw-funneled.tgz, e.g. the copy on figshare that scikit-learn's fetch_lfw_people uses",
     PEOPLE["train"]: "the training people of LFW's view 1",
     PEOPLE["test"]: "the test people of LFW's view 1",
     ATTRIBUTES: "the file 'LFW attributes' of Kumar et al.",
@@ -32,14 +31,13 @@ class Lfw(ImageDataset):
 
     def __init__(self, root: str, split: str, size: int, split_range: str | None = None) -> None:
         check_split("lfw", split, tuple(PEOPLE))
-        _check_files(root)
+        missing = [f"{name} ({origin})" for name, origin in ORIGINS.items() if not os.path.exists(f"{root}/{name}")]
+        if missing:
+            raise UserError(f"no LFW at {root}, and its original host is gone: missing there are {', '.join(missing)}")
         self.labels_path = os.path.join(root, ATTRIBUTES)
         self._table, listed = read_attributes(self.labels_path), read_people(os.path.join(root, PEOPLE[split]))
         self.names = [name for name in listed if name in self._table.rows]
-        if not self.names:
-            raise UserError(f"{self.labels_path}: expected rows for the people of {PEOPLE[split]}, there are none")
-        if len(self.names) < len(listed):
-            without = len(listed) - len(self.names)
+        if without := len(listed) - len(self.names):
             log_once(f"{root}: {without} of {len(listed)} {split} images have no attributes and are left out")
         super().__init__(root, size, cut(range(len(self.names)), split_range))
         self.targets()  # wrong numbers are an error now
@@ -93,27 +91,13 @@ def read_attributes(path: str) -> LabelTable:
 
 def read_people(path: str) -> list[str]:
     """Names of all images of the people in a file: a count, then rows of a person and a number of images."""
-    first, *rows = read_text(path).splitlines() or [""]
-    if not first.strip().isdecimal():
-        raise UserError(f"{path}: expected the number of people on line 1, got {first.strip()[:60]!r}")
-    people: dict[str, int] = {}
-    for number, row in enumerate(rows, start=2):
-        match = re.fullmatch(r"(\S+)\t(\d+)", row.strip())
-        if match and match[1] not in people:
-            people[match[1]] = int(match[2])
-        elif row.strip():
-            expected = f"another person than {match[1]}" if match else "First_Last, a tab and a number of images"
-            raise UserError(f"{path}: expected {expected} on line {number}, got {row.strip()[:60]!r}")
-    if len(people) != int(first):
-        raise UserError(f"{path}: expected {int(first)} people, as line 1 says, got {len(people)}")
-    return [_image_name(person, image) for person, count in people.items() for image in range(1, count + 1)]
+    count, *rows = read_text(path).splitlines() or [""]
+    people = dict(re.findall(r"^(\S+)\t(\d+)\s*$", "\n".join(rows), re.MULTILINE))
+    if not count.strip() == str(len(people)) == str(len(list(filter(str.strip, rows)))):
+        expected = "a number on line 1, and as many rows of First_Last, a tab and a number of images"
+        raise UserError(f"{path}: expected {expected}, found {len(people)} after {count.strip()[:60]!r}")
+    return [_image_name(person, image) for person, images in people.items() for image in range(1, int(images) + 1)]
 
 
 def _image_name(person: str, number: int) -> str:
     return f"{person}/{person}_{number:04d}.jpg"
-
-
-def _check_files(root: str) -> None:
-    missing = [f"{name} ({origin})" for name, origin in ORIGINS.items() if not os.path.exists(os.path.join(root, name))]
-    if missing:
-        raise UserError(f"no LFW at {root}, and its original host is gone: missing there are {', '.join(missing)}")

@@ -6,20 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
+import lmdb
+
 from dbae.config import UserError
 
 # Reading past the end of an LMDB's file kills the process. The last pages may rightly be missing, where they were freed
 # before they were ever written, so only a greater loss is taken for a broken copy.
 TRUNCATED = 1 << 20
-
-
-def import_lmdb():
-    """The lmdb module, imported on first use. Raises UserError where it is not installed."""
-    try:
-        import lmdb
-    except ImportError:
-        raise UserError("LMDB data sets need the package lmdb: run `pip install lmdb`") from None
-    return lmdb
 
 
 def is_lmdb(path: str) -> bool:
@@ -29,11 +22,8 @@ def is_lmdb(path: str) -> bool:
 
 def open_store(path: str) -> "LmdbStore":
     """The store of a path. LMDB allows one environment per file and process, so stores in use are shared."""
-    real = os.path.realpath(path)
-    store = _STORES.get(real)
-    if store is None:
-        store = _STORES[real] = LmdbStore(path)
-    return store
+    store = _STORES.get(os.path.realpath(path)) or LmdbStore(path)
+    return _STORES.setdefault(os.path.realpath(path), store)
 
 
 class LmdbStore:
@@ -49,7 +39,7 @@ class LmdbStore:
 
     @property
     def folder(self) -> str:
-        """Where the label files lie: the LMDB's folder, or the folder of its single file."""
+        """Where the label files lie: the LMDB's folder, or that of its single file."""
         return self.path if os.path.isdir(self.path) else os.path.dirname(self.path) or "."
 
     def get(self, key: str) -> bytes | None:
@@ -64,10 +54,7 @@ class LmdbStore:
                 yield key.decode(errors="replace")
 
     def key_format(self, candidates: Sequence[str] = ()) -> str:
-        """The first of the printf formats that occurs; without candidates, the first one found by looking.
-
-        Raises UserError naming what was looked for and what is there instead.
-        """
+        """The first of the printf formats that occurs; without candidates, the first one found by looking."""
         for candidate in candidates:
             if self._indices_end(candidate):
                 return candidate
@@ -86,12 +73,6 @@ class LmdbStore:
             raise UserError(f"{self.path}: expected a number under the key length, got {stated[:20]!r}")
         return int(stated)
 
-    def missing(self, key: str, key_format: str, length: int) -> str:
-        """What to say of a key that is not there."""
-        expected = f"{key_format % 0} to {key_format % (length - 1)}"
-        inspect = f"python -m datasets.prepare inspect {self.path}"
-        return f"{self.path} has no image {key}: expected {expected} without gaps, see `{inspect}`"
-
     def _indices_end(self, key_format: str) -> int:
         """One more than the last index of a format, 0 if there is none: keys of one width sort like their numbers."""
         prefix = key_format.split("%")[0].encode()
@@ -103,15 +84,29 @@ class LmdbStore:
     @contextmanager
     def _begin(self):
         """A transaction on an environment that belongs to this process."""
-        if self._environment is None or self._owner != os.getpid():
-            if self._environment is not None:  # inherited by a fork
-                self._environment.close()
-            self._environment, self._owner = _open_environment(self.path), os.getpid()
         try:
+            if self._owner != os.getpid():
+                if self._environment is not None:  # inherited by a fork
+                    self._environment.close()
+                self._environment, self._owner = self._open(), os.getpid()
             with self._environment.begin() as transaction:
                 yield transaction
-        except import_lmdb().Error as error:
+        except lmdb.Error as error:
             raise UserError(f"{self.path} is damaged: {error}: copy or prepare it again") from None
+
+    def _open(self) -> lmdb.Environment:
+        is_folder = os.path.isdir(self.path)
+        try:
+            fast = {"lock": False, "readahead": False, "meminit": False, "max_spare_txns": 4}
+            environment = lmdb.open(self.path, subdir=is_folder, readonly=True, **fast)
+        except lmdb.Error as error:
+            expected = "expected an LMDB (a folder with data.mdb, or a single file)"
+            raise UserError(f"{self.path}: {expected}: {error}") from None
+        stated = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        size = os.path.getsize(os.path.join(self.path, "data.mdb") if is_folder else self.path)
+        if size < stated - TRUNCATED:
+            raise UserError(f"{self.path} is truncated: {size} of {stated} bytes are there, copy or download it again")
+        return environment
 
 
 _STORES: WeakValueDictionary[str, LmdbStore] = WeakValueDictionary()
@@ -121,17 +116,3 @@ def format_of(key: str) -> str | None:
     """The printf format of an image key such as ``256-00012``, or None for a key that is no image's."""
     match = re.fullmatch(r"(.+-)(\d+)", key)
     return f"{match[1]}%0{len(match[2])}d" if match else None
-
-
-def _open_environment(path: str):
-    lmdb = import_lmdb()
-    try:
-        fast = {"lock": False, "readahead": False, "meminit": False, "max_spare_txns": 4}
-        environment = lmdb.open(path, subdir=os.path.isdir(path), readonly=True, **fast)
-    except lmdb.Error as error:
-        raise UserError(f"{path}: expected an LMDB (a folder with data.mdb, or a single file): {error}") from None
-    stated = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    size = os.path.getsize(os.path.join(path, "data.mdb") if os.path.isdir(path) else path)
-    if size < stated - TRUNCATED:
-        raise UserError(f"{path} is truncated: {size} of {stated} bytes are there, copy or download it again")
-    return environment

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -17,7 +18,7 @@ from dbae.config import UserError
 
 # What a signal that ended a worker process tells
 KILLED = {
-    "SIGKILL": "out of memory? Give fewer --num_workers",
+    "SIGKILL": "out of memory? Give fewer --num_workers (prepare: --workers)",
     "SIGBUS": "the data set's file was cut or its disk is gone, or the shared memory /dev/shm is full",
     "SIGSEGV": "a damaged LMDB or a broken installation",
 }
@@ -52,18 +53,18 @@ def training_batches(
 
     Step k covers the positions start + [k B, (k+1) B) of the endless order, B = ``batch_size`` over all ranks. Each
     rank takes its contiguous share, in pieces of ``microbatch`` (0 or less: the whole share), the last of which may
-    be shorter. So the images of a step do not depend on the number of processes.
-
-    In a ``Tolerant`` data set that replaces bad images another one stands in for each, with its own target: batches
-    stay full, and a function of seed and position. Without, a bad image is an error. CachedImages have been read.
-
-    Raises UserError for an uneven share, for a bad image, and where no image can be had at all or a worker process is
-    killed.
+    be shorter. So the images of a step do not depend on the number of processes. What a ``Tolerant`` data set puts in
+    place of a bad image has its own target. Raises UserError for an uneven share, a bad image or a killed worker.
     """
     if batch_size < 1 or batch_size % world:
         raise UserError(f"batch size: expected a positive multiple of the {world} processes, got {batch_size}")
-    device, order = torch.device(device), Order(len(dataset), seed)
-    steps = _micro_batches(order, batch_size, microbatch, start, rank, world)
+    device, order, share = torch.device(device), Order(len(dataset), seed), batch_size // world
+    piece = microbatch if microbatch > 0 else share
+    steps = (
+        order.indices(first, min(first + piece, begin + share))
+        for begin in count(start + rank * share, batch_size)
+        for first in range(begin, begin + share, piece)
+    )
     if isinstance(dataset, CachedImages):
         batches = ((gather(dataset.images, indices, device), dataset.positions[indices]) for indices in steps)
     else:
@@ -85,8 +86,8 @@ def ordered_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images [n, 3, s, s] uint8 and positions [n] int64 of this rank, each once: rank, rank + world, ... below limit.
 
-    The last batch may be shorter; nothing is padded or repeated. ``skip`` leaves out the first batches. A ``Tolerant``
-    data set leaves bad images out of their batches, even to the last one. Raises UserError like ``training_batches``.
+    The last batch may be shorter, and bad images of a ``Tolerant`` data set are left out of theirs. ``skip`` leaves out
+    the first batches. Raises UserError like ``training_batches``.
     """
     mine = range(rank, len(dataset) if limit is None else min(len(dataset), limit), world)
     batches = [list(mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)]
@@ -95,7 +96,7 @@ def ordered_batches(
 
 def first_images(dataset: Dataset, count: int) -> Tensor:
     """The first ``count`` images of a data set as uint8 [n, 3, s, s]; bad ones are as in its batches."""
-    reader = _tolerant(dataset)
+    reader = dataset if isinstance(dataset, Tolerant) else Tolerant(dataset)
     images, _, faults = collate([reader[i] for i in range(min(count, len(reader)))])
     reader.settle(faults)
     return images
@@ -113,23 +114,8 @@ class Order:
         return [int(self._permutation(p // self.n)[p % self.n]) for p in range(first, last)]
 
 
-def _micro_batches(
-    order: Order, batch_size: int, microbatch: int, start: int, rank: int, world: int
-) -> Iterator[list[int]]:
-    """Endless lists of the images of one rank; see ``training_batches``."""
-    share = batch_size // world
-    size = microbatch if microbatch > 0 else share
-    for begin in count(start + rank * share, batch_size):
-        mine = order.indices(begin, begin + share)
-        for first in range(0, share, size):
-            yield mine[first : first + size]
-
-
 def gather(rows: Tensor, indices: list[int], device: torch.device) -> Tensor:
-    """A copy of some rows [n, ...] on ``device``; the host does not wait for a GPU.
-
-    Only what moves to a GPU is pinned, indices or result: to gather from all rows, the host needs no pinned ones.
-    """
+    """A copy of some rows [n, ...] on ``device``; the host does not wait for a GPU, as what moves there is pinned."""
     memory = rows.device
     index = torch.tensor(indices, pin_memory=memory.type == "cuda").to(memory, non_blocking=True)
     moves = memory.type == "cpu" and device.type == "cuda"
@@ -141,7 +127,7 @@ def gather(rows: Tensor, indices: list[int], device: torch.device) -> Tensor:
 def _load(
     dataset: Dataset, batches: Iterable[list[int]], num_workers: int, pin_memory: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    reader = _tolerant(dataset)
+    reader = dataset if isinstance(dataset, Tolerant) else Tolerant(dataset)
     loader = DataLoader(
         reader,
         batch_sampler=batches,
@@ -151,14 +137,18 @@ def _load(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # or the loader would draw a seed from the global one, and change what follows
     )
+    with closing(watched(loader)) as items:
+        for images, positions, faults in items:
+            reader.settle(faults)
+            yield images, positions
+
+
+def watched(loader: DataLoader) -> Iterator[Any]:
+    """The batches of a loader. Raises UserError where a worker process of it dies; close it after an error."""
     items, problem = _start(loader), None
     try:
         while (batch := next(items, None)) is not None:
-            images, positions, faults = batch
-            reader.settle(faults)
-            yield images, positions
-    except UserError as error:
-        problem = str(error)
+            yield batch
     except RuntimeError:
         problem = _death(items)
         if problem is None:
@@ -169,22 +159,13 @@ def _load(
         raise UserError(problem)
 
 
-def _tolerant(dataset: Dataset) -> Tolerant:
-    return dataset if isinstance(dataset, Tolerant) else Tolerant(dataset)
-
-
 def _start(loader: DataLoader) -> Iterator[Any]:
-    """The loader's iterator, without torch's handler that raises wherever the program is when a worker dies.
-
-    The iterator itself notices within seconds, when it waits for the worker.
-    """
+    """The loader's iterator, without torch's handler, which raises wherever the program is when a worker dies."""
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         return iter(loader)
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        return iter(loader)
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+    before, items = signal.getsignal(signal.SIGCHLD), iter(loader)
+    signal.signal(signal.SIGCHLD, before)
+    return items
 
 
 def _death(items: Iterator[Any]) -> str | None:

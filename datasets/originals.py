@@ -1,10 +1,7 @@
 """Where prepared images come from: a folder, a zip (never extracted), LSUN's own LMDB, or the drawing of faces."""
 
-import lzma
 import os
-import struct
 import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,25 +12,22 @@ from datasets.images import MAX_BYTES, BadImage, decode, image_names, is_image_n
 from datasets.lmdb import is_lmdb, open_store
 from dbae.config import UserError
 
-# What zipfile and its decompressors raise for broken or encrypted archives
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
-_ZIP_ERRORS += (EOFError, RuntimeError, ValueError, OSError)
 LABEL_FOLDERS = ("", "Anno", "Eval")  # in which the publisher of CelebA lays its text files
 
 
 @dataclass(frozen=True)
 class Originals:
-    """Images by name. An instance is small and holds nothing open, so that worker processes can have it."""
+    """Images by name, of a folder. An instance holds nothing open, so that worker processes can have it."""
 
     path: str
 
     def names(self) -> list[str]:
-        """All images in natural order, none where there are none."""
-        raise NotImplementedError
+        """All images in natural order. Raises UserError where there are none."""
+        return image_names(self.path)
 
     def read(self, name: str) -> bytes:
         """The bytes of an image file. Raises OSError or BadImage."""
-        raise NotImplementedError
+        return read_bytes(os.path.join(self.path, name))
 
     def image(self, name: str) -> Image.Image:
         """The upright RGB image. Raises OSError or BadImage."""
@@ -50,14 +44,6 @@ class Originals:
             return file.read()
 
 
-class FolderOriginals(Originals):
-    def names(self) -> list[str]:
-        return image_names(self.path)
-
-    def read(self, name: str) -> bytes:
-        return read_bytes(os.path.join(self.path, name))
-
-
 class ZipOriginals(Originals):
     def names(self) -> list[str]:
         return sorted(filter(is_image_name, _open_zip(self.path, os.getpid()).namelist()), key=natural_order)
@@ -68,16 +54,14 @@ class ZipOriginals(Originals):
             raise BadImage(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
         try:
             return archive.read(name)
-        except _ZIP_ERRORS as error:
+        except Exception as error:  # decompressors raise a dozen kinds for damaged or encrypted members
             raise BadImage(str(error)) from error
 
     def companion(self, name: str) -> bytes | None:
         members = _open_zip(self.path, os.getpid()).namelist()
         member = next((member for member in members if os.path.basename(member) == name), None)
-        if member is None:
-            return super().companion(name)
         try:
-            return self.read(member)
+            return self.read(member) if member else super().companion(name)
         except BadImage as error:
             raise UserError(f"{self.path}: {member} cannot be unpacked: {error}") from None
 
@@ -113,9 +97,8 @@ def open_originals(path: str) -> Originals:
     if is_lmdb(path) and (os.path.isdir(path) or path.endswith((".lmdb", ".mdb"))):
         return LmdbOriginals(path)
     if os.path.isdir(path):
-        return FolderOriginals(path)
-    found = "this is another kind of file" if os.path.exists(path) else "there is nothing of that name"
-    raise UserError(f"source {path}: expected a folder of images, a zip or an LMDB, {found}")
+        return Originals(path)
+    raise UserError(f"source {path}: expected a folder of images, a zip or an LMDB")
 
 
 @lru_cache(maxsize=2)
@@ -123,11 +106,9 @@ def _open_zip(path: str, process: int) -> zipfile.ZipFile:
     """One open archive per process: a file position shared through a fork would mix up what is read."""
     try:
         return zipfile.ZipFile(path)
-    except _ZIP_ERRORS as error:
+    except Exception as error:  # as above
         raise UserError(f"{path}: expected a readable zip: {error}") from None
 
 
-@lru_cache(maxsize=1)
-def _open_store(path: str):
-    """Kept open between reads, where `open_store` alone keeps a store only as long as somebody holds it."""
-    return open_store(path)
+# Kept open between reads, where `open_store` alone keeps a store only as long as somebody holds it
+_open_store = lru_cache(maxsize=1)(open_store)

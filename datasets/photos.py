@@ -1,18 +1,25 @@
-"""Photographs of any size: the square crops that a model takes, and the way back into the photograph."""
+"""Photographs of any size: the squares that a model takes, perhaps aligned as FFHQ was, and the way back."""
 
+import cmath
+import json
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from datasets.alignment import MIN_SIDE, Quad, central_square, face_square, read_landmarks
-from datasets.images import fit, image_names, read_image, to_rgb
+from datasets.images import central_box, fit, image_names, read_image, to_rgb
+from datasets.labels import read_csv, read_text
 from dbae.config import UserError
 
-__all__ = ["Photo", "photo_paths", "read_landmarks", "read_photo"]
+Point = tuple[float, float]
+Landmarks = tuple[Point, ...]  # of the five LANDMARKS
+Quad = tuple[Point, Point, Point, Point]  # corners of a square: its top left, bottom left, bottom right, top right
 
+LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # left and right as seen in the picture
+MIN_SIDE = 8  # pixels
 FEATHER = 1 / 12  # part of the square's side over which a pasted edge fades
 SOFTENING = 1 / 16  # blur of what is reflected, in the same measure
 _SMOOTH = 1024  # pixels up to which a pasted square is enlarged bicubically; beyond that bilinear looks the same
@@ -24,22 +31,17 @@ class Photo:
 
     path: str
     image: Image.Image  # RGB, upright, full size
-    quad: Quad  # the square's corners: its top left, bottom left, bottom right, top right; pixel edges are integers
+    quad: Quad  # pixel edges are integers
 
     def crop(self, size: int) -> Image.Image:
-        """The square as an upright size x size RGB image, antialiased; what is outside of the photo is its reflection.
-
-        The central square is cut exactly as images of a data set are (``datasets.images.fit``).
-        """
+        """The square as an upright size x size RGB image, antialiased; outside of the photo is its reflection."""
+        # The central square is cut exactly as images of a data set are
         if self.quad == central_square(*self.image.size):
             return fit(self.image, size)
         return fit(_upright(self.image, self.quad, 2 * size), size)
 
     def paste(self, edited: Image.Image) -> Image.Image:
-        """A copy of the photo with the edited square, of any size, in its place, faded in over FEATHER of its side.
-
-        Nothing changes outside of the square. A side along or beyond the photo's border does not fade.
-        """
+        """A copy of the photo with the edited square, of any size, in its place, faded in over FEATHER of its side."""
         axis = _axis(self.quad)
         side = min(round(abs(axis)), max(_SMOOTH, *edited.size))
         square = to_rgb(edited).resize((side, side), Image.Resampling.BICUBIC)
@@ -54,10 +56,7 @@ class Photo:
 
 
 def photo_paths(items: Sequence[str]) -> list[str]:
-    """Paths of the photos: files as given, and all images under each folder in natural order.
-
-    Raises UserError if nothing is given, something is missing, or a folder holds no image.
-    """
+    """Files as given, and all images under each folder in natural order. Raises UserError for what is missing."""
     if not items:
         raise UserError("photos: expected image files or folders of images, got none")
     paths = []
@@ -74,19 +73,97 @@ def photo_paths(items: Sequence[str]) -> list[str]:
 def read_photo(path: str, landmarks: Sequence[tuple[float, float]] | None = None) -> Photo:
     """The photo in a file, turned upright by its EXIF orientation, with its central square or else the face's.
 
-    ``landmarks`` are (x, y) of left eye, right eye, nose, left and right corner of the mouth, as seen in the picture,
-    in pixels of the upright photo, whose top left corner is (0, 0). Raises UserError naming the file if it is no image
-    or is under 8 pixels on a side, or if the landmarks are no face in it.
+    ``landmarks`` are (x, y) of the five LANDMARKS in pixels of the upright photo, whose top left corner is (0, 0).
+    Raises UserError naming a file that is no image of 8 pixels or more, or has no face there.
     """
-    image = read_image(path, upright=True)
+    image = read_image(path)
     if min(image.size) < MIN_SIDE:
         raise UserError(f"{path}: expected at least {MIN_SIDE} pixels on a side, got {image.width}x{image.height}")
-    if landmarks is None:
-        return Photo(path, image, central_square(*image.size))
     try:
-        return Photo(path, image, face_square(landmarks, *image.size))
+        square = central_square(*image.size) if landmarks is None else face_square(landmarks, *image.size)
+        return Photo(path, image, square)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def read_landmarks(path: str) -> dict[str, Landmarks]:
+    """Five (x, y) in pixels per image, in the order of LANDMARKS, by the image's file name without folders.
+
+    ``path`` is a .json of {"a.jpg": [[x, y], ...]} or a .csv with a header and rows of a file name and ten numbers.
+    """
+    ending = os.path.splitext(path)[1].lower()
+    if ending == ".json":
+        text = read_text(path)
+        try:
+            rows = json.loads(text, object_pairs_hook=tuple)  # a dict would hide names that come twice
+        except (ValueError, RecursionError):
+            rows = None
+        if not isinstance(rows, tuple):
+            raise UserError(f"{path}: expected a JSON object of file names and five [x, y] each")
+    elif ending == ".csv":
+        table = read_csv(path)
+        if len(table.names) != 2 * len(LANDMARKS):
+            columns = ",".join(f"{name}_{axis}" for name in LANDMARKS for axis in "xy")
+            raise UserError(f"{path}: expected the header file,{columns}, got {len(table.names) + 1} columns")
+        rows = zip(table.rows, table.numbers.reshape(-1, len(LANDMARKS), 2).tolist(), strict=True)
+    else:
+        raise UserError(f"{path}: expected landmarks in a .json or .csv file")
+    found: dict[str, Landmarks] = {}
+    for name, value in rows:
+        image = os.path.basename(name)
+        if image in found:
+            raise UserError(f"{path}: expected landmarks once for every file name, got {image!r} twice")
+        try:
+            found[image] = five_points(value)
+        except UserError as error:
+            raise UserError(f"{path}: {name!r}: {error}") from None
+    return found
+
+
+def five_points(landmarks: Sequence[Sequence[float]]) -> Landmarks:
+    """The landmarks as pairs of floats. Raises UserError unless they are five pairs of finite numbers."""
+    try:
+        points = tuple((float(x), float(y)) for x, y in landmarks if {type(x), type(y)}.isdisjoint((bool, str)))
+        if len(landmarks) == len(points) == len(LANDMARKS) and all(cmath.isfinite(complex(*point)) for point in points):
+            return points
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"expected five pairs of finite numbers ({', '.join(LANDMARKS)}), got {reprlib.repr(landmarks)}")
+
+
+def face_square(landmarks: Sequence[Sequence[float]], width: int, height: int) -> Quad:
+    """The square around a face in a photo of that size, turned with the face, as FFHQ was aligned.
+
+    Its sides run along e - rot90(m), with e from eye to eye and m from between the eyes to the middle of the mouth's
+    corners; half a side is the longer of 2 |e| and 1.8 |m|, and the centre lies m / 10 below the eyes (Karras et al.
+    2019, appendix A). Corners may lie outside of the photo. Raises UserError for points that form no face of 8 pixels
+    or more in the photo.
+    """
+    points = five_points(landmarks)
+    if any(not (-width <= x <= 2 * width and -height <= y <= 2 * height) for x, y in points):
+        raise UserError(f"expected landmarks in a photo of {width}x{height} pixels, got {reprlib.repr(points)}")
+    left_eye, right_eye, _, left_mouth, right_mouth = (complex(*point) for point in points)
+    across, eyes = right_eye - left_eye, (left_eye + right_eye) / 2
+    down = (left_mouth + right_mouth) / 2 - eyes
+    level = -1j * down  # rot90(m) is 1j * m
+    axis = across + level
+    if not (down and axis) or ((across + right_mouth - left_mouth) * level.conjugate()).real < 0:
+        expected = f"{', '.join(LANDMARKS)} as seen in the picture"
+        raise UserError(f"expected {expected}, no face has them at {reprlib.repr(points)}")
+    axis *= max(2.0 * abs(across), 1.8 * abs(down)) / abs(axis)
+    centre = eyes + 0.1 * down
+    if not (0 <= centre.real <= width and 0 <= centre.imag <= height and 2 * abs(axis) >= MIN_SIDE):
+        place = f"one of {2 * abs(axis):.0f} pixels around ({centre.real:.0f}, {centre.imag:.0f})"
+        raise UserError(f"expected a face of at least {MIN_SIDE} pixels in a photo of {width}x{height}, got {place}")
+    turned = 1j * axis
+    corners = (centre - axis - turned, centre - axis + turned, centre + axis + turned, centre + axis - turned)
+    return tuple((corner.real, corner.imag) for corner in corners)
+
+
+def central_square(width: int, height: int) -> Quad:
+    """The largest square in the middle of a photo."""
+    left, top, right, bottom = central_box(width, height)
+    return (left, top), (left, bottom), (right, bottom), (right, top)
 
 
 # Squares as similarities: points are complex numbers, so that one factor turns and scales
@@ -103,17 +180,15 @@ def _similarity(origin: complex, factor: complex) -> tuple[float, ...]:
 
 
 def _warp(image: Image.Image, size: tuple[int, int], coefficients: tuple[float, ...]) -> Image.Image:
-    """RGB image of that size, each pixel interpolated at its mapped place; black where that is outside.
-
-    In floats, because PIL cuts off fractions: 8-bit interpolation would darken by half a level.
-    """
+    """RGB image of that size, each pixel interpolated at its mapped place; black where that is outside."""
+    # In floats, because PIL cuts off fractions: 8-bit interpolation would darken by half a level
     bands = [band.convert("F").point(lambda level: level + 0.5) for band in image.split()]
     moved = [band.transform(size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR) for band in bands]
     return Image.merge("RGB", [band.convert("L") for band in moved])
 
 
-def _grey(opacity: np.ndarray) -> Image.Image:
-    """Mask [H, W] in 0..255 from one in 0..1."""
+def _mask(opacity: np.ndarray) -> Image.Image:
+    """PIL's mask from an opacity [H, W] in 0..1."""
     return Image.fromarray((255 * opacity + 0.5).astype(np.uint8))
 
 
@@ -123,10 +198,7 @@ def _bounds(quad: Quad) -> np.ndarray:
 
 
 def _upright(image: Image.Image, quad: Quad, least: int) -> Image.Image:
-    """The quad's content turned upright, shrunk by the largest whole factor that leaves at least ``least`` pixels.
-
-    Where the quad is outside of the photo, the photo is reflected, and blurred there: a mirrored eye is no eye.
-    """
+    """The quad's content turned upright, shrunk by the largest whole factor that leaves at least ``least`` pixels."""
     axis = _axis(quad)
     shrink = max(1, int(abs(axis) // least))
     side = round(abs(axis) / shrink)
@@ -137,7 +209,7 @@ def _upright(image: Image.Image, quad: Quad, least: int) -> Image.Image:
     before, after = -(-abs(wanted - there) // shrink)
     pixels = np.asarray(image.reduce(shrink, tuple(there.flat)))
     pixels = np.pad(pixels, ((before[1], after[1]), (before[0], after[0]), (0, 0)), mode="symmetric")
-    around = Image.fromarray(pixels)
+    around = Image.fromarray(pixels)  # and blurred there: a mirrored eye is no eye
     if before.any() or after.any():
         radius = SOFTENING * abs(axis) / shrink
         places = map(np.arange, around.size)
@@ -146,7 +218,7 @@ def _upright(image: Image.Image, quad: Quad, least: int) -> Image.Image:
             for place, low, high in zip(places, before, after, strict=True)
         )
         opacity = (np.hypot(x, y[:, None]) / radius).clip(0, 1)
-        around = Image.composite(around.filter(ImageFilter.GaussianBlur(radius)), around, _grey(opacity))
+        around = Image.composite(around.filter(ImageFilter.GaussianBlur(radius)), around, _mask(opacity))
     origin = complex(*there[0]) - shrink * complex(*before)
     return _warp(around, (side, side), _similarity((complex(*quad[0]) - origin) / shrink, axis / side / shrink))
 
@@ -163,4 +235,4 @@ def _fade(size: tuple[int, int], quad: Quad, side: int) -> Image.Image:
 
     edges = zip(quad, quad[1:] + quad[:1], strict=True)
     left, bottom, right, top = (np.ones(side) if on_border(edge) else ramp for edge in edges)
-    return _grey(np.outer(top * bottom[::-1], left * right[::-1]))
+    return _mask(np.outer(top * bottom[::-1], left * right[::-1]))

@@ -1,11 +1,7 @@
 """Make LMDBs from original images, and inspect them.
 
     python -m datasets.prepare celeba --source img_align_celeba.zip
-    python -m datasets.prepare celebahq --source CelebAMask-HQ.zip --size 128
-    python -m datasets.prepare ffhq --source images1024x1024
-    python -m datasets.prepare lsun --source bedroom_train_lmdb --category bedroom
     python -m datasets.prepare folder --source my_photos --size 128
-    python -m datasets.prepare toyfaces --size 32
     python -m datasets.prepare inspect data/celeba --full
 
 An interrupted command goes on where it stopped when it is run again. Bad images are reported and left out: in celeba
@@ -19,13 +15,13 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from datasets.inspection import PROBLEM, inspect_lmdb
 from datasets.labels import LabelTable, class_folders, parse_csv
 from datasets.originals import DrawnFaces, Originals, open_originals
-from datasets.sources import DATASETS, SIZES
+from datasets.sets import DATASETS, SIZES
 from datasets.writer import ENCODINGS, Job, Record, write_lmdb
 from dbae.config import UserError
 from dbae.io import atomic_write
@@ -36,13 +32,13 @@ class Recipe:
     """How one sub-command differs from the others."""
 
     about: str
-    key: str  # printf format of the key, with {size}
+    key: str = "{size}-%05d"  # printf format of the key
     size: int | None = 256  # default; None: not resized
     sizes: tuple[int, ...] | None = SIZES  # to choose from; None: any
     encodings: tuple[str, ...] = tuple(ENCODINGS)  # to choose from, the first is the default
     subfolder: str | None = None  # the only one that counts, where the originals have it
     first: int | None = None  # number in the name of index 0, where labels go by number
-    labels: dict[str, str] = field(default_factory=dict)  # files to copy: usual name by option
+    labels: tuple[str, ...] = ()  # files to copy, which lie in or beside the source
     categories: tuple[str, ...] = ()
 
 
@@ -54,25 +50,22 @@ RECIPES = {
         encodings=("png",),
         subfolder="img_align_celeba",
         first=1,
-        labels={"attributes": DATASETS["celeba"].labels.name, "partition": DATASETS["celeba"].partition},
+        labels=(DATASETS["celeba"].labels, DATASETS["celeba"].partition),
     ),
     "celebahq": Recipe(
         "CelebA-HQ: CelebAMask-HQ.zip or a folder with 0.jpg to 29999.jpg",
-        key="{size}-%05d",
         subfolder="CelebA-HQ-img",
         first=0,
-        labels={"attributes": DATASETS["celebahq"].labels.name},
+        labels=(DATASETS["celebahq"].labels,),
     ),
-    "ffhq": Recipe("FFHQ: the folder images1024x1024 or a zip of it", key="{size}-%05d", subfolder="images1024x1024"),
+    "ffhq": Recipe("FFHQ: the folder images1024x1024 or a zip of it", subfolder="images1024x1024"),
     "lsun": Recipe(
         "LSUN: the publisher's LMDB, or a folder or zip of the exported images",
         key="{size}-%07d",
         categories=("bedroom", "horse"),
     ),
     "folder": Recipe(
-        "Own images: any folder or zip; read the result as folder:OUT. A labels.csv is taken over",
-        key="{size}-%05d",
-        sizes=None,
+        "Own images: any folder or zip; read the result as folder:OUT. A labels.csv is taken over", sizes=None
     ),
     "toyfaces": Recipe(
         "The embedded drawn faces, drawn once and for all: faster than drawing them in training",
@@ -85,10 +78,7 @@ RECIPES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line, as everywhere here; descriptions and examples keep their lines."""
-
-    def __init__(self, **options) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    """Errors are one line, as everywhere here."""
 
     def error(self, message: str) -> None:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
@@ -103,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             problems = any(line.startswith(PROBLEM) for line in lines)
             print("\n".join([options.path, *lines, "not ok" if problems else "ok"]))
             return int(problems)
-        return prepare(RECIPES[options.command], options)
+        prepare(RECIPES[options.command], options)
+        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -114,16 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """A sub-command for every recipe, with the options that it has, and `inspect`."""
-    parser = Parser(prog="python -m datasets.prepare", description=__doc__)
+    parser = Parser("python -m datasets.prepare", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, about: str) -> Callable:
-        example = next(line.strip() for line in __doc__.splitlines() if f"prepare {name} " in line)
-        epilog = f"example:\n  {example}"
-        return commands.add_parser(name, help=about, description=f"{about}.", epilog=epilog).add_argument
-
     for name, recipe in RECIPES.items():
-        add = command(name, recipe.about)
+        add = commands.add_parser(name, help=recipe.about, description=f"{recipe.about}.").add_argument
         if name == "toyfaces":
             add("--count", type=_positive, default=12_000, help="number of faces (default: %(default)s, all)")
         else:
@@ -137,36 +122,33 @@ def build_parser() -> Parser:
         if len(recipe.encodings) > 1:
             what = "file format of the stored images (default: %(default)s)"
             add("--format", choices=recipe.encodings, default=recipe.encodings[0], help=what)
-        for option, usual in recipe.labels.items():
-            add(f"--{option}", metavar="PATH", help=f"{usual} (default: looked for in and beside the source)")
         out = "data/CATEGORY" if recipe.categories else f"data/{name}"
         add("--out", metavar="PATH", help=f"folder of the LMDB (default: {out})")
         what = "worker processes (default: %(default)s, the CPUs here)"
         add("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help=what)
-    add = command(
-        "inspect", "Count the images of an LMDB and look for gaps and bad ones: exit status 1 if there are some"
-    )
+    about = "Count the images of an LMDB and look for gaps and bad ones: exit status 1 if there are some"
+    add = commands.add_parser("inspect", help=about, description=f"{about}.").add_argument
     add("path", help="LMDB folder or file")
     add("--full", action="store_true", help="decode every image, not only a sample")
     return parser
 
 
-def prepare(recipe: Recipe, options: argparse.Namespace) -> int:
+def prepare(recipe: Recipe, options: argparse.Namespace) -> None:
     """Write the LMDB and its label files, or what is missing of them, and say what was done."""
     given = vars(options)
     out = options.out or os.path.join("data", given.get("category") or options.command)
     size, encoding = given.get("size"), given.get("format", recipe.encodings[0])
-    if options.command == "toyfaces":
-        originals = DrawnFaces("", options.count, options.size)
-    else:
-        originals = open_originals(options.source)
+    is_drawn = options.command == "toyfaces"
+    originals = DrawnFaces("", options.count, size) if is_drawn else open_originals(options.source)
     names = choose(originals, recipe)[: given.get("limit")]
 
     # Label files are read before the long work
-    labels = {usual: companion(originals, usual, given[option]) for option, usual in recipe.labels.items()}
+    labels = {name: originals.companion(name) for name in recipe.labels}
+    if missing := [name for name, data in labels.items() if data is None]:
+        print(f"note: no {', '.join(missing)} in or beside {options.source}, so none is copied", file=sys.stderr)
     table = own_labels(originals, names) if options.command == "folder" else None
-    job = Job(originals, recipe.key.format(size=size), size, encoding, keep_holes=recipe.first is not None)
-    record, worked = write_lmdb(out, job, names, options.workers)
+    job = Job(originals, names, recipe.key.format(size=size), size, encoding, keep_holes=recipe.first is not None)
+    record, worked = write_lmdb(out, job, options.workers)
     if table:
         labels["labels.csv"] = rekeyed(table, names, record, job.key_format)
     for name, data in labels.items():
@@ -176,18 +158,10 @@ def prepare(recipe: Recipe, options: argparse.Namespace) -> int:
 
     state = "finished" if worked else "was finished before, nothing to do"
     print(f"{out}: {state}: {record.written} images, {len(record.skipped)} bad ones skipped")
-    for name, reason in record.skipped[:10]:
-        print(f"  skipped {name}: {reason}")
-    if len(record.skipped) > 10:
-        print(f"  ... and {len(record.skipped) - 10} more")
-    return 0
 
 
 def choose(originals: Originals, recipe: Recipe) -> list[str]:
-    """The images of the publisher's folder, where there is one: its archives hold masks and thumbnails too.
-
-    Raises UserError if there are none, or where labels go by number and the files are not numbered without gaps.
-    """
+    """The images of the publisher's folder, where there is one: its archives hold masks and thumbnails too."""
     names = originals.names()
     if not names:
         raise UserError(f"{originals.path}: expected images in it, there are none")
@@ -195,32 +169,13 @@ def choose(originals: Originals, recipe: Recipe) -> list[str]:
     for number, name in enumerate(names if recipe.first is not None else (), start=recipe.first or 0):
         found = re.search(r"(\d+)\.\w+$", name)
         if not found or int(found[1]) != number:
-            raise UserError(
-                f"{originals.path}: expected files numbered from {recipe.first} without gaps, found {name} in place of "
-                f"{number}; for other images use `python -m datasets.prepare folder`"
-            )
+            expected = f"files numbered from {recipe.first} without gaps (or the recipe `folder`)"
+            raise UserError(f"{originals.path}: expected {expected}, found {name} in place of {number}")
     return names
 
 
-def companion(originals: Originals, name: str, path: str | None) -> bytes | None:
-    """A label file from the path given for it, else from in or beside the originals; None, with a note, without."""
-    if not path:
-        data = originals.companion(name)
-        if data is None:
-            print(f"note: no {name} in or beside {originals.path}, so none is copied", file=sys.stderr)
-        return data
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(f"{name}: expected a readable file at {path}: {error.strerror}") from None
-
-
 def own_labels(originals: Originals, names: list[str]) -> LabelTable | None:
-    """The originals' ``labels.csv``, or their folders as classes where these have names, not numbers; else None.
-
-    Raises UserError if the file is wrong or an image has no row.
-    """
+    """The originals' ``labels.csv``, or their folders as classes where these have names, not numbers; else None."""
     data = originals.companion("labels.csv")
     if data is not None:
         table = parse_csv(f"labels.csv of {originals.path}", data.decode("utf-8-sig", errors="replace"))

@@ -1,29 +1,80 @@
-"""The data sets: LMDBs of the published ones, folders of images, and the embedded toy faces."""
+"""The data sets: the table of the published LMDBs, folders of images, and the embedded toy faces."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
 from datasets import toyfaces
-from datasets.base import ImageDataset, check_split, cut, log_once, whole_set
-from datasets.images import BadImage, UnreadableImage, decode, fit, image_names, read_bytes
-from datasets.labels import KINDS, LabelTable, Targets, class_folders, read_attributes, read_csv
+from datasets.base import ImageDataset, check_split, cut, log_once, tenths
+from datasets.images import BadImage, CropBox, UnreadableImage, decode, fit, image_names, read_bytes
+from datasets.labels import KINDS, LabelTable, Targets, class_folders, read_attributes, read_csv, read_partition
 from datasets.lmdb import LmdbStore, open_store
-from datasets.sources import Source, source_split
 from datasets.toyfaces.face import HAIR_COLOURS
 from dbae.config import UserError
 
 TOY_KEY = "toy-%06d"
 TOY_SEED = 0  # of the one official set of toy faces
 TOY_SPLITS = {"train": range(10_000), "valid": range(10_000, 11_000), "test": range(11_000, 12_000)}
+SPLITS = ("train", "valid", "test")
+TENTHS = {"train": (0, 8), "valid": (8, 9), "test": (9, 10)}  # of the images, where there is no official split
+
+
+@dataclass(frozen=True)
+class Source:
+    """One LMDB data set: where it is looked for, how its keys are built, how it is cut and split."""
+
+    name: str
+    prepare: str  # arguments of `python -m datasets.prepare` that make it
+    keys: tuple[str, ...]  # printf formats, tried in order; none: any format that is there
+    folders: tuple[str, ...] = ()  # names looked for under the data root, in order
+    complete: int | None = None  # number of images in the published set
+    crop: CropBox | None = None
+    labels: str = "labels.csv"  # file of labels beside the images; a .txt is of CelebA's kind, with the rows
+    row: str = ""  # of these names: printf format
+    first: int = 0  # number in the row's name of index 0
+    partition: str | None = None  # file that says which split each image belongs to
+    splits: dict[str, tuple[int, int]] | None = None  # official ranges; None: train and test are both the whole set
+
+
+def _folders(name: str, *sizes: int) -> tuple[str, ...]:
+    return (name, f"{name}.lmdb", *(f"{name}{size}.lmdb" for size in sizes), *(f"{name}{size}" for size in sizes))
+
+
+SIZES = (256, 128, 64)  # that `prepare` writes for the sets whose keys begin with the size
+_KEYS_5 = tuple(f"{size}-%05d" for size in SIZES)
+_KEYS_7 = tuple(f"{size}-%07d" for size in SIZES)
+
+DATASETS = {
+    source.name: source
+    for source in (
+        Source("ffhq", "ffhq", _KEYS_5, _folders("ffhq", *SIZES), complete=70_000),
+        Source("ffhq256", "ffhq", ("256-%05d",), _folders("ffhq", 256), complete=70_000),
+        Source(
+            *("celebahq", "celebahq", ("128-%05d", "256-%05d", "64-%05d"), _folders("celebahq", *SIZES), 30_000),
+            labels="CelebAMask-HQ-attribute-anno.txt",
+            row="%d.jpg",
+        ),
+        Source(
+            *("celeba", "celeba", ("None-%07d",), _folders("celeba"), 202_599),
+            crop=CropBox(top=57, left=25, side=128, full=(178, 218)),
+            labels="list_attr_celeba.txt",
+            row="%06d.jpg",
+            first=1,
+            partition="list_eval_partition.txt",
+            splits={"train": (0, 162_770), "valid": (162_770, 182_637), "test": (182_637, 202_599)},
+        ),
+        Source("horse", "lsun --category horse", _KEYS_7, _folders("horse", *SIZES), complete=2_000_340),
+        Source("bedroom", "lsun --category bedroom", _KEYS_7, _folders("bedroom", *SIZES), complete=3_033_042),
+    )
+}
+OWN_LMDB = Source("folder", "folder", keys=())  # an LMDB that `prepare folder` made, read as folder:PATH
 
 
 class LmdbImages(ImageDataset):
-    """One split of an LMDB. The environment is opened on first use in each process.
-
-    ``whole`` is as in ``datasets.build``. Labels lie beside it: the file of the table's row, for own data a labels.csv.
-    """
+    """One split of an LMDB, with the labels of a file beside it; ``whole`` is as in ``datasets.build``."""
 
     def __init__(
         self, path: str, source: Source, split: str, size: int, split_range: str | None = None, whole: bool = False
@@ -33,8 +84,8 @@ class LmdbImages(ImageDataset):
         self.length = self.store.length(self.key_format)
         indices = source_split(source, split, self.length, self.store.folder)
         super().__init__(path, size, cut(indices, split_range))
-        self.kinds = ("binary", "real") if source.labels else KINDS
-        self.labels_path = os.path.join(self.store.folder, source.labels.name if source.labels else "labels.csv")
+        self.kinds = ("binary", "real") if source.row else KINDS
+        self.labels_path = os.path.join(self.store.folder, source.labels)
         if whole:
             self._bytes(self.indices[-1])
 
@@ -51,24 +102,47 @@ class LmdbImages(ImageDataset):
     def table(self, kind: str | None) -> LabelTable:
         if not self.has_labels:
             raise UserError(f"{self.title} has no labels: expected {self.labels_path}")
-        return (read_attributes if self.source.labels else read_csv)(self.labels_path)
+        return (read_attributes if self.source.row else read_csv)(self.labels_path)
 
     def row_name(self, index: int) -> str:
-        return self.source.labels.row_name(index) if self.source.labels else self.name(index)
+        return self.source.row % (self.source.first + index) if self.source.row else self.name(index)
 
     def _bytes(self, index: int) -> bytes:
         data = self.store.get(self.name(index))
         if data is None:
-            raise UnreadableImage(self.store.missing(self.name(index), self.key_format, self.length))
+            expected = f"{self.key_format % 0} to {self.key_format % (self.length - 1)} without gaps"
+            inspect = f"python -m datasets.prepare inspect {self.title}"
+            raise UnreadableImage(f"{self.title} has no image {self.name(index)}: expected {expected}, see `{inspect}`")
         return data
+
+
+def source_split(source: Source, split: str, length: int, folder: str) -> Sequence[int]:
+    """Indices of a split of ``length`` images: by the partition file in ``folder``, official range, or 80/10/10 %."""
+    if source.splits is None:
+        if length != (source.complete or length):
+            log_once(f"{folder}: {length} images, the published {source.name} has {source.complete}")
+        check_split(source.name, split)
+        return range(length)
+    check_split(source.name, split, SPLITS)
+    path = os.path.join(folder, source.partition or "")
+    if os.path.isfile(path):
+        partition, number = read_partition(path), SPLITS.index(split)
+        indices = [index for index in range(length) if partition.get(source.row % (source.first + index)) == number]
+        if not indices:
+            raise UserError(f"{path} puts none of the {length} images in {split}; without it they split 80/10/10 %")
+        return indices
+    if length == source.complete:
+        return range(*source.splits[split])
+    found = f"{length} of {source.complete} images and no {source.partition}"
+    log_once(f"{folder}: {found}: split by index, 80 % train, 10 % valid, 10 % test")
+    return tenths(folder, length, *TENTHS[split])
 
 
 class FolderImages(ImageDataset):
     """All images under a folder, sorted by name; train and test are both the whole folder.
 
     Labels come from ``labels``, or from ``labels.csv`` in the folder: a header, then one row per image with its path
-    below the folder and its labels. Where there is no such file, its folders may be classes. Raises UserError for an
-    unusable folder or table.
+    below the folder and its labels. Where there is no such file, its folders may be classes.
     """
 
     kinds = KINDS
@@ -79,7 +153,8 @@ class FolderImages(ImageDataset):
         self.names = image_names(root)
         beside = os.path.join(root, "labels.csv")
         self.labels_path = labels or (beside if os.path.isfile(beside) else None)
-        super().__init__(root, size, cut(whole_set(root, split, len(self.names)), split_range))
+        check_split(root, split)
+        super().__init__(root, size, cut(range(len(self.names)), split_range))
         self._table = read_csv(self.labels_path) if self.labels_path else None
         if self._table:
             self.targets()  # a wrong table is an error now, not after hours of training
@@ -100,10 +175,9 @@ class FolderImages(ImageDataset):
 
 
 class ToyFaces(ImageDataset):
-    """One split of the embedded data set: drawn on the fly, or read from a prepared LMDB that holds the same pixels.
+    """One split of the embedded data set: drawn on the fly, or read from an LMDB that holds the same pixels.
 
-    Binary labels are the 40 attributes, real ones the drawing parameters, classes the colours of hair and brows. Stored
-    faces of the same size save the drawing; those of another size are left aside, because resized pixels would differ.
+    Binary labels are the 40 attributes, real ones the drawing parameters, classes the colours of hair and brows.
     """
 
     kinds = KINDS

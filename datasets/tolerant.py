@@ -25,7 +25,7 @@ TRIES = 1000  # images that are tried in place of a bad one
 
 @dataclass(frozen=True)
 class Fault:
-    """What went wrong with an image. It is a value, because an exception leaves a worker as a traceback in text."""
+    """What went wrong with an image: a value, as an exception leaves a worker as a traceback in text."""
 
     position: int  # in the split
     name: str  # key or file name
@@ -36,18 +36,23 @@ class Fault:
 class Tolerant(Dataset):
     """A data set whose errors are values: an item is an image [3, s, s] or None, its position, and a Fault or None.
 
-    What the main process makes of faults (``settle``) is the policy: ``fail`` raises the first one, ``skip`` goes on
-    and lists them. A bad image is then left out, or with ``replace`` another one stands in, always the same, whose
-    position the item has. It is drawn: the next good one after a long gap would be seen as often as the gap is long.
+    The policy ``fail`` raises the first fault in the main process, ``skip`` goes on and lists them: a bad image is left
+    out, or with ``replace`` another one stands in, always the same, whose position the item has.
     """
 
     def __init__(self, dataset: Dataset, policy: str = "fail", replace: bool = False, path: str = "") -> None:
-        """``path`` is the list that an earlier run wrote, perhaps. Raises UserError for something else in its place."""
+        """``path`` is the list that an earlier run wrote, perhaps."""
         self.dataset, self.policy = dataset, policy
         self.replace = replace and policy == "skip"
         self.faults: dict[str, Fault] = {}  # by name
         if policy == "skip" and path and bf.exists(path):
-            self.faults = _read_list(path)
+            try:
+                with bf.BlobFile(path, "r") as file:
+                    rows = [Fault(int(row["position"]), row["name"], row["problem"]) for row in json.load(file)]
+                self.faults = {fault.name: fault for fault in rows}
+            except (ValueError, TypeError, KeyError):
+                expected = "expected the list of bad images that an earlier run wrote, or no such file"
+                raise UserError(f"{path}: {expected}") from None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -56,7 +61,7 @@ class Tolerant(Dataset):
         image, fault = self._read(i)
         if fault is None or not (fault.one_image and self.replace):
             return image, i, fault
-        # Another image in its place, unless something worse than a bad image turns up
+        # A drawn one in its place: the next good one after a long gap would be seen as often as the gap is long
         for j in np.random.default_rng(i).integers(len(self), size=TRIES).tolist():
             image, another = self._read(j)
             if another is None:
@@ -90,10 +95,7 @@ class Tolerant(Dataset):
             self.faults |= part
 
     def check_kept(self, kept: Collection[int], images: int) -> None:
-        """Note what is wrong with those of the first ``images`` that an evaluation did not keep, each read once more.
-
-        Raises UserError where none was kept.
-        """
+        """Note what is wrong with those of the first ``images`` that were not kept; UserError where none was."""
         self.faults = {}
         for i in sorted(set(range(images)).difference(kept)):
             name, (_, fault) = self.dataset.name_of(i), self._read(i)
@@ -103,10 +105,7 @@ class Tolerant(Dataset):
                 raise UserError(f"{expected}; the first: {self.faults[name].problem}")
 
     def report(self, path: str, images: int | None = None) -> None:
-        """Print how many of the ``images`` (default: all) were bad, and write which; nothing where none was.
-
-        The file is a list of objects with position, name and problem.
-        """
+        """Print how many of the ``images`` (default: all) were bad, and write position, name and problem of each."""
         if not self.faults:
             return
         faults = sorted(self.faults.values(), key=lambda fault: fault.position)
@@ -125,12 +124,3 @@ def collate(items: list[tuple[Tensor | None, int, Fault | None]]) -> tuple[Tenso
     positions = [position for image, position, _ in items if image is not None]
     batch = default_collate(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     return batch, torch.tensor(positions, dtype=torch.long), [fault for _, _, fault in items if fault]
-
-
-def _read_list(path: str) -> dict[str, Fault]:
-    try:
-        with bf.BlobFile(path, "r") as file:
-            rows = [Fault(int(row["position"]), str(row["name"]), str(row["problem"])) for row in json.load(file)]
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path}: expected the list of bad images that an earlier run wrote, or no such file") from None
-    return {fault.name: fault for fault in rows}

@@ -11,18 +11,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
 
+import lmdb
 from PIL import Image
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.images import BadImage, cover, decode
-from datasets.lmdb import import_lmdb
+from datasets.loader import watched
 from datasets.originals import Originals
 from dbae.config import UserError
 
@@ -39,36 +37,39 @@ KEPT_FORMATS = ("JPEG", "PNG", "WEBP")  # whose files are stored as they are whe
 
 @dataclass(frozen=True)
 class Job:
-    """What becomes of each original."""
+    """What becomes of each original. ``job[i]`` is the name of one, and what ``convert`` makes of it."""
 
     originals: Originals
+    names: list[str]  # of the originals
     key_format: str
     size: int | None  # None: not resized
     encoding: str  # a key of ENCODINGS
     keep_holes: bool  # whether a bad image leaves its index empty, or the next one takes it
 
+    def __getitem__(self, i: int) -> tuple[str, bytes | None, str]:
+        return self.names[i], *self.convert(self.names[i])
+
     def convert(self, name: str) -> tuple[bytes | None, str]:
         """The bytes to store for an original; or None, and the reason why it is a bad image."""
         try:
-            if self.size is not None:
-                return self._encoded(cover(self.originals.image(name), self.size)), ""
-            data = self.originals.read(name)
-            image = decode(data)
-            with Image.open(io.BytesIO(data)) as original:
-                return (data if original.format in KEPT_FORMATS else self._encoded(image)), ""
+            if self.size is None:
+                data = self.originals.read(name)
+                image = decode(data)
+                if Image.open(io.BytesIO(data)).format in KEPT_FORMATS:
+                    return data, ""
+            else:
+                image = cover(self.originals.image(name), self.size)
         except (BadImage, OSError) as error:
             return None, str(error)
-
-    def settings(self, names: list[str]) -> dict:
-        """What must be the same when the work is continued."""
-        digest = hashlib.sha256("\n".join(names).encode(errors="replace")).hexdigest()[:16]
-        given = {"keys": self.key_format, "size": self.size, "format": self.encoding}
-        return given | {"images": len(names), "file names": digest}
-
-    def _encoded(self, image: Image.Image) -> bytes:
         buffer = io.BytesIO()
         image.save(buffer, **ENCODINGS[self.encoding])
-        return buffer.getvalue()
+        return buffer.getvalue(), ""
+
+    def settings(self) -> dict:
+        """What must be the same when the work is continued."""
+        digest = hashlib.sha256("\n".join(self.names).encode(errors="replace")).hexdigest()[:16]
+        given = {"keys": self.key_format, "size": self.size, "format": self.encoding}
+        return given | {"images": len(self.names), "file names": digest}
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Record:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str) -> "Record":
-        """The inverse of ``to_bytes``. Raises UserError, naming the LMDB, for anything else."""
+        """What is stored under RECORD_KEY. Raises UserError, naming the LMDB, for anything else."""
         try:
             record = cls(**json.loads(data))
             right = len(record.skipped) <= record.done <= record.settings["images"]
@@ -97,46 +98,42 @@ class Record:
             raise UserError(f"{path}: expected a preparation's record under {RECORD_KEY.decode()}, got {data[:40]!r}")
         return record
 
-    def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
 
-
-def write_lmdb(path: str, job: Job, names: list[str], workers: int) -> tuple[Record, bool]:
-    """Write or continue the LMDB folder ``path``; returns its record, and whether there was anything left to do.
-
-    Raises UserError if something else stands there, it cannot be written, or no image is any good.
-    """
-    lmdb = import_lmdb()
+def write_lmdb(path: str, job: Job, workers: int) -> tuple[Record, bool]:
+    """Write or continue the LMDB folder ``path``; returns its record, and whether there was anything left to do."""
+    total, previous = len(job.names), signal.signal(signal.SIGINT, _interrupt_once)
     try:
         os.makedirs(path, exist_ok=True)
         with lmdb.open(path, map_size=FIRST_MAP) as environment:
-            record = _resume(environment, path, job.settings(names))
+            record = _resume(environment, path, job.settings())
             if record.finished:
                 return record, False
-            bar = tqdm(total=len(names), initial=record.done, unit=" images", mininterval=0.5, file=sys.stderr)
-            with bar, _mapping(job.convert, workers) as convert_all:
-                while record.done < len(names):
-                    chunk = names[record.done : record.done + CHUNK]
-                    _commit(environment, _entries(job, record, zip(chunk, convert_all(chunk), strict=True)), record)
+            chunks = [range(total)[first : first + CHUNK] for first in range(record.done, total, CHUNK)]
+            workers = workers if workers > 1 else 0
+            loader = DataLoader(
+                job, batch_sampler=chunks, num_workers=workers, collate_fn=list, worker_init_fn=_end_with_parent
+            )
+            bar = tqdm(total=total, initial=record.done, unit=" images", mininterval=0.5, file=sys.stderr)
+            with bar, closing(watched(loader)) as converted:
+                for chunk in converted:
+                    _commit(environment, _entries(job, record, chunk), record)
                     bar.update(len(chunk))
             if not record.written:
                 raise UserError(f"{job.originals.path}: expected images, all {record.done} are bad")
             record.finished = True
             length = record.done if job.keep_holes else record.written
             _commit(environment, [(b"length", str(length).encode())], record)
-    except BrokenProcessPool:
-        raise UserError(
-            f"{path}: a worker was killed, out of memory? Run the same command with fewer --workers"
-        ) from None
     except (lmdb.Error, OSError) as error:
         raise UserError(f"{path}: cannot write the LMDB: {error}") from error
+    finally:
+        signal.signal(signal.SIGINT, previous)
     return record, True
 
 
-def _entries(job: Job, record: Record, converted: Iterable[tuple[str, tuple]]) -> list[tuple[bytes, bytes]]:
+def _entries(job: Job, record: Record, chunk: list[tuple[str, bytes | None, str]]) -> list[tuple[bytes, bytes]]:
     """Keys and values of a chunk; counts in the record, and reports, what was read and what was skipped."""
     entries = []
-    for name, (data, problem) in converted:
+    for name, data, problem in chunk:
         if data is None:
             tqdm.write(f"skipped {name}: {problem}", file=sys.stderr)
             record.skipped.append([name, problem])
@@ -157,53 +154,35 @@ def _resume(environment, path: str, settings: dict) -> Record:
         raise UserError(f"{path}: there is an LMDB that this command did not make, choose another --out")
     record = Record.from_bytes(data, path)
     for name, value in settings.items():
-        if record.settings.get(name) != value:
-            before = record.settings.get(name)
+        if (before := record.settings.get(name)) != value:
             raise UserError(f"{path} was begun with {name} {before}, now {value}: repeat that, or choose another --out")
     return record
 
 
 def _commit(environment, entries: list[tuple[bytes, bytes]], record: Record) -> None:
     """Write the entries and the record together, in a larger map if need be."""
+    entries = [*entries, (RECORD_KEY, json.dumps(asdict(record)).encode())]
     while True:
         try:
             with environment.begin(write=True) as transaction:
-                for key, value in [*entries, (RECORD_KEY, record.to_bytes())]:
+                for key, value in entries:
                     transaction.put(key, value)
             return
-        except import_lmdb().MapFullError:
+        except lmdb.MapFullError:
             environment.set_mapsize(environment.info()["map_size"] * 5 // 4 + FIRST_MAP)
 
 
-@contextmanager
-def _mapping(function: Callable, workers: int) -> Iterator[Callable[[list[str]], Iterable]]:
-    """A map of ``function`` over names, in order, in this process or in ``workers`` others."""
-    if workers <= 1:
-        yield partial(map, function)
-        return
-    # A fork of this process would share the open LMDB; the server imports everything once for all workers
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start_worker)
-    previous = signal.signal(signal.SIGINT, _interrupt_once)
-    try:
-        yield partial(pool.map, function, chunksize=8)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        signal.signal(signal.SIGINT, previous)
+def _end_with_parent(_: int) -> None:
+    """Let a worker end even where its parent is killed and will never take what the worker has for it."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _interrupt_once(*_) -> None:
-    """Stop at the first Ctrl-C; a second one must not break into the shutdown, which would wait for ever."""
+    """Stop at the first Ctrl-C; a second one must not break into the shutdown of the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent process, and end with it even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -93,11 +93,6 @@ def test_worker_processes_read_the_same(faces, monkeypatch):
     assert_equal(batches(cached(dataset, "host", CPU, num_workers=2), 8), batches(dataset, 8))
 
 
-def test_none_is_the_data_set(faces):
-    dataset = lmdb(faces)
-    assert cached(dataset, "none", CPU) is dataset
-
-
 def test_each_image_is_read_once(faces, monkeypatch):
     dataset, reads = lmdb(faces), []
     image = dataset.image
@@ -117,12 +112,6 @@ def test_a_batch_is_a_copy(faces):
     assert_equal(batches(held, 4), before)
 
 
-def test_reading_leaves_the_global_generator_alone(faces):
-    state = torch.random.get_rng_state()
-    batches(cached(lmdb(faces), "host", CPU), 2)
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
 # -- bad images ------------------------------------------------------------------------------------------------------
 
 
@@ -139,13 +128,6 @@ def test_bad_images_have_the_same_substitutes_and_notes(tmp_path, where, capsys)
     for batch in expected:  # the target is the one of the image that stands in
         for image in batch:
             assert torch.equal(image[:3], dataset[int(image[3, 0, 0])][0])
-
-
-def test_a_bad_image_ends_with_the_same_line_at_the_start(tmp_path):
-    dataset = folder(tmp_path, N, bad=(7,))
-    expected = message(lambda: batches(dataset, 8))
-    assert "has a bad image 07.png" in expected
-    assert message(lambda: cached(dataset, "host", CPU)) == expected
 
 
 def test_nothing_but_bad_images(tmp_path):
@@ -184,12 +166,6 @@ def test_the_processes_of_a_node_share_the_host(monkeypatch):
     check_room(dataset, "device", "cuda")  # one GPU each
 
 
-def test_too_many_images_for_the_gpu(monkeypatch):
-    monkeypatch.setattr(cache, "free_memory", lambda device: 10**9)
-    said = message(lambda: check_room(Unread(30_000, 256), "device", "cuda:1"))
-    assert said.endswith("need 1 x 5.9 GB, and 1 GB are free (cuda:1); give --cache host or none")
-
-
 @pytest.mark.parametrize(
     "text, expected",
     [("MemTotal:  9 kB\nMemAvailable:  4 kB\nHugePages_Total:  0\n", 4096), ("MemTotal:  9 kB\n", None)],
@@ -197,10 +173,6 @@ def test_too_many_images_for_the_gpu(monkeypatch):
 def test_free_memory_is_what_linux_says(monkeypatch, text, expected):
     monkeypatch.setattr(cache, "open", lambda path: io.StringIO(text), raising=False)
     assert free_memory(CPU) == expected
-
-
-def test_unknown_places():
-    assert message(lambda: cached(Unread(1, 8), "disk", CPU)) == "cache: expected none, host, device, got 'disk'"
 
 
 # -- GPU -------------------------------------------------------------------------------------------------------------
@@ -244,9 +216,3 @@ def test_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     resumed = trained(monkeypatch, tmp_path / "host", "--total_steps=3", "--cache=host")
     for name, tensor in expected.items():
         assert torch.equal(held[name], tensor) and torch.equal(resumed[name], tensor), name
-
-
-def test_training_says_that_there_is_no_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "free_memory", lambda device: 1000)
-    said = message(lambda: trained(monkeypatch, tmp_path, "--total_steps=3", "--cache=device"))
-    assert said.startswith("cache: 10 images of 32 px need") and not list(tmp_path.iterdir())

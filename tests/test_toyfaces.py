@@ -76,11 +76,6 @@ def test_attributes_are_celeba_s_in_its_order():
     assert tuple(describe(0).attributes) == ATTRIBUTES and tuple(describe(0).parameters) == PARAMETERS
 
 
-def test_a_face_and_its_picture_are_reproducible():
-    assert describe(7) == describe(7)
-    assert render(describe(7), 64).tobytes() == render(describe(7), 64).tobytes()
-
-
 def test_the_data_set_is_frozen():
     rows = [[round(value, 5) for value in describe(index).parameters.values()] for index in range(20)]
     assert zlib.crc32(json.dumps(rows).encode()) == 2228835572
@@ -93,11 +88,6 @@ def test_access_is_random():
     np.testing.assert_array_equal(targets(shuffled)[2], targets([0])[0])
 
 
-def test_seeds_and_indices_give_different_faces():
-    faces = {describe(index, seed) for index in range(50) for seed in range(4)}
-    assert len(faces) == 200
-
-
 def test_arrays_have_their_documented_form():
     assert labels(range(3)).dtype == np.int8 and labels(range(3)).shape == (3, 40)
     assert targets(range(3)).dtype == np.float32 and targets(range(3)).shape == (3, len(PARAMETERS))
@@ -105,36 +95,16 @@ def test_arrays_have_their_documented_form():
     assert np.isfinite(targets(range(200))).all() and (targets(range(200)).std(axis=0) > 0.01).all()
 
 
-@pytest.mark.parametrize("name", ATTRIBUTES)
-def test_base_rates(table, name):
-    assert 0.03 <= table[name].mean() <= 0.9
-
-
 def test_labels_agree_with_each_other(table):
     hair = sum(table[f"{colour}_Hair"].astype(int) for colour in ("Black", "Blond", "Brown", "Gray"))
     beard = table["Goatee"] | table["Mustache"] | table["Sideburns"] | table["5_o_Clock_Shadow"]
+    assert all(0.03 <= column.mean() <= 0.9 for column in table.values())
     assert hair.max() == 1
     np.testing.assert_array_equal(table["No_Beard"], ~beard)
-    for first, second in (
-        ("Straight_Hair", "Wavy_Hair"),
-        ("Bald", "Wearing_Hat"),
-        ("Bald", "Bangs"),
-        ("Bangs", "Receding_Hairline"),
-        ("Wearing_Necktie", "Wearing_Necklace"),
-        ("5_o_Clock_Shadow", "Goatee"),
-        ("Oval_Face", "Chubby"),
-    ):
+    exclusive = "Straight_Hair Wavy_Hair, Bald Wearing_Hat, Bald Bangs, Bangs Receding_Hairline, Oval_Face Chubby"
+    for first, second in map(str.split, f"{exclusive}, Wearing_Necktie Wearing_Necklace".split(", ")):
         assert not (table[first] & table[second]).any(), (first, second)
     assert table["Male"][beard | table["Bald"]].all() and table["Young"][table["Attractive"]].all()
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "not_given"),
-    [("Gray_Hair", "Old", "Young"), ("Wearing_Lipstick", "Female", "Male"), ("Bushy_Eyebrows", "Male", "Female")],
-)
-def test_labels_correlate_as_in_life(table, name, given, not_given):
-    groups = table | {"Old": ~table["Young"], "Female": ~table["Male"]}
-    assert table[name][groups[given]].mean() > 2 * table[name][groups[not_given]].mean()
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
@@ -146,13 +116,13 @@ def test_every_attribute_can_be_seen(name, index):
     assert changed.sum() >= 8
 
 
-@pytest.mark.parametrize("size", [32, 64, 128, 256])
+@pytest.mark.parametrize("size", [32, 256])
 def test_pictures_have_the_size_asked_for(size):
     image = render(describe(3), size)
     assert image.mode == "RGB" and image.size == (size, size)
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(3))
 def test_small_pictures_are_the_large_ones_reduced(index):
     reduced = np.asarray(render(describe(index), 128).reduce(4), dtype=np.float32)
     assert np.abs(pixels(describe(index), 32) - reduced).mean() < 4

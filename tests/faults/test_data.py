@@ -16,7 +16,7 @@ import torch
 from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
 
 from datasets import build
-from datasets.loader import first_images, ordered_batches, training_batches
+from datasets.loader import ordered_batches, training_batches
 from datasets.tolerant import Tolerant
 from dbae.config import UserError
 from eval.arrays import read_arrays
@@ -251,13 +251,6 @@ def test_nothing_but_bad_images_ends_training(tmp_path):
     dataset = build("ffhq", "train", 8, data_dir=write_lmdb(tmp_path / "ffhq", entries))
     with pytest.raises(UserError, match=r"ffhq has a bad image .*; nor is any of 1000 others good"):
         stream(dataset, 1, batch_size=3)
-
-
-def test_first_images(broken):
-    with pytest.raises(UserError, match="no image 256-00002"):
-        first_images(broken, 8)
-    assert first_images(replacing(broken), 8).shape == (8, 3, 8, 8)
-    assert first_images(replacing(broken), 99).shape == (10, 3, 8, 8)
 
 
 def program(monkeypatch, module, *words):
