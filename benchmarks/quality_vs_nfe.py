@@ -84,12 +84,10 @@ def measure(
     """Metrics of one setting's reconstructions, and the seconds that they took."""
     names = ["MSE", "SSIM"] + ["LPIPS"] * bool(lpips_backbone)
     metrics = ReconstructionMetrics(names, trained.device, lpips_backbone)
-    trained, seconds = replace(trained, sampling=sampling), 0.0
-    for batch in range(0, len(images), trained.batch_size):
-        real = images[batch : batch + trained.batch_size]
-        begin = time.monotonic()
-        _, fake = trained.reconstruct(real, range(batch, batch + len(real)))
-        seconds += time.monotonic() - begin
+    begin = time.monotonic()
+    _, reconstructions = replace(trained, sampling=sampling).reconstruct(images)
+    seconds = time.monotonic() - begin
+    for real, fake in zip(images.split(trained.batch_size), reconstructions.split(trained.batch_size), strict=True):
         metrics.update(real.permute(0, 2, 3, 1), fake.permute(0, 2, 3, 1))
     cost = {"nfe": nfe(sampling.sampler, sampling.steps, sampling.churn), "ms": 1000 * seconds / len(images)}
     return {"setting": trained.model.result_name(sampling), **sampling.as_dict(), **cost, **metrics.means()}
