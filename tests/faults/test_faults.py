@@ -1,4 +1,4 @@
-"""A few faults of each kind; ``python -m benchmarks.faults`` inflicts hundreds."""
+"""A fault of each kind that no other test inflicts; ``python -m benchmarks.faults`` inflicts hundreds."""
 
 import random
 
@@ -13,7 +13,7 @@ def trials(tmp_path_factory):
     return faults.Trials(tmp_path_factory.mktemp("faults"), random.Random(0))
 
 
-@pytest.mark.parametrize("kind", faults.KINDS)
+@pytest.mark.parametrize("kind", sorted(faults.KINDS.keys() - {"kill -9", "SIGTERM", "file truncated"}))
 def test_a_run_survives(trials, kind):
     assert trials.survives(kind)
 
