@@ -10,7 +10,6 @@ files. The exit status is 1 if one does not.
 
 import csv
 import itertools
-import json
 import multiprocessing
 import os
 import random
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.timing import print_table
 from datasets.loader import training_batches
 from dbae.checkpoint import set_names
 from dbae.config import TrainConfig, require_positive
@@ -56,22 +56,19 @@ FILE_EVENTS = 66  # so often does a run synchronise, rename and remove files
 CONTEXT = multiprocessing.get_context("forkserver")  # its server has imported all and run nothing: starts are quick
 CONTEXT.set_forkserver_preload(["torch._dynamo", "torch.utils.tensorboard", "dbae.training", "datasets.loader"])
 
-Sabotage = Callable[[Batches], Batches]  # prepares a fault in a process, or brings it about between micro-batches
+Sabotage = Callable[
+    [Batches], Batches
+]  # prepares a fault in a process, or brings it about between micro-batches; iter: none
 
 
 # Small runs, of a second or two
-
-
-def undisturbed(batches: Batches) -> Batches:
-    """No fault."""
-    return batches
 
 
 def run_here(
     folder: Path | str,
     rank: int = 0,
     world: int = 1,
-    sabotage: Sabotage = undisturbed,
+    sabotage: Sabotage = iter,
     network: type[DBAE] = DBAE,
     scaled: bool = False,
     preview: Callable[..., None] = lambda model, step: None,
@@ -108,7 +105,7 @@ def _worker(folder: str, rank: int, world: int, meeting: str, sabotage: Sabotage
     raise SystemExit(128 + signum if signum else 0)
 
 
-def start(folder: Path, world: int = 1, sabotage: Sabotage = undisturbed, **changes: Any) -> list[Any]:
+def start(folder: Path, world: int = 1, sabotage: Sabotage = iter, **changes: Any) -> list[Any]:
     """Start a run in ``folder``, or go on with the one there, with ``changes`` of TRAINING; returns its processes."""
     meeting = f"{folder}.meeting-{time.monotonic_ns()}"
     places = [(str(folder), rank, world, meeting, sabotage, changes) for rank in range(world)]
@@ -168,37 +165,24 @@ class Trials:
 
     root: Path
     random: random.Random
-    references: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    seconds: dict[int, float] = field(default_factory=dict)
+    references: dict[int, tuple[dict[str, Tensor], float]] = field(default_factory=dict)
 
     def survives(self, kind: str) -> bool:
         """Whether a run with one fault of this kind, a row of KINDS, ends as if nothing had happened."""
         world, inflict = KINDS[kind]
-        expected = self.reference(world)
+        expected, _ = self.reference(world)
         folder = Path(tempfile.mkdtemp(dir=self.root))
         inflict(self, folder)
-        if any(statuses(start(folder, world))) or not in_order(folder):
-            return False
-        found = results(folder)
-        shutil.rmtree(folder)
-        return equal(found, expected)
+        return not any(statuses(start(folder, world))) and in_order(folder) and equal(results(folder), expected)
 
-    def reference(self, world: int) -> dict[str, Tensor]:
-        """Results of the undisturbed run of ``world`` processes, whose ``seconds`` are noted."""
+    def reference(self, world: int) -> tuple[dict[str, Tensor], float]:
+        """Results of the undisturbed run of ``world`` processes, and its seconds."""
         if world not in self.references:
             folder, begin = self.root / f"undisturbed{world}", time.monotonic()
             if any(statuses(start(folder, world))):
                 raise RuntimeError("the undisturbed run failed")
-            self.seconds[world] = time.monotonic() - begin
-            self.references[world] = results(folder)
+            self.references[world] = results(folder), time.monotonic() - begin
         return self.references[world]
-
-    def half_done(self, folder: Path) -> None:
-        """Fill ``folder`` with a run that has come as far as step 5, and has a set of step 4 as well."""
-        done = self.root / "half"
-        if not done.exists() and any(statuses(start(done, total_steps=5))):
-            raise RuntimeError("the first half of a run failed")
-        shutil.copytree(done, folder, dirs_exist_ok=True)
 
 
 # Faults: each starts a run in an empty folder, or copies one there, and harms it
@@ -210,7 +194,7 @@ def signalled(number: int, world: int, trials: Trials, folder: Path) -> None:
     while not struck:  # the run may have ended by then
         shutil.rmtree(folder, ignore_errors=True)
         processes = start(folder, world)
-        time.sleep(trials.random.uniform(0, trials.seconds[world]))
+        time.sleep(trials.random.uniform(0, trials.reference(world)[1]))
         victim = trials.random.choice(processes)
         struck = victim.is_alive()
         for process in processes if number == signal.SIGKILL else [victim]:
@@ -233,8 +217,8 @@ def disk_full(trials: Trials, folder: Path) -> None:
 
 
 def damaged(damage: Callable[[random.Random, bytearray], Any], trials: Trials, folder: Path) -> None:
-    """One file of the newest set is damaged while the run rests."""
-    trials.half_done(folder)
+    """One file of the newest set is damaged while the run rests: that of step 5, there is one of step 4 as well."""
+    statuses(start(folder, total_steps=5))
     path = folder / trials.random.choice(list(set_names(5, TRAINING["ema_rate"]).values()))
     content = bytearray(path.read_bytes())
     damage(trials.random, content)
@@ -276,7 +260,7 @@ def _limited(first: int, last: int, size: int, batches: Batches) -> Batches:
         yield batch
 
 
-KINDS: dict[str, tuple[int, Callable[[Trials, Path], None]]] = {  # name -> (number of processes, fault)
+KINDS: dict[str, tuple[int, Callable[[Trials, Path], Any]]] = {  # name -> (number of processes, fault)
     "kill -9": (1, partial(signalled, signal.SIGKILL, 1)),
     "kill -9 in a file operation": (1, killed_at_file_event),
     "kill -9, two processes": (2, partial(signalled, signal.SIGKILL, 2)),
@@ -293,26 +277,19 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--faults", type=int, default=200, metavar="N", help="faults of all kinds (default: 200)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the moments and places (default: 0)")
-    parser.add_argument("--json", default="", metavar="PATH", help="also write the counts there")
     options = parser.parse_args()
     require_positive("faults", options.faults)
 
-    counts = {kind: {"tried": 0, "survived": 0, "lost": 0} for kind in KINDS}
+    outcomes: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as root:
         trials = Trials(Path(root), random.Random(options.seed))
         for kind in itertools.islice(itertools.cycle(KINDS), options.faults):
-            survived = trials.survives(kind)
-            counts[kind]["tried"] += 1
-            counts[kind]["survived" if survived else "lost"] += 1
-    print("| fault | tried | survived | lost |\n|---|---|---|---|")
-    for kind, row in counts.items():
-        print(f"| {kind} | {row['tried']} | {row['survived']} | {row['lost']} |")
-    lost = sum(row["lost"] for row in counts.values())
+            outcomes[kind].append(trials.survives(kind))
+    columns = {name: f"{{{name}}}" for name in ("fault", "tried", "survived")}
+    print_table([{"fault": kind, "tried": len(row), "survived": sum(row)} for kind, row in outcomes.items()], columns)
+    lost = sum(row.count(False) for row in outcomes.values())
     print(f"\n{options.faults} faults in {time.monotonic() - begin:.0f} s, {lost} runs lost")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"faults": options.faults, "seed": options.seed, "kinds": counts}, file, indent=2)
     raise SystemExit(lost > 0)
 
 

@@ -16,7 +16,7 @@ from dbae.config import TrainConfig
 from dbae.diffusion import sample, time_grid
 from dbae.methods import AutoEncoder, DiffusionModel
 from dbae.nn.layers import Attention, UpConv2d
-from dbae.training import Batches
+from dbae.training import Batches, micro_batches
 
 
 class ReferenceUpConv2d(UpConv2d):
@@ -31,7 +31,7 @@ class ReferenceAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        shape = (batch, channels, height, width) if self.spatial else (batch, channels, height * width)
+        shape = x.shape if self.spatial else (batch, channels, height * width)
         qkv = self.qkv(self.norm(x).reshape(shape)).reshape(batch * self.heads, -1, height * width)
         q, k, v = qkv.chunk(3, dim=1)
         scale = q.shape[1] ** -0.25
@@ -58,16 +58,16 @@ def reference_step(model: DiffusionModel, config: TrainConfig, batches: Batches)
     averages = [p.detach().clone() for p in trained]
     optimizer = torch.optim.RAdam(trained, lr=config.lr, weight_decay=config.weight_decay, foreach=False)
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**20, enabled=bool(model.amp))
-    micro_batches = config.batch_size // config.microbatch
+    sizes = micro_batches(config, 1)
 
     def step() -> float:
         losses = []
-        for _ in range(micro_batches):
+        for _ in sizes:
             images, y = next(batches)
             x0 = images.float() / 127.5 - 1
             x0 = torch.where(torch.rand(len(x0), 1, 1, 1) < 0.5, x0.flip(3), x0).to(device)
             loss = model.loss(x0, y)
-            scaler.scale(loss.mean() / micro_batches).backward()
+            scaler.scale(loss.sum() / config.batch_size).backward()
             losses += loss.detach().cpu().tolist()
         scaler.step(optimizer)
         scaler.update()

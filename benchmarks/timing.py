@@ -3,6 +3,7 @@ another. Variants run in alternating rounds, so that a machine that slows down s
 the ratios of each round are reported, never single runs. Nothing here knows what is measured.
 """
 
+import atexit
 import gc
 import json
 import multiprocessing
@@ -14,21 +15,17 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from dbae import runtime
-from dbae.config import UserError
 from dbae.io import atomic_write
 
-MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}
 STATUS, CPUINFO = Path("/proc/self/status"), Path("/proc/cpuinfo")  # where Linux tells of a process and of the CPU
 
 
@@ -40,127 +37,81 @@ class Work:
     before: Callable[[], Any] = lambda: None
 
 
-Build = Callable[..., Work]  # called in the process with a variant's arguments, the device's name first
-Task = Callable[[Work, torch.device], Any]  # done in the process with the work; can be pickled, and so can its result
-Ask = Callable[[Task], Any]  # has a variant's processes do a task, and returns the first one's result
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of each round, and the most memory in bytes that was in use in any of them, where it is known."""
-
-    seconds: tuple[float, ...]
-    peak_bytes: int | None
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
+Build = Callable[..., Work]  # called in a variant's process with its arguments, the device's name first
+Clocked = tuple[float, int | None]  # seconds of a run, and the most bytes in use so far where that is known
+Row = dict[str, Any]
 
 
 # Isolated processes
 
 
 def measure(
-    build: Build,
-    variants: Mapping[str, tuple[Any, ...]],
-    rounds: int,
-    tasks: Sequence[Task] = (),
-    processes: Mapping[str, int] | None = None,
-) -> tuple[dict[str, Timing], dict[str, list[Any]]]:
-    """Time ``build(*arguments)`` of every variant once per round, each in a process (or several) of its own.
+    build: Build, variants: Mapping[str, tuple[Any, ...]], rounds: int, processes: Mapping[str, int] | None = None
+) -> tuple[dict[str, list[Clocked]], dict[str, Any]]:
+    """Time ``build(*arguments)`` of every variant once per round, each in a process, or several, of its own.
 
-    One untimed run of each comes first; every second round goes the other way round. Then every variant does the
-    ``tasks``, whose results come second. Raises the UserError of a build, and RuntimeError where a process ends.
+    Returns what ``clocked`` says of each round, and what each variant's first run made, which is not timed. Every
+    second round goes the other way round. Raises the error of a build, and BrokenProcessPool where a process ends.
     """
     with ExitStack() as stack:
-        asks = {
-            name: stack.enter_context(isolated(name, build, arguments, (processes or {}).get(name, 1)))
+        runs = {
+            name: stack.enter_context(isolated(build, arguments, (processes or {}).get(name, 1)))
             for name, arguments in variants.items()
         }
-        for ask in asks.values():
-            ask(clocked)
-        timings = alternate({name: partial(ask, clocked) for name, ask in asks.items()}, rounds)
-        return timings, {name: [ask(task) for task in tasks] for name, ask in asks.items()}
-
-
-def alternate(variants: Mapping[str, Callable[[], tuple[float, int | None]]], rounds: int) -> dict[str, Timing]:
-    """Call every variant, which returns its seconds and its peak of memory, once per round, to and fro."""
-    measured: dict[str, list[tuple[float, int | None]]] = {name: [] for name in variants}
-    for number in range(rounds):
-        for name in list(variants)[:: -1 if number % 2 else 1]:
-            measured[name].append(variants[name]())
-    timings = {}
-    for name, runs in measured.items():
-        seconds, peaks = zip(*runs, strict=True)
-        timings[name] = Timing(seconds, None if None in peaks else max(peaks))
-    return timings
+        made = {name: run() for name, run in runs.items()}
+        timings: dict[str, list[Clocked]] = {name: [] for name in runs}
+        for number in range(rounds):
+            for name in list(runs)[:: -1 if number % 2 else 1]:
+                timings[name].append(runs[name]())
+    return timings, made
 
 
 @contextmanager
-def isolated(name: str, build: Build, arguments: tuple[Any, ...], world: int = 1) -> Iterator[Ask]:
-    """A group of ``world`` processes that hold ``build(*arguments)``; they end with the block."""
-    context = multiprocessing.get_context("spawn")
+def isolated(build: Build, arguments: tuple[Any, ...], world: int = 1) -> Iterator[Callable[[], Any]]:
+    """Call for what ``runs`` yields next in the first of ``world`` processes, which end with the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pipes, started = [], []
-    for rank in range(world):
-        ours, theirs = context.Pipe()
-        started.append(context.Process(target=_serve, args=(theirs, build, arguments, rank, world, port)))
-        started[-1].start()
-        theirs.close()
-        pipes.append(ours)
-
-    def ask(task: Task) -> Any:
-        try:
-            for pipe in pipes:
-                pipe.send(task)
-            results = [pipe.recv() for pipe in pipes]
-        except (EOFError, OSError):
-            raise RuntimeError(f"a process of the variant {name!r} ended") from None
-        if isinstance(results[0], UserError):
-            raise results[0]
-        return results[0]
-
-    try:
-        yield ask
-    finally:
-        for pipe in pipes:
-            pipe.close()
-        for process in started:
-            process.join(timeout=30)
-            process.kill()
+    spawn = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        begin = [(build, arguments, rank, world, port) for rank in range(world)]
+        pools = [stack.enter_context(ProcessPoolExecutor(1, spawn, _begin, given)) for given in begin]
+        yield lambda: next(answer.result() for answer in [pool.submit(_next) for pool in pools])
 
 
-def _serve(pipe: Connection, build: Build, arguments: tuple[Any, ...], rank: int, world: int, port: int) -> None:
-    """Build the work, then do what is asked until nobody asks. The processes of a group share the threads of one."""
+def _begin(build: Build, arguments: tuple[Any, ...], rank: int, world: int, port: int) -> None:
+    """In a process: name the group to join where there are several, which share the threads of one."""
+    global _runs
     if world > 1:
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
         os.environ.update({name: str(value) for name, value in where.items()})
         torch.set_num_threads(max(1, torch.get_num_threads() // world))
-    device = torch.device(arguments[0])
-    try:
-        work = build(*arguments)
-        while True:
-            pipe.send(pipe.recv()(work, device))
-    except UserError as error:
-        pipe.send(error)
-    except EOFError:
-        work = None
-    runtime.cleanup()
+    _runs = runs(build, *arguments)
+    atexit.register(runtime.cleanup)
 
 
-# One run
+def _next() -> Any:
+    return next(_runs)
 
 
-def clocked(work: Work, device: torch.device) -> tuple[float, int | None]:
+def runs(build: Build, device_name: str, *arguments: Any) -> Iterator[Any]:
+    """What the first run of some work made, from a fixed seed; then what ``clocked`` says of each further one."""
+    work, device = build(device_name, *arguments), torch.device(device_name)
+    work.before()
+    torch.manual_seed(0)
+    yield work.run()
+    while True:
+        yield clocked(work, device)
+
+
+def clocked(work: Work, device: torch.device) -> Clocked:
     """Seconds of a run until the device was done with it, and the peak of memory so far in bytes.
 
     The peak is the allocator's on CUDA, on Linux otherwise the resident set of the whole process, elsewhere None.
     """
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     work.before()
     gc.collect()
-    synchronise = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     synchronise()
     begin = time.perf_counter()
     work.run()
@@ -172,122 +123,67 @@ def clocked(work: Work, device: torch.device) -> tuple[float, int | None]:
     return seconds, found and 1024 * int(found[1])
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, rounds: int = 10) -> float:
-    """FLOP/s of a large square matrix product, which takes 2 n^3 operations: what the device reaches at best."""
-    n = MATMUL_SIZE[device.type]
-    a, b = torch.randn(2, n, n, device=device).to(dtype)
-    work = Work(lambda: a @ b)
-    work.run()
-    return 2 * n**3 / statistics.median(clocked(work, device)[0] for _ in range(rounds))
-
-
-def operations(work: Work, device: torch.device, count: int) -> list[dict[str, Any]]:
-    """The ``count`` operations on the device in which a run spends most time, without what they call, and the rest.
-
-    ``share`` is the part of the time of all operations; ``ms`` and ``calls`` are those of one run.
-    """
-    on_gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
-        work.run()
-    found = [
-        (event.key, (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1000, event.count)
-        for event in profiler.key_averages()
-    ]
-    found.sort(key=lambda row: -row[1])
-    total = sum(ms for _, ms, _ in found)
-    found[count:] = [("others", sum(ms for _, ms, _ in found[count:]), None)]
-    return [{"operation": name, "ms": ms, "share": ms / total, "calls": calls} for name, ms, calls in found]
-
-
 # Tables
 
+# Titles of columns, and how they show a row
+COLUMNS = {
+    "variant": "{variant}",
+    "median s": "{median_s:.3g}",
+    "range s": "{low_s:.3g} to {high_s:.3g}",
+    "images/s": "{images_per_s:,.2f}",
+    "ratio": "{ratio:.2f}x",
+    "ratio in rounds": "{ratio_low:.2f} to {ratio_high:.2f}",
+    "peak MB": "{peak_mb:,.0f}",
+    "largest difference": "{difference:.1e}",
+    "threads each": "{threads}",
+    "efficiency": "{efficiency:.0%}",
+}
 
-def table(timings: Mapping[str, Timing], images: Mapping[str, int]) -> list[dict[str, Any]]:
+
+def table(timings: Mapping[str, Sequence[Clocked]], images: int) -> list[Row]:
     """One row per variant: seconds, images per second, how many times as fast as the first variant, memory.
 
-    ``images`` says how many are in one run. ``ratio`` compares medians, ``ratio_low`` and ``ratio_high`` the runs of
-    each round. ``peak_mb`` is in 10^6 bytes.
+    ``images`` are in each run. ``ratio`` compares medians, ``ratio_low`` and ``ratio_high`` the runs of each round.
+    ``peak_mb`` is in 10^6 bytes, and left out where it is not known.
     """
-    first = next(iter(timings))
-    rows = []
-    for name, timing in timings.items():
-        factor = images[name] / images[first]
-        ratios = [factor * theirs / ours for theirs, ours in zip(timings[first].seconds, timing.seconds, strict=True)]
-        row = {"variant": name, "median_s": timing.median, "low_s": min(timing.seconds), "high_s": max(timing.seconds)}
-        row |= {"images_per_s": images[name] / timing.median, "ratio": factor * timings[first].median / timing.median}
+    rows, first = [], [seconds for seconds, _ in next(iter(timings.values()))]
+    for name, rounds in timings.items():
+        seconds, peaks = zip(*rounds, strict=True)
+        median, ratios = statistics.median(seconds), [a / b for a, b in zip(first, seconds, strict=True)]
+        row = {"variant": name, "median_s": median, "low_s": min(seconds), "high_s": max(seconds)}
+        row |= {"images_per_s": images / median, "ratio": statistics.median(first) / median}
         row |= {"ratio_low": min(ratios), "ratio_high": max(ratios)}
-        rows.append(row | {"peak_mb": None if timing.peak_bytes is None else timing.peak_bytes / 1e6})
+        rows.append(row | ({} if None in peaks else {"peak_mb": max(peaks) / 1e6}))
     return rows
 
 
-def digits(value: float) -> str:
-    """A number to three digits, without an exponent where it is large."""
-    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+def print_table(rows: Sequence[Row], columns: Mapping[str, str] = COLUMNS) -> None:
+    """Print rows in Markdown. A cell without a value is empty; a column of such cells is left out."""
 
+    def cell(template: str, row: Row) -> str:
+        try:
+            return template.format_map(row)
+        except KeyError:
+            return ""
 
-def times(ratio: float) -> str:
-    return f"{digits(ratio)}x"
-
-
-def between(low: float, high: float) -> str:
-    return f"{digits(low)} to {digits(high)}"
-
-
-# What print_table shows: title, keys of a row, and their text
-Column = tuple[str, tuple[str, ...], Callable[..., str]]
-COLUMNS: tuple[Column, ...] = (
-    ("variant", ("variant",), str),
-    ("median s", ("median_s",), digits),
-    ("range s", ("low_s", "high_s"), between),
-    ("images/s", ("images_per_s",), digits),
-    ("ratio", ("ratio",), times),
-    ("ratio in rounds", ("ratio_low", "ratio_high"), between),
-    ("peak MB", ("peak_mb",), digits),
-    ("of matmul peak", ("matmul_share",), "{:.0%}".format),
-    ("largest difference", ("difference",), "{:.1e}".format),
-    ("over consumption", ("feeds",), times),
-    ("threads each", ("threads",), str),
-    ("efficiency", ("efficiency",), "{:.0%}".format),
-)
-PROFILE: tuple[Column, ...] = (
-    ("operation", ("operation",), str),
-    ("ms", ("ms",), digits),
-    ("share", ("share",), "{:.0%}".format),
-    ("calls", ("calls",), str),
-)
-
-
-def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column] = COLUMNS) -> None:
-    """Print rows in Markdown; columns without any value are left out."""
-
-    def cell(row: Mapping[str, Any], keys: tuple[str, ...], text: Callable[..., str]) -> str:
-        values = [row.get(key) for key in keys]
-        return "" if None in values else text(*values)
-
-    filled = [[title, *(cell(row, keys, text) for row in rows)] for title, keys, text in columns]
-    head, *body = zip(*(column for column in filled if any(column[1:])), strict=True)
-    for line in (head, ["---"] * len(head), *body):
+    filled = [[title, "---", *(cell(template, row) for row in rows)] for title, template in columns.items()]
+    for line in zip(*(column for column in filled if any(column[2:])), strict=True):
         print("|", " | ".join(line), "|")
 
 
 def about(device: torch.device) -> str:
     """One line: the GPU's name or the CPU's model (where Linux tells it), torch's version, and its threads."""
-    name = platform.machine()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    elif CPUINFO.exists() and (found := re.search(r"model name\s*: (.*)", CPUINFO.read_text())):
-        name = found[1]
+    found = re.search(r"model name\s*: (.*)", CPUINFO.read_text()) if CPUINFO.exists() else None
+    cpu = found[1] if found else platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def commit(folder: Path = Path(__file__).parent) -> str | None:
     """Short hash of the commit, with "+changes" where tracked files differ from it; None outside of a clone."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+changes"]
     try:
-        return git("rev-parse", "--short", "HEAD") + "+changes" * bool(git("status", "--porcelain", "-uno"))
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -295,9 +191,9 @@ def commit(folder: Path = Path(__file__).parent) -> str | None:
 def report(
     title: str,
     device: torch.device,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     path: str = "",
-    columns: Sequence[Column] = COLUMNS,
+    columns: Mapping[str, str] = COLUMNS,
     **more: Any,
 ) -> None:
     """Print the rows, and write them to a JSON file where a ``path`` is given, with machine, commit and ``more``."""
@@ -305,6 +201,5 @@ def report(
     print_table(rows, columns)
     if path:
         with atomic_write(path, "w") as file:
-            json.dump(
-                {"title": title, "about": about(device), "commit": commit(), **more, "rows": rows}, file, indent=2
-            )
+            facts = {"title": title, "about": about(device), "commit": commit()}
+            json.dump({**facts, **more, "rows": rows}, file, indent=2)

@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 
-from benchmarks.faults import MICRO_BATCHES, run_here
+from benchmarks.faults import MICRO_BATCHES, equal, run_here
 from dbae.checkpoint import complete_sets
 from dbae.config import UserError
 from dbae.methods.dbae import DBAE
@@ -50,10 +50,7 @@ def test_a_bad_step_changes_nothing_but_the_counters(tmp_path, harm):
     before, _ = run_here(tmp_path / "before", total_steps=1)
     after, _ = run_here(tmp_path / "after", network=faulty(1, 2, harm), total_steps=2)
     assert (after.step, after.images) == (2, 2 * before.images)
-    expected, found = tensors(before), tensors(after)
-    assert expected.keys() == found.keys()
-    for name in expected:
-        assert torch.equal(expected[name], found[name]), name
+    assert equal(tensors(after), tensors(before))
     good, bad = rows(tmp_path / "after")
     assert (good["skipped"], bad["skipped"], bad["loss"]) == ("0", "1", "nan")
 
@@ -70,16 +67,12 @@ def test_the_run_goes_on_after_a_bad_step(tmp_path):
 
 def test_many_bad_steps_in_a_row_end_the_run(tmp_path):
     network = faulty(2, 9, HARMS["loss is NaN"])
-    with pytest.raises(
-        UserError, match=r"in 3 steps in a row up to step 5; .* lower --lr, or --precision bf16 or fp32"
-    ):
+    with pytest.raises(UserError, match="in 3 steps in a row up to step 5"):
         run_here(tmp_path, network=network, total_steps=9, max_bad_steps=3, save_interval=3)
     assert [row["skipped"] for row in rows(tmp_path)] == ["0", "0", "1", "1", "1"]
     good, _ = run_here(tmp_path / "good", total_steps=2)
     resumed, _ = run_here(tmp_path, total_steps=5)
-    assert resumed.step == 5
-    for name, tensor in good.model.state_dict().items():
-        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    assert resumed.step == 5 and equal(resumed.model.state_dict(), good.model.state_dict())
 
 
 def test_bad_steps_that_are_not_in_a_row_do_not_end_it(tmp_path):
