@@ -47,7 +47,7 @@ class AutoEncoder(DiffusionModel):
         return self.code(arrays, randn_like(arrays["mu"], generator) if draws else None)
 
     def encode_arrays(self, x: Tensor, generator: Generators = None) -> dict[str, Tensor]:
-        """What the encoder outputs, deterministic and cacheable: ``z``, or ``mu`` and ``log_sigma`` of a stochastic one."""
+        """What the encoder outputs, to be kept: ``z``, or ``mu`` and ``log_sigma`` of a stochastic one."""
         h = self.compute("encoder", self.checked(x))
         if not self.config.stochastic:
             return {"z": h}

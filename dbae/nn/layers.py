@@ -49,8 +49,8 @@ class DownConv2d(nn.Conv2d):
 class UpConv2d(nn.Conv2d):
     """3x3 convolution of the image doubled by nearest neighbour, x [N, in, H, W] -> [N, out, 2H, 2W].
 
-    A 3x3 window of the doubled image covers four different pixels, so it is one transposed convolution of stride 2, whose
-    4x4 kernel is the full convolution of the 3x3 one with ones [2, 2]: 4/9 of the FLOPs, equal up to rounding.
+    A 3x3 window of the doubled image covers four different pixels, so it is one transposed convolution of stride 2,
+    whose 4x4 kernel is the full convolution of the 3x3 one with ones [2, 2]: 4/9 of the FLOPs, equal up to rounding.
     """
 
     def __init__(self, *args: int, **kwargs: int | bool) -> None:
