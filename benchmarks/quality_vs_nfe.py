@@ -20,12 +20,12 @@ from torch import Tensor
 
 from benchmarks.timing import report
 from dbae import runtime
-from dbae.config import SampleConfig, option, require_positive
+from dbae.config import RuntimeConfig, SampleConfig, option, require_positive
 from dbae.diffusion import nfe
 from dbae.io import atomic_write
 from eval.reconstruction import ReconstructionMetrics
 from scripts.cli import Parser, run
-from scripts.common import DataOptions, RuntimeOptions, TrainedModel, build_data, load_autoencoder, parse, print_dry_run
+from scripts.common import DataOptions, TrainedModel, build_data, load_autoencoder, parse, print_dry_run
 
 OFFICIAL = {"MSE": SampleConfig("euler", 100), "LPIPS": SampleConfig("euler", 333, churn=0.33)}
 # Time grids and eta that each sampler is compared with, at every number of calls
@@ -50,7 +50,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class QualityOptions(DataOptions, RuntimeOptions):
+class QualityOptions(DataOptions, RuntimeConfig):
     """What is compared, and where it is written."""
 
     dataset: str = option("toyfaces", "data set")

@@ -48,7 +48,21 @@ def check_choices(config: Any) -> None:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class RuntimeConfig:
+    """How a model computes."""
+
+    precision: str = option("auto", "auto: bf16, fp16 or fp32, the best the device has; weights stay fp32", PRECISIONS)
+    autocast: str = option(
+        "all",
+        "networks in half precision: all but an endpoint decoder, or unet alone as in official DBAE",
+        AUTOCAST,
+        alias="half",
+    )
+    compile: str = option("false", "compile the networks, which takes a minute or more: true, or graphs", COMPILE)
+
+
+@dataclass(frozen=True)
+class TrainConfig(RuntimeConfig):
     """How a model is trained. Raises UserError where the values do not fit together."""
 
     total_steps: int = option(1_020_000, "optimizer steps until the run ends")
@@ -67,13 +81,6 @@ class TrainConfig:
         EMA_RULES,
     )
     flip: bool = option(True, "random horizontal flips")
-    precision: str = option("auto", "auto: bf16, fp16 or fp32, the best the device has; weights stay fp32", PRECISIONS)
-    autocast: str = option(
-        "all",
-        "networks in half precision: all but an endpoint decoder, or unet alone as in official DBAE",
-        AUTOCAST,
-        alias="half",
-    )
     compile: str = option(
         "auto", "compile the networks: auto (on a GPU), true, false, or graphs (CUDA graphs)", COMPILE
     )

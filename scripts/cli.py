@@ -76,15 +76,16 @@ def given(namespace: argparse.Namespace, cls: type, only: tuple[str, ...] = ()) 
     return {name: getattr(namespace, name) for name in names if hasattr(namespace, name)}
 
 
-def peek(args: list[str] | None, name: str, known: Iterable[str], default: str) -> str:
+def peek(args: list[str] | None, name: str, default: str = "", known: Iterable[str] = ()) -> str:
     """The value of ``--name`` among the arguments, read before the options that depend on it are known.
 
-    Raises UserError for one that is not ``known``.
+    Raises UserError for one that is not ``known``, where that names any.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(f"--{name}", default=default)
-    value = getattr(parser.parse_known_args(args)[0], name)
-    if value not in known:
+    parser.add_argument(f"--{name}", default=default, nargs="?", const="")
+    words = map(_underscored, sys.argv[1:] if args is None else args)
+    value = getattr(parser.parse_known_args(list(words))[0], name)
+    if known and value not in known:
         raise UserError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     return value
 

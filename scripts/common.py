@@ -21,9 +21,7 @@ from datasets.base import ImageDataset
 from dbae import runtime
 from dbae.checkpoint import load_model, read_config, step_of
 from dbae.config import (
-    AUTOCAST,
-    COMPILE,
-    PRECISIONS,
+    RuntimeConfig,
     SampleConfig,
     UserError,
     option,
@@ -40,7 +38,7 @@ from scripts.cli import Parser, given, peek
 class ModelOptions:
     """A checkpoint, and how images pass through it. Raises UserError for values out of range."""
 
-    method: str = option("dbae", "method of an official file, which has no config.json")
+    method: str = option("dbae", "method of an official file; other files state theirs")
     dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, toyfaces or folder:PATH")
     model_path: str = option("", "weight file: ema_RATE_STEP.pt or model_STEP.pt", alias="model")
     data_root: str = option("data", "folder of the data sets")
@@ -77,36 +75,30 @@ class DataOptions(ModelOptions):
             require_positive("limit", self.limit)
 
 
-@dataclass(frozen=True)
-class RuntimeOptions:
-    """What a model computes in, by the names of training."""
-
-    precision: str = option("auto", "auto: bf16, fp16 or fp32, the best the device has", PRECISIONS)
-    autocast: str = option("all", "networks in half precision: all but an endpoint decoder, or unet alone", AUTOCAST)
-    compile: str = option("false", "compile the networks, which takes a minute or more: true, or graphs", COMPILE)
-
-
 def parse(
     parser: Parser, cls: type, title: str, args: list[str] | None = None, only: tuple[str, ...] = ()
 ) -> tuple[Any, dict[str, Any], Any]:
     """Options of class ``cls`` (a ModelOptions), what was typed about the model, and the whole namespace.
 
-    ``only`` some of the options are offered where it names any.
+    ``only`` some of the options are offered where it names any. The method is the one typed, or that of the weight
+    file's run.
     """
-    method = METHODS[peek(args, "method", METHODS, "dbae")]
+    path = peek(args, "model_path") or peek(args, "model")
+    content = read_config(os.path.dirname(path)) if path else None
+    name = peek(args, "method", (content or {}).get("method", "dbae"), METHODS)
+    method = METHODS[name]
     parser.add_config(title, cls, only)
     parser.add_config("model (checked against the checkpoint)", method.Config, method.CHECKED)
     typed = parser.parse_args(args)
-    return cls(**given(typed, cls)), given(typed, method.Config, method.CHECKED), typed
+    return cls(**{"method": name, **given(typed, cls)}), given(typed, method.Config, method.CHECKED), typed
 
 
 def load(options: ModelOptions, about: dict[str, Any], device: torch.device | None = None) -> DiffusionModel:
     """The model, checked against everything typed about it, and as fast as the options say on ``device``."""
     dataset = None if "image_size" in about or options.dataset.startswith("folder:") else options.dataset
-    content = read_config(os.path.dirname(options.model_path))
-    method = options.method if content is None and not options.model_path.endswith(".safetensors") else None
+    method = None if options.model_path.endswith(".safetensors") else options.method  # such a file states its own
     model = load_model(options.model_path, method, dataset, device, **about)
-    if device and isinstance(options, RuntimeOptions):
+    if device and isinstance(options, RuntimeConfig):
         model.use_amp(runtime.amp_dtype(options.precision, device), options.autocast)
         runtime.use_compile(model, options.compile, device)
     return model

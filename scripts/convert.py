@@ -41,7 +41,7 @@ class ConvertOptions:
 def main(args: list[str] | None = None) -> None:
     """Parse, load, which checks everything, and write."""
     parser = Parser(__doc__)
-    method = METHODS[peek(args, "method", METHODS, "dbae")]
+    method = METHODS[peek(args, "method", "dbae", METHODS)]
     parser.add_config("conversion", ConvertOptions)
     parser.add_config("model (of a released file)", method.Config, method.CHECKED)
     typed = parser.parse_args(args)

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from datasets.photos import Photo, photo_paths, read_landmarks, read_photo
 from datasets.toyfaces import ATTRIBUTES
-from dbae.config import UserError, option
+from dbae.config import RuntimeConfig, UserError, option
 from dbae.methods.codes import PATHS
 from eval.classifier import AttributeClassifier, read_classifier
-from scripts.common import DataOptions, RuntimeOptions, TrainedModel, build_data, result_folder
+from scripts.common import DataOptions, TrainedModel, build_data, result_folder
 
 
 @dataclass(frozen=True)
-class ImageOptions(DataOptions, RuntimeOptions):
+class ImageOptions(DataOptions, RuntimeConfig):
     """Which images, and where the results go. Raises UserError for options that exclude each other."""
 
     dataset: str = option("folder:.", "data set that --indices are of")

@@ -22,7 +22,7 @@ from torch import Tensor
 from datasets.loader import ordered_batches
 from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
-from dbae.config import SampleConfig, option
+from dbae.config import RuntimeConfig, SampleConfig, option
 from dbae.diffusion import nfe
 from dbae.io import save_grid
 from dbae.methods import METHODS
@@ -32,7 +32,6 @@ from eval.reconstruction import ReconstructionMetrics, describe
 from scripts.cli import Parser, given, run
 from scripts.common import (
     DataOptions,
-    RuntimeOptions,
     TrainedModel,
     build_data,
     load_autoencoder,
@@ -43,7 +42,7 @@ from scripts.common import (
 
 
 @dataclass(frozen=True)
-class ReconOptions(DataOptions, RuntimeOptions):
+class ReconOptions(DataOptions, RuntimeConfig):
     """What to reconstruct and how to write it."""
 
     on_bad_image: str = option("fail", "end at a bad image, or skip it and list it at the end", POLICIES)

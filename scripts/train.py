@@ -73,7 +73,7 @@ class RunOptions:
 
 def parse(args: list[str] | None = None) -> tuple[RunOptions, object, TrainConfig]:
     """Run options, and the data set's preset with what was typed on top: the method's Config, and TrainConfig."""
-    method = METHODS[peek(args, "method", METHODS, "dbae")]
+    method = METHODS[peek(args, "method", "dbae", METHODS)]
     parser = Parser(__doc__, "The data set's preset overrides the defaults shown; --dry_run prints what results.")
     parser.add_config("run", RunOptions)
     parser.add_config("model", method.Config)

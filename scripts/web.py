@@ -16,10 +16,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from dbae import runtime
-from dbae.config import SampleConfig, UserError, option
+from dbae.config import RuntimeConfig, SampleConfig, UserError, option
 from dbae.diffusion import SOLVERS
 from scripts.cli import Parser, run
-from scripts.common import ModelOptions, RuntimeOptions, TrainedModel, load_autoencoder, parse, print_dry_run
+from scripts.common import ModelOptions, TrainedModel, load_autoencoder, parse, print_dry_run
 from scripts.edit_inputs import find_classifier
 from scripts.web_actions import Studio
 
@@ -30,7 +30,7 @@ OFFERED = (
 
 
 @dataclass(frozen=True)
-class PageOptions(ModelOptions, RuntimeOptions):
+class PageOptions(ModelOptions, RuntimeConfig):
     """A model, and where its page is. Raises UserError for values out of range."""
 
     dataset: str = option("folder:.", "data set of an official file, which has no config.json")

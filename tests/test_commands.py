@@ -205,8 +205,13 @@ def test_evaluation_errors(tmp_path, program):
     def evaluate(*words):
         return program(eval_reconstruction, *words)
 
-    assert_one_line_error(evaluate(f"--sample_path={tmp_path / 'absent'}"), "sample_path: expected a folder with files like 0_real_sample_0.npz")
-    assert_one_line_error(evaluate(f"--sample_path={tmp_path}"), "sample_path: expected a folder with files like 0_real_sample_0.npz")
+    assert_one_line_error(
+        evaluate(f"--sample_path={tmp_path / 'absent'}"),
+        "sample_path: expected a folder with files like 0_real_sample_0.npz",
+    )
+    assert_one_line_error(
+        evaluate(f"--sample_path={tmp_path}"), "sample_path: expected a folder with files like 0_real_sample_0.npz"
+    )
     np.savez(tmp_path / "0_real_sample_0.npz", samples=np.zeros((1, 8, 8, 3), np.uint8))
     assert_one_line_error(evaluate(f"--sample_path={tmp_path}"), "0_fake_sample_0.npz is missing")
     np.savez(tmp_path / "0_fake_sample_0.npz", samples=np.array([{}], dtype=object))
