@@ -61,7 +61,7 @@ def test_one_process_has_the_error_and_the_others_end_with_it(tmp_path, number):
     """The first process writes, so that it alone can fail to; the others neither wait for it nor repeat its error."""
     processes = start(tmp_path, 2, full_disk, total_steps=2 if number is None else 10_000)
     if number:
-        while not (tmp_path / "progress.csv").exists():
+        while not (tmp_path / "progress.csv").exists() and processes[0].exitcode is None:
             time.sleep(0.05)
         time.sleep(0.5)
         os.kill(processes[1].pid, number)
