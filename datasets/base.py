@@ -1,10 +1,13 @@
 """What every data set of images has in common, and how a set is cut into splits."""
 
 import copy
+import hashlib
 import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from torch.utils.data import Dataset
 from datasets.images import BadImage, UnreadableImage, reason_of
 from datasets.labels import LabelTable, Targets
 from dbae.config import UserError
+from dbae.io import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,31 @@ class ImageDataset(Dataset):
         if kind and kind not in self.kinds:
             raise UserError(f"{self.title}: expected labels of the kind {' or '.join(self.kinds)}, got {kind}")
         return self.table(kind).targets(map(self.row_name, self.indices), kind)
+
+    def files(self) -> Iterable[str]:
+        """Paths of the files that hold the split's images: one for each, or one for all; none where they are drawn."""
+        return ()
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of what the split holds: names of images, and sizes and times of change of files."""
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            digest.update(f"{self.name_of(i)}\0".encode(errors="surrogateescape"))
+        for path in self.files():
+            stat = os.stat(path) if os.path.exists(path) else None
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode() if stat else b"missing\0")
+        return digest.hexdigest()[:16]
+
+    def labels_digest(self) -> str:
+        """16 hexadecimal digits of the contents of the file of labels; none without such a file."""
+        if self.labels_path is None or not os.path.isfile(self.labels_path):
+            return ""
+        return fingerprint(self.labels_path)
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on, of the images: where they lie, how large they are read, and their ``digest``."""
+        place = os.path.realpath(self.title) if os.path.exists(self.title) else self.title
+        return {"data": place, "size": self.size, "images": len(self), "digest": self.digest()}
 
     def part(self, positions: Sequence[int]) -> "ImageDataset":
         """The same with the images at some positions only."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 
 from PIL import Image
 
@@ -50,6 +51,9 @@ class Lfw(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         return centre(decode(read_bytes(self._path(index))), self.size)
+
+    def files(self) -> Iterator[str]:
+        return map(self._path, self.indices)
 
     def table(self, kind: str | None) -> LabelTable:
         return self._table

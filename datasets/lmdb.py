@@ -42,6 +42,11 @@ class LmdbStore:
         """Where the label files lie: the LMDB's folder, or that of its single file."""
         return self.path if os.path.isdir(self.path) else os.path.dirname(self.path) or "."
 
+    @property
+    def file(self) -> str:
+        """The file that holds everything."""
+        return os.path.join(self.path, "data.mdb") if os.path.isdir(self.path) else self.path
+
     def get(self, key: str) -> bytes | None:
         """The value under a key, or None. This, like every look into it, raises UserError for a damaged LMDB."""
         with self._begin() as transaction:
@@ -103,7 +108,7 @@ class LmdbStore:
             expected = "expected an LMDB (a folder with data.mdb, or a single file)"
             raise UserError(f"{self.path}: {expected}: {error}") from None
         stated = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-        size = os.path.getsize(os.path.join(self.path, "data.mdb") if is_folder else self.path)
+        size = os.path.getsize(self.file)
         if size < stated - TRUNCATED:
             raise UserError(f"{self.path} is truncated: {size} of {stated} bytes are there, copy or download it again")
         return environment

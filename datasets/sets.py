@@ -1,7 +1,7 @@
 """The data sets: the table of the published LMDBs, folders of images, and the embedded toy faces."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +95,9 @@ class LmdbImages(ImageDataset):
     def image(self, index: int) -> Image.Image:
         return fit(decode(self._bytes(index)), self.size, self.source.crop)
 
+    def files(self) -> list[str]:
+        return [self.store.file]
+
     @property
     def has_labels(self) -> bool:
         return os.path.isfile(self.labels_path)
@@ -166,6 +169,9 @@ class FolderImages(ImageDataset):
         """Upright, and cut to its central square."""
         return fit(decode(read_bytes(os.path.join(self.title, self.names[index])), upright=True), self.size)
 
+    def files(self) -> Iterator[str]:
+        return (os.path.join(self.title, self.names[index]) for index in self.indices)
+
     def table(self, kind: str | None) -> LabelTable:
         if self._table is None and kind == "class":
             return class_folders(self.title, self.names)
@@ -203,6 +209,9 @@ class ToyFaces(ImageDataset):
         if stored:
             log_once(f"{self.store.path}: expected faces of {self.size} pixels, others are drawn anew")
         return toyfaces.render(toyfaces.describe(index, TOY_SEED), self.size)
+
+    def files(self) -> list[str]:
+        return [self.store.file] if self.store else []
 
     def targets(self, kind: str | None = None) -> Targets:
         if kind == "class":
