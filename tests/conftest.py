@@ -1,11 +1,13 @@
 """Shared by all tests: the repository root and this folder are importable, and a run folder with a small model."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each would wait for one another
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 

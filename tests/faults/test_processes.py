@@ -63,7 +63,7 @@ def test_one_process_has_the_error_and_the_others_end_with_it(tmp_path, number):
     if number:
         while not (tmp_path / "progress.csv").exists() and processes[0].exitcode is None:
             time.sleep(0.05)
-        time.sleep(0.5)
+        time.sleep(2)
         os.kill(processes[1].pid, number)
     assert statuses(processes) == [1, 2]
     assert not list(tmp_path.glob("*.pt")) and not list(tmp_path.glob("*.tmp"))
