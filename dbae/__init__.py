@@ -2,6 +2,6 @@
 
 from dbae.checkpoint import load_model
 from dbae.config import SampleConfig, TrainConfig, UserError
-from dbae.methods import DBAE, METHODS
+from dbae.methods import DBAE, METHODS, DiffAE, LatentPrior
 
-__all__ = ["DBAE", "METHODS", "SampleConfig", "TrainConfig", "UserError", "load_model"]
+__all__ = ["DBAE", "METHODS", "DiffAE", "LatentPrior", "SampleConfig", "TrainConfig", "UserError", "load_model"]

@@ -135,6 +135,10 @@ class SampleConfig:
     )
     eta: float = option(DEFAULTS["eta"], "stochasticity of DDIM and DBIM, in [0, 1]; 0 draws no noise (ddim, dbim)")
     boot: bool = option(DEFAULTS["boot"], "booting noise: begin with a draw from the bridge, not at x_T (dbim*, dbm2)")
+    x_T: str = option(
+        "inferred", "where a reconstruction starts: inferred from the image, or random", ("inferred", "random")
+    )
+    inversion_steps: int = option(0, "steps in which x_T is inferred, where that is an inversion; 0: as many as steps")
     S_churn: float = option(DEFAULTS["S_churn"], "EDM's stochasticity; 0 draws no noise (edm)")
     S_min: float = option(DEFAULTS["S_min"], "noise level from which EDM's churn acts (edm)")
     S_max: float = option(DEFAULTS["S_max"], "noise level up to which EDM's churn acts (edm)")
@@ -144,6 +148,7 @@ class SampleConfig:
         check_choices(self)
         require_positive("steps", self.steps)
         require_positive("rho", self.rho)
+        require_from_zero("inversion_steps", self.inversion_steps)
         try:
             check_settings(self.sampler, **self.solver_settings)
         except ValueError as error:

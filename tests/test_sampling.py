@@ -19,6 +19,7 @@ from dbae.diffusion import (
     Karras,
     LinearBeta,
     index_grid,
+    inverted,
     nfe,
     sample,
     time_grid,
@@ -67,7 +68,7 @@ def test_index_grid_is_diffaes():
             continue
         stride = next(s for s in range(1, 1000) if len(range(0, 1000, s)) == steps)
         indices = list(range(0, 1000, stride))
-        down, up = index_grid(process, steps), index_grid(process, steps, invert=True)
+        down, up = index_grid(process, steps), inverted(process, index_grid(process, steps))
         assert down.tolist() == [*indices[::-1], -1] and up.tolist() == [*indices, 1000]
         assert torch.equal(time_grid(process, steps, grid="uniform"), down) and down.dtype == torch.int64
         if f"diffae/spaced/map_T{steps}" in SIBLINGS.files:
@@ -82,7 +83,7 @@ def test_index_grid_is_diffaes():
         (lambda: time_grid(CHAINS["linear"], 37, grid="uniform"), "steps: expected 36 or 38 .* got 37"),
         (lambda: index_grid(CHAINS["linear"], 1001), "steps: expected 1000 .* got 1001"),
         (lambda: time_grid(CHAINS["linear"], 1001), "steps: expected at most 1000"),
-        (lambda: index_grid(DIFFUSIONS["vp"], 10), "expected a discrete schedule, got VP"),
+        (lambda: inverted(DIFFUSIONS["vp"], torch.zeros(2)), "expected a discrete schedule, got VP"),
         (lambda: time_grid(DIFFUSIONS["vp"], 2, grid="cosine"), "grid: expected one of .* got 'cosine'"),
     ],
 )
@@ -140,7 +141,7 @@ def test_nfe_of_the_published_commands():
 def test_inversion_draws_nothing():
     """Without noise for eta 0, no state is less than finite, and eta cannot run uphill."""
     process, x_0 = CHAINS["linear"], torch.linspace(-1, 1, 6)[:, None]
-    ts, seen = index_grid(process, 10, invert=True), []
+    ts, seen = inverted(process, index_grid(process, 10)), []
     x_T = sample(lambda x, t: seen.append(t) or x, process, x_0, ts, "ddim", noise=None)
     assert x_T.isfinite().all() and [t[0].item() for t in seen] == list(range(0, 1000, 100))
     for sampler, options in (("ddim", {"eta": 0.5}), ("ddpm", {}), ("edm", {"S_churn": 1.0})):
@@ -297,13 +298,13 @@ def test_parity_with_the_marginal_of_diffae(tag):
 )
 def test_parity_with_the_chains_of_diffae(tag, steps):
     process, denoise, x_0, x_T = diffae(tag)
-    down, up = index_grid(process, steps), index_grid(process, steps, invert=True)
+    down, up = index_grid(process, steps), inverted(process, index_grid(process, steps))
     decoded = sample(denoise, process, x_T, down, "ddim")
-    inverted = sample(denoise, process, x_0, up, "ddim")
-    round_trip = sample(denoise, process, inverted, down, "ddim")
+    noised = sample(denoise, process, x_0, up, "ddim")
+    round_trip = sample(denoise, process, noised, down, "ddim")
     for ours, name in ((decoded, "decode"), (round_trip, "roundtrip")):
         assert worst(ours, sibling(f"diffae/toy/{tag}/{name}_T{steps}/sample")) < 1e-9
-    assert worst(inverted, sibling(f"diffae/toy/{tag}/invert_T{steps}/x_T")) < 1e-9
+    assert worst(noised, sibling(f"diffae/toy/{tag}/invert_T{steps}/x_T")) < 1e-9
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])

@@ -3,7 +3,7 @@
 A model is a schedule, a process over it, a preconditioning and a network. This package imports torch alone.
 """
 
-from dbae.diffusion.grids import GRIDS, index_grid, time_grid
+from dbae.diffusion.grids import GRIDS, index_grid, inverted, time_grid
 from dbae.diffusion.precond import Epsilon, Identity, Karras, Preconditioning
 from dbae.diffusion.process import Bridge, Diffusion, Process
 from dbae.diffusion.sampling import DEFAULTS, SOLVERS, check_settings, integrate, nfe, sample, solver_updates
@@ -12,5 +12,5 @@ from dbae.diffusion.schedules import VE, VP, ConstantBeta, LinearBeta, Schedule
 __all__ = [
     "DEFAULTS", "GRIDS", "SOLVERS", "VE", "VP", "Bridge", "ConstantBeta", "Diffusion", "Epsilon", "Identity", "Karras",
     "LinearBeta", "Preconditioning", "Process", "Schedule",
-    "check_settings", "index_grid", "integrate", "nfe", "sample", "solver_updates", "time_grid",
+    "check_settings", "index_grid", "integrate", "inverted", "nfe", "sample", "solver_updates", "time_grid",
 ]  # fmt: skip

@@ -48,19 +48,25 @@ def time_grid(process: Process, steps: int = 100, rho: float = 7.0, grid: str = 
     return torch.tensor([*indices[1:], -1], device="cpu")
 
 
-def index_grid(process: Process, steps: int, invert: bool = False) -> Tensor:
+def index_grid(process: Process, steps: int) -> Tensor:
     """DiffAE's spacing of a discrete schedule in ``steps`` steps: int64 indices [steps + 1] on the CPU.
 
-    They are 0, s, 2s, ... for the smallest stride s that gives ``steps`` of them, decreasing, and then -1, the data.
-    For ``invert`` they increase and end in pure noise, the index ``T``. Raises ValueError, naming the nearest possible
-    numbers, where no stride gives ``steps`` indices, or for a schedule in continuous time.
+    They are ..., 2s, s, 0 for the smallest stride s that gives ``steps`` of them, and then -1, the data. Raises
+    ValueError, naming the nearest possible numbers, where no stride gives ``steps`` indices.
     """
-    if not process.discrete:
-        raise ValueError(f"index_grid: expected a discrete schedule, got {type(process.schedule).__name__}")
     strides = {len(range(0, process.T, stride)): stride for stride in range(process.T - 1, 0, -1)}
     if steps not in strides:
         first, second = sorted(strides, key=lambda n: abs(n - steps))[:2]
         nearest = f"{first} or {second} (the nearest even spacings of {process.T} indices)"
         raise ValueError(f"steps: expected {nearest}, got {steps}")
-    indices = list(range(0, process.T, strides[steps]))
-    return torch.tensor([*indices, process.T] if invert else [*indices[::-1], -1], device="cpu")
+    return torch.tensor([*list(range(0, process.T, strides[steps]))[::-1], -1], device="cpu")
+
+
+def inverted(process: Process, ts: Tensor) -> Tensor:
+    """The times ``ts`` [steps + 1] of a discrete schedule the other way, for inversion: up to pure noise, ``T``.
+
+    The data is taken for the state at the first of them. Raises ValueError for a schedule in continuous time.
+    """
+    if not process.discrete:
+        raise ValueError(f"inversion: expected a discrete schedule, got {type(process.schedule).__name__}")
+    return torch.cat([ts[:-1].flip(0), ts.new_tensor([process.T])])

@@ -137,7 +137,7 @@ def sample(
     """Carry ``x_start`` [N, ...] along the times ``ts`` and return the state at the last of them, like ``x_start``.
 
     The start is ``x_T`` of a bridge, or the state of a diffusion at the first time. With decreasing times that end at
-    the data the result is ``x_0``; on increasing times (``index_grid(..., invert=True)``) ``ddim`` inverts itself.
+    the data the result is ``x_0``; on increasing times (``inverted``) ``ddim`` inverts itself.
     ``settings`` are those of ``DEFAULTS`` that the sampler reads. ``noise(x)`` returns standard normal values like
     ``x`` and is called only where its factor is not 0. Raises ValueError as ``solver_updates`` does.
     """

@@ -1,18 +1,73 @@
 """A diffusion model with an encoder: what DBAE and DiffAE share."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from dbae.config import UserError, check_choices, option, require_positive
 from dbae.io import Generators, randn_like
 from dbae.methods.base import Cond, DiffusionModel
 from dbae.methods.codes import PATHS, attribute_step, draw_code
+from dbae.nn.encoder import Encoder
+
+# Channel multipliers by image size. 64, 128 and 256 are the published ones; 32 is ours.
+UNET_MULT = {32: (1, 2, 4), 64: (1, 2, 4, 8), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
+ENCODER_MULT = {32: (1, 2, 4, 4), 64: (1, 2, 4, 8, 8), 128: (1, 1, 2, 3, 4, 4), 256: (1, 1, 2, 2, 4, 4, 4)}
+
+
+@dataclass(frozen=True)
+class AutoEncoderConfig:
+    """What the networks of all autoencoders have. Raises UserError where the values do not fit together."""
+
+    image_size: int = option(128, "height and width in pixels: 32, 64, 128 or 256")
+    num_channels: int = option(128, "base width of the U-Net and the encoder, a multiple of norm_groups")
+    channel_mult: tuple[int, ...] = option(
+        (), "channel multipliers of the U-Net per resolution level (default: by image size)"
+    )
+    encoder_mult: tuple[int, ...] = option((), "the same for the encoder (default: by image size)")
+    num_res_blocks: int = option(2, "residual blocks per level")
+    attention_sizes: tuple[int, ...] = option((16,), "resolutions with attention in the U-Net")
+    encoder_attention_sizes: tuple[int, ...] = option((16,), "the same for the encoder")
+    norm_groups: int = option(32, "groups of every GroupNorm; 32 in all published models")
+    latent_dim: int = option(512, "length of the code z")
+    dropout: float = option(0.1, "dropout in the U-Net's residual blocks")
+
+    def __post_init__(self) -> None:
+        if self.image_size not in UNET_MULT:
+            raise UserError(f"image_size: expected 32, 64, 128 or 256, got {self.image_size}")
+        for name, by_size in (("channel_mult", UNET_MULT), ("encoder_mult", ENCODER_MULT)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, by_size[self.image_size])
+            factors = getattr(self, name)
+            if min(factors) < 1 or self.image_size >> (len(factors) - 1) < 2:
+                raise UserError(f"{name}: expected positive factors that fit {self.image_size} px, got {factors}")
+        check_choices(self)
+        for name in ("norm_groups", "num_res_blocks", "latent_dim"):
+            require_positive(name, getattr(self, name))
+        if self.num_channels < 1 or self.num_channels % self.norm_groups:
+            raise UserError(
+                f"num_channels: expected a multiple of norm_groups {self.norm_groups}, got {self.num_channels}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout: expected a number in [0, 1), got {self.dropout}")
+
+    def encoder(self, outputs: int) -> Encoder:
+        """The semantic encoder, which is the same in all methods."""
+        return Encoder(
+            self.image_size, outputs, self.num_channels, self.encoder_mult, self.num_res_blocks,
+            self.encoder_attention_sizes, self.norm_groups,
+        )  # fmt: skip
 
 
 class AutoEncoder(DiffusionModel):
     """A diffusion model conditioned on a code z of the image. Subclasses also define ``start`` and ``infer_xT``."""
+
+    SIZE_DEPENDENT: ClassVar[tuple[str, ...]] = ("channel_mult", "encoder_mult")
+
+    stochastic = False  # whether the encoder gives mean and spread of a code
 
     # Of a method
 
@@ -26,11 +81,14 @@ class AutoEncoder(DiffusionModel):
         """Initial state x_T [N, 3, H, W] given the code alone (DBAE: Dec(z); DiffAE: noise)."""
         raise NotImplementedError
 
-    def infer_xT(self, x: Tensor, z: Tensor | None = None, **settings: Any) -> Tensor:
-        """The x_T that reconstructs the images x with codes z (DBAE: Dec(z); DiffAE: DDIM inversion)."""
+    def infer_xT(self, x: Tensor, z: Tensor | None = None, generator: Generators = None, **settings: Any) -> Tensor:
+        """The x_T that reconstructs the images x with codes z (DBAE: Dec(z); DiffAE: DDIM inversion).
+
+        ``settings`` are fields of SampleConfig.
+        """
         raise NotImplementedError
 
-    def between(self, x_1: Tensor, x_2: Tensor, z: Tensor, fractions: Tensor) -> Tensor:
+    def between(self, x_1: Tensor, x_2: Tensor, z: Tensor, fractions: Tensor, **settings: Any) -> Tensor:
         """States [N, F, 3, H, W] on the way from images x_1 to x_2, of which z [N, F, latent] are the codes."""
         raise NotImplementedError
 
@@ -49,14 +107,14 @@ class AutoEncoder(DiffusionModel):
     def encode_arrays(self, x: Tensor, generator: Generators = None) -> dict[str, Tensor]:
         """What the encoder outputs, to be kept: ``z``, or ``mu`` and ``log_sigma`` of a stochastic one."""
         h = self.compute("encoder", self.checked(x))
-        if not self.config.stochastic:
+        if not self.stochastic:
             return {"z": h}
         mu, log_sigma = (5 * torch.tanh(h / 5)).chunk(2, dim=1)  # soft-clamped to (-5, 5)
         return {"mu": mu, "log_sigma": log_sigma}
 
     def encode_stats(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``mu`` and ``log_sigma`` [N, latent] of the stochastic encoder. Raises ValueError for a deterministic one."""
-        if not self.config.stochastic:
+        if not self.stochastic:
             raise ValueError("encode_stats: expected a model with a stochastic encoder, this one is deterministic")
         return tuple(self.encode_arrays(x).values())
 
@@ -70,8 +128,8 @@ class AutoEncoder(DiffusionModel):
     def preview(self, images: Tensor) -> list[tuple[str, Tensor]]:
         """Inputs, the states that decoding starts from, and 10-step reconstructions."""
         z = self.encode(images, sample=False)
-        x_T = self.infer_xT(images, z)
-        return [("input", images), ("endpoint", x_T), ("reconstruction", self.generate_from(z, x_T, steps=10))]
+        x_T = self.infer_xT(images, z, steps=10)
+        return [("input", images), ("x_T", x_T), ("reconstruction", self.generate_from(z, x_T, steps=10))]
 
     @torch.no_grad()
     def generate_from(
@@ -92,20 +150,33 @@ class AutoEncoder(DiffusionModel):
     ) -> Tensor:
         """Encode images x and decode them again: images like x. See ``encode`` and ``generate_from``."""
         z = self.encode(x, sample, generator)
-        return self.generate_from(z, self.infer_xT(x, z), generator, **settings)
+        return self.generate_from(z, self.infer_xT(x, z, generator, **settings), generator, **settings)
 
     @torch.no_grad()
     def interpolation(
-        self, x_1: Tensor, x_2: Tensor, z_1: Tensor, z_2: Tensor, frames: int = 11, path: str = "linear"
+        self,
+        x_1: Tensor,
+        x_2: Tensor,
+        z_1: Tensor,
+        z_2: Tensor,
+        frames: int = 11,
+        path: str = "linear",
+        **settings: Any,
     ) -> tuple[Tensor, Tensor]:
         """Codes [N, frames, latent] and states [N, frames, 3, H, W] from images x_1 with codes z_1 to x_2 with z_2."""
         fractions = torch.linspace(0, 1, frames, device=z_1.device)
         z = PATHS[path](z_1, z_2, fractions)
-        return z, self.between(x_1, x_2, z, fractions)
+        return z, self.between(x_1, x_2, z, fractions, **settings)
 
     @torch.no_grad()
     def shifted(
-        self, x: Tensor, z: Tensor, shifts: Tensor, fix_xT: bool = True, generator: Generators = None
+        self,
+        x: Tensor,
+        z: Tensor,
+        shifts: Tensor,
+        fix_xT: bool = True,
+        generator: Generators = None,
+        **settings: Any,
     ) -> tuple[Tensor, Tensor]:
         """Codes [N, F, latent] of images x, z moved by ``shifts`` [F, latent] or [N, F, latent], and their states.
 
@@ -113,7 +184,7 @@ class AutoEncoder(DiffusionModel):
         """
         edited = z[:, None] + shifts
         if fix_xT:
-            return edited, self.infer_xT(x, z)[:, None].expand(-1, edited.shape[1], -1, -1, -1)
+            return edited, self.infer_xT(x, z, generator, **settings)[:, None].expand(-1, edited.shape[1], -1, -1, -1)
         return edited, self.start(edited.flatten(0, 1), generator).unflatten(0, edited.shape[:2])
 
     def render(self, z: Tensor, x_T: Tensor, generator: Generators = None, **settings: Any) -> Tensor:
@@ -141,7 +212,8 @@ class AutoEncoder(DiffusionModel):
         of a pair share their noise.
         """
         z_1, z_2 = (self.encode(x, sample, generator) for x in (x_1, x_2))
-        return self.render(*self.interpolation(x_1, x_2, z_1, z_2, frames, path), generator, **settings)
+        states = self.interpolation(x_1, x_2, z_1, z_2, frames, path, **settings)
+        return self.render(*states, generator, **settings)
 
     @torch.no_grad()
     def manipulate(
@@ -161,4 +233,4 @@ class AutoEncoder(DiffusionModel):
         w = attribute_step(direction.to(x))
         shifts = torch.as_tensor(scales, dtype=w.dtype, device=w.device)[:, None] * w
         z = self.encode(x, sample, generator)
-        return self.render(*self.shifted(x, z, shifts, fix_xT, generator), generator, **settings)
+        return self.render(*self.shifted(x, z, shifts, fix_xT, generator, **settings), generator, **settings)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dbae.config import SampleConfig, UserError
-from dbae.diffusion import Preconditioning, Process, integrate, solver_updates, time_grid
+from dbae.diffusion import Preconditioning, Process, integrate, inverted, solver_updates, time_grid
 from dbae.io import Generators, randn_like, to_float
 
 Cond = dict[str, Tensor]
@@ -35,6 +35,7 @@ class DiffusionModel(nn.Module):
     SAMPLING: ClassVar[SampleConfig] = SampleConfig()  # how the method is sampled unless told otherwise
     TARGETS: ClassVar[str | None] = None  # kind of label that training conditions on: binary, class or real
     FEATURES: ClassVar[tuple[str, float]]  # the block, and the time, whose features stand for an image
+    BOUNDED: ClassVar[bool] = True  # whether x_0 lies in [-1, 1]: estimates of it are clamped in sampling
 
     process: Process
     precond: Preconditioning
@@ -82,7 +83,7 @@ class DiffusionModel(nn.Module):
         return self.process.draw_times(n, device)
 
     def loss(self, x0: Tensor, y: Tensor | None = None, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """Training loss [N], unreduced: ``w(t) mean((D - x_0)^2)``; t and noise are drawn unless given.
+        """Training loss [N], unreduced: ``mean(penalty(sqrt(w(t)) (D - x_0)))``; t and noise are drawn unless given.
 
         Gradients reach all networks through the state x_t and through what the denoiser is conditioned on.
         """
@@ -91,35 +92,50 @@ class DiffusionModel(nn.Module):
         noise = torch.randn_like(x0) if noise is None else noise
         x_t = self.process.marginal(x0, t, noise, cond.get("x_T"))
         D_x = self.denoise(x_t, t, **cond)
-        return self.precond.weight(self.process, t) * (D_x - x0).square().flatten(1).mean(dim=1)
+        weight = self.precond.weight(self.process, t).sqrt()
+        return self.penalty(_per_image(weight, x0) * (D_x - x0)).flatten(1).mean(dim=1)
 
     forward = loss  # so that one wrapped call covers all networks
+    penalty = staticmethod(torch.square)  # of the weighted error
 
     def prepare(self, batch: Tensor, flip: bool) -> Tensor:
         """Training images from what a loader yields, uint8 [N, 3, H, W]: floats, half of them mirrored if asked."""
         x = to_float(batch)
         return torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x) if flip else x
 
-    @torch.no_grad()
     def sample(self, x_start: Tensor, cond: Cond, sampling: SampleConfig, generator: Generators = None) -> Tensor:
         """Images in [-1, 1] from the state ``x_start`` at the first time of the grid.
 
         The estimate of x_0 is clamped to [-1, 1] at every call. Noise comes from ``generator``, one or one per image.
         Raises UserError for a sampler, or steps of a grid, that the process does not have.
         """
+        x = self._integrate(x_start, cond, sampling, generator=generator)
+        return x.clamp(-1, 1) if self.BOUNDED else x
 
+    def invert(self, x0: Tensor, cond: Cond, sampling: SampleConfig) -> Tensor:
+        """The state x_T from which ``sample`` leads back to about x0 [N, 3, H, W]: DDIM's inversion.
+
+        The sampler's own rows on the increasing grid, of ``inversion_steps`` if there are some. Raises UserError for a
+        schedule in continuous time, and for a sampler that draws noise.
+        """
+        steps = sampling.inversion_steps or sampling.steps
+        return self._integrate(x0, cond, dataclasses.replace(sampling, steps=steps), invert=True)
+
+    @torch.no_grad()
+    def _integrate(
+        self, x: Tensor, cond: Cond, sampling: SampleConfig, invert: bool = False, generator: Generators = None
+    ) -> Tensor:
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.denoise(x_t, t, **cond).clamp(-1, 1)
-
-        def noise(x: Tensor) -> Tensor:
-            return randn_like(x, generator)
+            D_x = self.denoise(x_t, t, **cond)
+            return D_x.clamp(-1, 1) if self.BOUNDED else D_x
 
         try:
             ts = time_grid(self.process, sampling.steps, sampling.rho, sampling.grid)
+            ts = inverted(self.process, ts) if invert else ts
             updates = solver_updates(sampling.sampler, self.process, ts, **sampling.solver_settings)
         except ValueError as error:
             raise UserError(str(error)) from None
-        return integrate(denoise, x_start, updates, noise).clamp(-1, 1)
+        return integrate(denoise, x, updates, lambda x: randn_like(x, generator))
 
     def sampling(self, **settings: Any) -> SampleConfig:
         """The method's own way to sample with some settings changed, fields of SampleConfig. UserError for others."""

@@ -16,15 +16,17 @@ def lerp(z_1: Tensor, z_2: Tensor, fractions: Tensor) -> Tensor:
     return (1 - part) * z_1[:, None] + part * z_2[:, None]
 
 
-def slerp(z_1: Tensor, z_2: Tensor, fractions: Tensor) -> Tensor:
-    """The same along the arc between the two directions (Shoemake 1985), lengths interpolated; lerp where parallel."""
-    unit_1, unit_2 = (F.normalize(z.double(), dim=1) for z in (z_1, z_2))
-    angle = (unit_1 * unit_2).sum(dim=1).clamp(-1, 1).arccos()[:, None, None]
+def slerp(x_1: Tensor, x_2: Tensor, fractions: Tensor) -> Tensor:
+    """The same for vectors [N, ...] along the arc between them (Shoemake 1985); lerp where they are parallel.
+
+    ``(sin((1 - l) a) x_1 + sin(l a) x_2) / sin a``, with the angle ``a`` between the two.
+    """
+    flat_1, flat_2 = (x.double().flatten(1) for x in (x_1, x_2))
+    angle = F.cosine_similarity(flat_1, flat_2).clamp(-1, 1).arccos()[:, None, None]
     part = fractions.double()[:, None]
-    arc = ((1 - part) * angle).sin() * unit_1[:, None] + (part * angle).sin() * unit_2[:, None]
-    length = (1 - part) * z_1.double().norm(dim=1)[:, None, None] + part * z_2.double().norm(dim=1)[:, None, None]
-    straight = lerp(z_1, z_2, fractions)
-    return torch.where(angle.sin() > 1e-6, (arc / angle.sin() * length).to(z_1.dtype), straight)
+    arc = (((1 - part) * angle).sin() * flat_1[:, None] + (part * angle).sin() * flat_2[:, None]) / angle.sin()
+    way = torch.where(angle.sin() > 1e-6, arc, lerp(flat_1, flat_2, fractions.double()))
+    return way.to(x_1.dtype).unflatten(2, x_1.shape[1:])
 
 
 PATHS = {"linear": lerp, "spherical": slerp}

@@ -9,43 +9,28 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dbae.config import SampleConfig, UserError, check_choices, option, require_positive
+from dbae.config import SampleConfig, UserError, option, require_from_zero, require_positive
 from dbae.diffusion import VE, VP, Bridge, Identity, Karras
 from dbae.io import Generators
-from dbae.methods.autoencoder import AutoEncoder
+from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig
 from dbae.methods.base import Cond, preset
 from dbae.nn.decoder import Decoder
-from dbae.nn.encoder import Encoder
+from dbae.nn.layers import Attention2d
 from dbae.nn.unet import UNet
 
 # Name -> noise schedule of the bridge, and whether the network is preconditioned
 SCHEDULES = {"vp": (VP, True), "ve": (VE, True), "vp_simple": (VP, False), "ve_simple": (VE, False)}
 
-# Channel multipliers by image size. 64, 128 and 256 are the published ones; 32 is ours.
-UNET_MULT = {32: (1, 2, 4), 64: (1, 2, 4, 8), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
-ENCODER_MULT = {32: (1, 2, 4, 4), 64: (1, 2, 4, 8, 8), 128: (1, 1, 2, 3, 4, 4), 256: (1, 1, 2, 2, 4, 4, 4)}
-
 
 @dataclass(frozen=True)
-class DBAEConfig:
+class DBAEConfig(AutoEncoderConfig):
     """What is needed to rebuild a model around its weights. Raises UserError where the values do not fit together."""
 
-    image_size: int = option(128, "height and width in pixels: 32, 64, 128 or 256")
-    num_channels: int = option(128, "base width of the U-Net and the encoder, a multiple of norm_groups")
-    channel_mult: tuple[int, ...] = option(
-        (), "channel multipliers of the U-Net per resolution level (default: by image size)"
-    )
-    encoder_mult: tuple[int, ...] = option((), "the same for the encoder (default: by image size)")
-    num_res_blocks: int = option(2, "residual blocks per level")
     attention_sizes: tuple[int, ...] = option((32, 16, 8), "resolutions with attention in the U-Net")
-    encoder_attention_sizes: tuple[int, ...] = option((16,), "the same for the encoder")
-    norm_groups: int = option(32, "groups of every GroupNorm; 32 in all published models")
     head_channels: int = option(64, "channels of an attention head in the U-Net")
     decoder_channels: int = option(64, "base width of the endpoint decoder")
-    latent_dim: int = option(512, "length of the code z")
-    dropout: float = option(0.1, "dropout in the U-Net's residual blocks")
     stochastic: bool = option(False, "stochastic encoder (DBAE) instead of the deterministic one (DBAE-d)", alias="sto")
     schedule: str = option(
         "vp",
@@ -57,27 +42,12 @@ class DBAEConfig:
     end_data: float = option(0.5, "standard deviation of the endpoints, for the preconditioning")
 
     def __post_init__(self) -> None:
-        if self.image_size not in UNET_MULT:
-            raise UserError(f"image_size: expected 32, 64, 128 or 256, got {self.image_size}")
-        for name, by_size in (("channel_mult", UNET_MULT), ("encoder_mult", ENCODER_MULT)):
-            if not getattr(self, name):
-                object.__setattr__(self, name, by_size[self.image_size])
-            factors = getattr(self, name)
-            if min(factors) < 1 or self.image_size >> (len(factors) - 1) < 2:
-                raise UserError(f"{name}: expected positive factors that fit {self.image_size} px, got {factors}")
-        check_choices(self)
-        for name in ("norm_groups", "num_res_blocks", "head_channels", "latent_dim", "sigma_data"):
+        super().__post_init__()
+        for name in ("head_channels", "sigma_data"):
             require_positive(name, getattr(self, name))
-        if self.num_channels < 1 or self.num_channels % self.norm_groups:
-            raise UserError(
-                f"num_channels: expected a multiple of norm_groups {self.norm_groups}, got {self.num_channels}"
-            )
+        require_from_zero("end_data", self.end_data)
         if self.decoder_channels < 2 or self.decoder_channels % 2:
             raise UserError(f"decoder_channels: expected an even number from 2, got {self.decoder_channels}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout: expected a number in [0, 1), got {self.dropout}")
-        if not 0 <= self.end_data < float("inf"):
-            raise UserError(f"end_data: expected a number from 0, got {self.end_data}")
 
     @property
     def name(self) -> str:
@@ -93,7 +63,6 @@ class DBAE(AutoEncoder):
     Config = DBAEConfig
     CHECKED = ("image_size", "schedule", "stochastic", "end_data")
     OVERRIDABLE = ("end_data",)
-    SIZE_DEPENDENT = ("channel_mult", "encoder_mult")
     FLOAT32 = ("decoder",)  # its weights are divided by a norm, for which half precision is too coarse
 
     # One row per data set: what differs from the defaults of DBAEConfig and TrainConfig.
@@ -119,15 +88,17 @@ class DBAE(AutoEncoder):
         schedule, preconditioned = SCHEDULES[config.schedule]
         self.process = Bridge(schedule())
         self.precond = Karras(config.sigma_data, config.end_data) if preconditioned else Identity()
-        outputs = 2 * config.latent_dim if config.stochastic else config.latent_dim
-        self.encoder = Encoder(
-            config.image_size, outputs, config.num_channels, config.encoder_mult, config.num_res_blocks,
-            config.encoder_attention_sizes, config.norm_groups,
-        )  # fmt: skip
+        self.stochastic = config.stochastic
+        self.encoder = config.encoder(2 * config.latent_dim if config.stochastic else config.latent_dim)
         self.decoder = Decoder(config.image_size, config.latent_dim, config.decoder_channels)
+
+        def attention(channels: int) -> nn.Module:
+            return Attention2d(channels, max(channels // config.head_channels, 1), config.norm_groups)
+
         self.unet = UNet(
             config.image_size, 6, config.num_channels, config.channel_mult, config.num_res_blocks,
-            config.attention_sizes, config.head_channels, config.norm_groups, config.dropout, config.latent_dim,
+            config.attention_sizes, attention, config.norm_groups, config.dropout, 4 * config.num_channels,
+            config.latent_dim,
         )  # fmt: skip
         for network in (self.encoder, self.unet):  # not the decoder, whose BatchNorm is slow so on a CPU
             network.to(memory_format=torch.channels_last)
@@ -148,11 +119,11 @@ class DBAE(AutoEncoder):
     def start(self, z: Tensor, generator: Generators = None) -> Tensor:
         return self.decode(z)
 
-    def infer_xT(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+    def infer_xT(self, x: Tensor, z: Tensor | None = None, generator: Generators = None, **settings: Any) -> Tensor:
         """``Dec(z)``: the image is looked at only where z is not given."""
         return self.decode(self.encode(x) if z is None else z)
 
-    def between(self, x_1: Tensor, x_2: Tensor, z: Tensor, fractions: Tensor) -> Tensor:
+    def between(self, x_1: Tensor, x_2: Tensor, z: Tensor, fractions: Tensor, **settings: Any) -> Tensor:
         return self.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
     # Files: the official ones hold the U-Net's tensors at the top level

@@ -88,7 +88,10 @@ class ConvBlock(nn.Module):
 
 
 class ResBlock(ConvBlock):
-    """ADM's two-convolution residual block; the embedding scales and shifts the second norm (AdaGN)."""
+    """ADM's two-convolution residual block; the embedding scales and shifts the second norm (AdaGN).
+
+    With ``latent_dim`` a code scales it once more, and with it the shift (DiffAE).
+    """
 
     def __init__(
         self,
@@ -98,16 +101,20 @@ class ResBlock(ConvBlock):
         groups: int,
         dropout: float,
         resample: str | None = None,
+        latent_dim: int = 0,
     ) -> None:
         super().__init__(in_channels, out_channels, groups, resample)
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels))
+        self.cond_emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(latent_dim, out_channels)) if latent_dim else None
         conv = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.out_layers = nn.Sequential(nn.GroupNorm(groups, out_channels), nn.SiLU(), nn.Dropout(dropout), conv)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, z: Tensor | None = None) -> Tensor:
         h = self.in_layers(x)
         scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
         h = self.out_layers[0](h) * (1 + scale) + shift
+        if self.cond_emb_layers is not None:
+            h = h * (1 + self.cond_emb_layers(z)[:, :, None, None])
         return self.skip_connection(self.resample(x)) + self.out_layers[1:](h)
 
 
@@ -138,19 +145,19 @@ Attention2d = partial(Attention, pointwise=nn.Conv2d)
 
 
 class BlockSequential(nn.Sequential):
-    """A ``Sequential`` that hands the embedding to the blocks that take one.
+    """A ``Sequential`` that hands the embedding of time, and the code, to the blocks that take them.
 
     With ``checkpointing``, training keeps its input alone and computes the rest again for the gradient.
     """
 
     checkpointing = False
 
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None, z: Tensor | None = None) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._run, x, emb, use_reentrant=False)
-        return self._run(x, emb)
+            return checkpoint(self._run, x, emb, z, use_reentrant=False)
+        return self._run(x, emb, z)
 
-    def _run(self, x: Tensor, emb: Tensor | None) -> Tensor:
+    def _run(self, x: Tensor, emb: Tensor | None, z: Tensor | None) -> Tensor:
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            x = layer(x, emb, z) if isinstance(layer, ResBlock) else layer(x)
         return x

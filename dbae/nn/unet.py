@@ -1,11 +1,11 @@
 """The denoising U-Net of ADM (Dhariwal & Nichol, 2021), conditioned on time and, where there is one, on a code."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from dbae.nn.layers import Attention2d, BlockSequential, ResBlock, StemConv2d, timestep_embedding, zero_init
+from dbae.nn.layers import BlockSequential, ResBlock, StemConv2d, timestep_embedding, zero_init
 
 
 class UNet(nn.Module):
@@ -21,28 +21,27 @@ class UNet(nn.Module):
         width: int,  # of the first level; the others have it times their factor in channel_mult
         channel_mult: Sequence[int],
         num_res_blocks: int,  # per level, one more on the way up
-        attention_sizes: Sequence[int],
-        head_channels: int,
+        attention_sizes: Sequence[int],  # resolutions with attention; the middle has it, too
+        attention: Callable[[int], nn.Module],  # its layer for a number of channels
         groups: int,  # of every GroupNorm
         dropout: float,
+        emb_channels: int,  # of the embedding of time
         latent_dim: int = 0,  # 0: no code
+        scales: bool = False,  # whether the code scales the norm of every block (DiffAE), or is added to the embedding
     ) -> None:
         super().__init__()
         self.width = width
-        emb_channels = 4 * width
         widths = [width * factor for factor in channel_mult]
         attended = [image_size >> level in attention_sizes for level in range(len(widths))]
 
         def block(in_channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
-            return ResBlock(in_channels, out_channels, emb_channels, groups, dropout, resample)
-
-        def attention(channels: int) -> nn.Module:
-            return Attention2d(channels, max(channels // head_channels, 1), groups)
+            code = latent_dim if scales else 0
+            return ResBlock(in_channels, out_channels, emb_channels, groups, dropout, resample, code)
 
         self.time_embed = nn.Sequential(
             nn.Linear(width, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
-        self.label_emb = nn.Linear(latent_dim, emb_channels) if latent_dim else None
+        self.label_emb = nn.Linear(latent_dim, emb_channels) if latent_dim and not scales else None
 
         # Down
         channels = widths[0]
@@ -90,7 +89,7 @@ class UNet(nn.Module):
         for name, module in self.named_blocks():
             if name.startswith("output"):
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = module(x, emb)
+            x = module(x, emb, z)
             if name.startswith("input"):
                 skips.append(x)
             if blocks is not None and name in blocks:

@@ -1,0 +1,169 @@
+"""DiffAE: a code z = Enc(x_0) conditions a diffusion, whose inversion x_T keeps what z leaves out; the DDIM baseline.
+
+Preechakul et al., Diffusion Autoencoders: Toward a Meaningful and Decodable Representation, CVPR 2022.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dbae.config import SampleConfig, UserError, option, require_positive
+from dbae.diffusion import Diffusion, Epsilon, LinearBeta
+from dbae.io import Generators, randn_like
+from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig
+from dbae.methods.base import Cond, DiffusionModel, preset
+from dbae.methods.codes import slerp
+from dbae.nn.layers import Attention1d
+from dbae.nn.unet import UNet
+
+# Official names of the time MLP: one level deeper in the autoencoder than in its baseline
+TIME, OFFICIAL_TIME = "unet.time_embed.", "time_embed.time_embed."
+
+
+@dataclass(frozen=True)
+class DiffAEConfig(AutoEncoderConfig):
+    """What is needed to rebuild a model around its weights. Raises UserError where the values do not fit together."""
+
+    emb_channels: int = option(512, "width of the embedding of time; 512 in all published models")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("emb_channels", self.emb_channels)
+
+    def unet(self, latent_dim: int) -> UNet:
+        """The noise predictor; the code, if any, scales the norm of every block."""
+        attention = partial(Attention1d, heads=1, groups=self.norm_groups)
+        return UNet(
+            self.image_size, 3, self.num_channels, self.channel_mult, self.num_res_blocks, self.attention_sizes,
+            attention, self.norm_groups, self.dropout, self.emb_channels, latent_dim, scales=True,
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """``{size}_{channels}_{latent}d``."""
+        return f"{self.image_size}_{self.num_channels}_{self.latent_dim}d"
+
+
+# One row per data set: what differs from the defaults of DiffAEConfig and TrainConfig. Steps are the official numbers
+# of images over the batch.
+OFFICIAL = {"optimizer": "adam", "clip": 1.0, "batch_size": 128}
+PRESETS = {
+    "celeba": {"image_size": 64, "num_channels": 64, "total_steps": 562_500, **OFFICIAL},
+    "ffhq64": {"image_size": 64, "num_channels": 64, "total_steps": 562_500, **OFFICIAL},
+    "ffhq": {"total_steps": 1_015_625, **OFFICIAL},
+    "celebahq": {"total_steps": 1_015_625, **OFFICIAL},
+    "horse": {"total_steps": 1_015_625, **OFFICIAL},
+    "bedroom": {"total_steps": 937_500, **OFFICIAL},
+    "ffhq256": {"image_size": 256, "total_steps": 3_125_000, **OFFICIAL, "batch_size": 64},
+    "folder": {"image_size": 64, "num_channels": 64, "total_steps": 562_500, **OFFICIAL},
+    "toyfaces": {
+        "image_size": 32, "num_channels": 16, "channel_mult": (1, 2, 4), "encoder_mult": (1, 2, 4, 8),
+        "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "norm_groups": 4,
+        "emb_channels": 64, "latent_dim": 64, "dropout": 0.0,
+        **OFFICIAL, "total_steps": 1_300, "batch_size": 32, "lr": 1e-3, "ema_rule": "warmup",
+        "log_interval": 25, "sample_interval": 250, "save_interval": 500, "save_interval_for_preemption": 100,
+    },
+}  # fmt: skip
+
+
+class DDIM(DiffusionModel):
+    """The baseline: the same diffusion and U-Net without a code. Its representation is a block of the network."""
+
+    method = "ddim"
+    Config = DiffAEConfig
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    SIZE_DEPENDENT = ("channel_mult", "encoder_mult")
+    SAMPLING = SampleConfig("ddim", 100, grid="uniform")
+    FEATURES = ("middle_block", 100)
+
+    def __init__(self, config: DiffAEConfig) -> None:
+        super().__init__(config)
+        self.process, self.precond = Diffusion(LinearBeta()), Epsilon()
+        self.unet = config.unet(0).to(memory_format=torch.channels_last)
+
+    def condition(self, x0: Tensor | None = None, y: Tensor | None = None) -> Cond:
+        return {}
+
+    def network(self, x: Tensor, c_noise: Tensor, blocks: tuple[str, ...] | None = None) -> Any:
+        return self.compute("unet", x, c_noise, blocks=blocks)
+
+    @staticmethod
+    def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name.removeprefix("unet."): tensor for name, tensor in state.items()}
+
+    @staticmethod
+    def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"unet.{name}": tensor for name, tensor in state.items()}
+
+
+class DiffAE(AutoEncoder):
+    """Encoder, and a U-Net that predicts the noise given the code."""
+
+    method = "diffae"
+    Config = DiffAEConfig
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    SAMPLING = SampleConfig("ddim", 100, grid="uniform")
+
+    def __init__(self, config: DiffAEConfig) -> None:
+        super().__init__(config)
+        self.process, self.precond = Diffusion(LinearBeta()), Epsilon()
+        self.encoder = config.encoder(config.latent_dim).to(memory_format=torch.channels_last)
+        self.unet = config.unet(config.latent_dim).to(memory_format=torch.channels_last)
+
+    def condition(
+        self, x0: Tensor | None = None, y: Tensor | None = None, z: Tensor | None = None, x_T: Tensor | None = None
+    ) -> Cond:
+        return {"z": self.encode(x0) if z is None else z}
+
+    def network(self, x: Tensor, c_noise: Tensor, z: Tensor, blocks: tuple[str, ...] | None = None) -> Any:
+        return self.compute("unet", x, c_noise, z, blocks=blocks)
+
+    def start(self, z: Tensor, generator: Generators = None) -> Tensor:
+        size = self.config.image_size
+        return randn_like(z.new_empty(len(z), 3, size, size), generator)
+
+    def infer_xT(self, x: Tensor, z: Tensor | None = None, generator: Generators = None, **settings: Any) -> Tensor:
+        """The stochastic code: the inversion of x given z, or for ``x_T="random"`` noise."""
+        sampling = self.sampling(**settings)
+        if sampling.x_T == "random":
+            return randn_like(x, generator)
+        return self.invert(self.checked(x), self.condition(x, z=z), sampling)
+
+    def between(self, x_1: Tensor, x_2: Tensor, z: Tensor, fractions: Tensor, **settings: Any) -> Tensor:
+        """On the arc between the two inversions."""
+        ends = (self.infer_xT(x, code, **settings) for x, code in ((x_1, z[:, 0]), (x_2, z[:, -1])))
+        return slerp(*ends, fractions)
+
+    # Files: the official ones hold the U-Net's tensors at the top level
+
+    @staticmethod
+    def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name.replace(TIME, OFFICIAL_TIME).removeprefix("unet."): tensor for name, tensor in state.items()}
+
+    @staticmethod
+    def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = {n if n.startswith("encoder.") else f"unet.{n}": tensor for n, tensor in state.items()}
+        return {name.replace(f"unet.{OFFICIAL_TIME}", TIME): tensor for name, tensor in own.items()}
+
+    @classmethod
+    def official_config(
+        cls, state: Mapping[str, Tensor], path: str, dataset: str | None, **fields: Any
+    ) -> DiffAEConfig:
+        """The image size is that of the data set's preset, or typed: the tensors do not tell it."""
+        size = fields.pop("image_size", None)
+        if size is None and dataset is None:
+            raise UserError(f"image_size: needed for {path}, which has no config.json beside it")
+        try:
+            shapes = {
+                "num_channels": state["input_blocks.0.0.weight"].shape[0],
+                "emb_channels": state["time_embed.time_embed.0.weight"].shape[0],
+                "latent_dim": state["encoder.out.3.bias"].shape[0],
+            }
+        except (KeyError, IndexError) as error:
+            raise UserError(f"{path}: not a DiffAE checkpoint ({error} is missing)") from None
+        size = size or preset(cls, DiffAEConfig, dataset, {}).image_size
+        return DiffAEConfig(image_size=size, **shapes, **{n: value for n, value in fields.items() if n not in shapes})
