@@ -325,8 +325,9 @@ def test_folder_labels(tmp_path):
 def test_wrong_tables(tmp_path, table, message):
     root = image_folder(tmp_path, ["a.png", "b.png"])
     (tmp_path / "labels.csv").write_text(table)
+    dataset = build(f"folder:{root}", "train", 8)  # without labels it is read all the same
     with raises(message):
-        build(f"folder:{root}", "train", 8)
+        dataset.targets()
 
 
 # -- toy faces -------------------------------------------------------------------------------------------------------

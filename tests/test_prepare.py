@@ -243,7 +243,7 @@ def test_a_damaged_zip_is_one_line_or_bad_images(tmp_path):
                 for name in found.names():
                     with contextlib.suppress(BadImage, OSError):
                         found.image(name)
-                found.companion("labels.csv")
+                found.companion(["labels.csv"], beside=False)
             except UserError as error:
                 assert "\n" not in str(error)
 
@@ -263,7 +263,7 @@ def test_a_label_file_that_cannot_be_unpacked_is_one_line(tmp_path, capsys):
 )
 def test_a_foreign_record_is_one_line(tmp_path, capsys, record):
     image = {"24-00000": encoded(picture(0))}
-    path = write_lmdb(tmp_path / "lmdb", {**image, writer.RECORD_KEY.decode(): record})
+    path = write_lmdb(tmp_path / "lmdb", {**image, writer.RECORD_KEY: record})
     assert prepare.main(["inspect", path]) == 2
     assert "lmdb: expected a preparation's record under dbae-prepare" in capsys.readouterr().err
 
