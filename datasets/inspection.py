@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.images import BadImage, decode
-from datasets.labels import find_beside, parse_labels, parse_partition, read_text
+from datasets.label_files import find_beside, parse_labels, parse_partition, read_text
 from datasets.lmdb import RECORD_KEY, is_lmdb, open_store
 from datasets.sets import DATASETS, OWN_LMDB
 from datasets.writer import Record

@@ -8,7 +8,8 @@ from PIL import Image
 
 from datasets.base import ImageDataset, check_split, cut, log_once
 from datasets.images import check_pixels, decode, read_bytes
-from datasets.labels import LabelTable, read_text
+from datasets.label_files import read_text
+from datasets.labels import LabelTable
 from dbae.config import UserError
 
 IMAGES = "lfw_funneled"

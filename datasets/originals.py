@@ -11,7 +11,7 @@ from PIL import Image
 
 from datasets import toyfaces
 from datasets.images import MAX_BYTES, BadImage, decode, image_names, is_image_name, natural_order, read_bytes
-from datasets.labels import read_file
+from datasets.label_files import read_file
 from datasets.lmdb import is_lmdb, open_store
 from dbae.config import UserError
 

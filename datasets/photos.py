@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from datasets.images import central_box, fit, image_names, read_image, to_rgb
-from datasets.labels import image_key, read_labels, read_text
+from datasets.label_files import read_labels, read_text
+from datasets.labels import image_key
 from dbae.config import UserError
 
 Point = tuple[float, float]

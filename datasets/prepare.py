@@ -6,7 +6,8 @@
 
 An interrupted command goes on where it stopped when it is run again. Bad images are reported and left out: in celeba
 and celebahq, where labels go by number, they leave a gap in the keys (which `inspect` finds); elsewhere the next image
-takes the place. Sources are only read, and no existing file is overwritten.
+takes the place. Sources are only read. Run again with a corrected label file, it replaces the one that it wrote before;
+files that it did not write are never overwritten.
 """
 
 import argparse
@@ -17,15 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from datasets.inspection import PROBLEM, inspect_lmdb
-from datasets.labels import (
-    LabelTable,
-    class_folders,
-    decode_text,
-    label_names,
-    parse_labels,
-    parse_partition,
-    read_file,
-)
+from datasets.label_files import decode_text, label_names, parse_labels, parse_partition, read_file
+from datasets.labels import LabelTable, class_folders
 from datasets.originals import DrawnFaces, Originals, open_originals
 from datasets.sets import DATASETS, SIZES
 from datasets.writer import ENCODINGS, Job, write_lmdb

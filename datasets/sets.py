@@ -10,16 +10,8 @@ from PIL import Image
 from datasets import toyfaces
 from datasets.base import ImageDataset, check_split, cut, log_once, tenths
 from datasets.images import BadImage, CropBox, UnreadableImage, decode, fit, image_names, read_bytes
-from datasets.labels import (
-    KINDS,
-    LabelTable,
-    Targets,
-    class_folders,
-    find_beside,
-    parse_partition,
-    read_labels,
-    read_text,
-)
+from datasets.label_files import find_beside, parse_partition, read_labels, read_text
+from datasets.labels import KINDS, LabelTable, Targets, class_folders
 from datasets.lmdb import LmdbStore, open_store
 from datasets.toyfaces.face import HAIR_COLOURS
 from dbae.config import UserError

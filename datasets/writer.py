@@ -31,8 +31,9 @@ from dbae.config import UserError
 from dbae.io import atomic_write, fingerprint
 
 CHUNK = 256  # images per transaction
-SOURCES = "originals of the names, sizes and times of change"  # in the settings, as a digest
+SOURCES = "digest of the originals (names, sizes, times)"
 FIRST_MAP = 1 << 24  # bytes; the map grows as it fills, so that the file is never larger than its contents
+Labels = Mapping[str, bytes | LabelTable]  # label files by name: contents, or a table by names of originals
 ENCODINGS = {
     "webp": {"format": "WEBP", "quality": 100},
     "png": {"format": "PNG"},
@@ -106,10 +107,8 @@ class Record:
         return record
 
 
-def write_lmdb(
-    path: str, job: Job, workers: int, labels: Mapping[str, bytes | LabelTable]
-) -> tuple[Record, bool, list[str]]:
-    """Write or continue the LMDB folder ``path`` and its label files, by name: bytes, or a table by names of originals.
+def write_lmdb(path: str, job: Job, workers: int, labels: Labels) -> tuple[Record, bool, list[str]]:
+    """Write or continue the LMDB folder ``path`` and its label files.
 
     Returns its record, whether there were images left to do, and the label files that are new. A label file is replaced
     only where this wrote it; UserError for another one, before any image is written.
@@ -158,19 +157,21 @@ def _entries(job: Job, record: Record, chunk: list[tuple[str, bytes | None, str]
     return entries
 
 
-def _check_labels(path: str, job: Job, record: Record, labels: Mapping[str, bytes | LabelTable]) -> None:
+def _check_labels(path: str, job: Job, record: Record, labels: Labels) -> None:
     """Raise UserError for a label file that would be replaced, and that was not written here."""
     for name, content in labels.items():
         file = os.path.join(path, name)
         known = not isinstance(content, LabelTable) or record.finished
         same = (record.labels.get(name), _digest(_content(job, record, content)) if known else None)
         if os.path.exists(file) and fingerprint(file) not in same:
-            raise UserError(f"{file}: there is another one that this command did not write, choose another --out")
+            raise UserError(
+                f"{file}: it is not from this command, and would be replaced: move it away, or choose another --out"
+            )
 
 
-def _write_labels(environment, path: str, job: Job, record: Record, labels: Mapping[str, bytes | LabelTable]) -> list:
+def _write_labels(environment, path: str, job: Job, record: Record, labels: Labels) -> list[str]:
     """Write the label files that are not there as they should be, and return their names."""
-    written = []
+    written, before = [], dict(record.labels)
     for name, content in labels.items():
         file, data = os.path.join(path, name), _content(job, record, content)
         if not os.path.exists(file) or fingerprint(file) != _digest(data):
@@ -178,13 +179,13 @@ def _write_labels(environment, path: str, job: Job, record: Record, labels: Mapp
                 opened.write(data)
             written.append(name)
         record.labels[name] = _digest(data)
-    if written:
+    if record.labels != before:
         _commit(environment, [], record)
     return written
 
 
 def _content(job: Job, record: Record, content: bytes | LabelTable) -> bytes:
-    """Bytes of a label file: of a table, a CSV with LMDB keys for names of originals, without those that were skipped."""
+    """Bytes of a label file: for a table a CSV with LMDB keys in place of names, without the originals skipped."""
     if not isinstance(content, LabelTable):
         return content
     skipped = {name for name, _ in record.skipped}

@@ -350,6 +350,11 @@ def test_codes_go_on_without_the_bad_ones(tmp_path, checkpoint, monkeypatch, cap
     (tmp_path / "images/labels.csv").write_text("file,x\n" + "".join(f"{i}.jpg,{i}\n" for i in range(10)))
     words = sampling_words(checkpoint, folder, f"--out={out}")
     (tmp_path / "images/4.jpg").write_bytes(b"text")
+    rows = (tmp_path / "images/labels.csv").read_text()
+    (tmp_path / "images/labels.csv").write_text(rows.replace("9.jpg,9", "9.jpg,x"))
+    with pytest.raises(UserError, match=r"expected a number on line 11, column 'x', got 'x'"):  # before the images
+        program(monkeypatch, dbae_encode, *words, "--check")
+    (tmp_path / "images/labels.csv").write_text(rows)
     with pytest.raises(UserError, match=r"has a bad image 2.jpg"):
         program(monkeypatch, dbae_encode, *words)
     program(monkeypatch, dbae_encode, *words, "--on_bad_image=skip")

@@ -16,7 +16,8 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from PIL import Image
 
 from datasets.images import BadImage, decode
-from datasets.labels import KINDS, parse_partition, read_labels, read_text
+from datasets.label_files import parse_partition, read_labels, read_text
+from datasets.labels import KINDS
 from dbae.checkpoint import NAME, read_config, set_names, step_of
 from dbae.config import TrainConfig, UserError, from_json
 from dbae.io import read_tensors
