@@ -5,6 +5,8 @@ import csv
 import io
 import os
 import re
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from datasets.images import is_image_name
@@ -32,19 +34,22 @@ def parse_labels(path: str, text: str) -> LabelTable:
     UserError for all else, also for a partition and for fewer rows than the count.
     """
     count, names, rows = _parse(path, text)
-    if names is None and rows and len(rows[0][1]) == 1 + len(ATTRIBUTES):
-        names = ATTRIBUTES
-    unnamed = names is None and rows and all(len(cells) == 2 and cells[1] in SPLIT_NUMBERS for _, cells in rows)
+    unnamed = False
+    if names is None:
+        rows = list(rows)
+        widths = {len(cells) for _, cells in rows}
+        names = ATTRIBUTES if widths == {1 + len(ATTRIBUTES)} else ()
+        unnamed = widths == {2} and all(cells[1] in SPLIT_NUMBERS for _, cells in rows)
     if unnamed or names in PARTITIONS:
         raise UserError(f"{path}: expected a header line and labels, this looks like a partition into splits")
     if not names or all(map(is_number, names)):
         expected = "a header line such as file,label_1,label_2 separated by commas, or a count and a line of names"
         raise UserError(f"{path}: expected {expected}, as CelebA's list has")
-    table = LabelTable(path, tuple(names))
+    table = LabelTable(path, names)
     for line, cells in rows:
         table.add(line, cells[0], cells[1:])
-    if len(rows) < (count or 0):
-        raise UserError(f"{path}: expected {count} rows, as it says on line 1, there are {len(rows)}: the file is cut")
+    if (found := len(table.rows)) < (count or 0):
+        raise UserError(f"{path}: expected {count} rows, as it says on line 1, there are {found}: the file is cut")
     return table
 
 
@@ -66,23 +71,31 @@ def parse_partition(path: str, text: str) -> LabelTable:
     return table
 
 
-def _parse(path: str, text: str) -> tuple[int | None, tuple[str, ...] | None, list[tuple[int, list[str]]]]:
-    """A count on the first line, label names, and the other lines with their cells; None for what is not there."""
-    rows, commas = [], "," in next(filter(str.strip, text.splitlines()), "")
-    reader = csv.reader(io.StringIO(text, newline="")) if commas else map(str.split, text.splitlines())
+def _parse(path: str, text: str) -> tuple[int | None, tuple[str, ...] | None, Iterator[tuple[int, list[str]]]]:
+    """A count on the first line, label names, and the other rows as in ``_rows``; None for what is not there."""
+    commas = "," in next(filter(str.strip, text.splitlines()), "")
+    rows = _rows(path, text, commas)
+    line, first = next(rows, (0, [""]))
+    if not commas and re.fullmatch("[0-9]{1,18}", " ".join(first)):
+        _, names = next(rows, (0, []))
+        return int(first[0]), tuple(names), rows
+    if commas and not is_image_name(image_key(first[0])):
+        return None, tuple(first[1:]), rows
+    return None, None, chain([(line, first)] if line else [], rows)
+
+
+def _rows(path: str, text: str, commas: bool) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of every line that is not empty, between commas or else white space."""
+    if not commas:
+        yield from ((line, cells) for line, cells in enumerate(map(str.split, text.splitlines()), start=1) if cells)
+        return
+    reader = csv.reader(io.StringIO(text, newline=""))
     try:
-        for line, cells in enumerate(reader, start=1):
-            if any(map(str.strip, cells)):
-                rows.append((reader.line_num if commas else line, [cell.strip() for cell in cells]))
+        for cells in reader:
+            if any(cells := [cell.strip() for cell in cells]):
+                yield reader.line_num, cells
     except csv.Error as error:
         raise UserError(f"{path}: expected comma-separated values, line {reader.line_num} has none ({error})") from None
-    if not rows:
-        return None, None, []
-    if not commas and re.fullmatch("[0-9]{1,18}", " ".join(rows[0][1])):
-        return int(rows[0][1][0]), tuple(rows[1][1]) if rows[1:] else None, rows[2:]
-    if commas and not is_image_name(image_key(rows[0][1][0])):
-        return None, tuple(rows[0][1][1:]), rows[1:]
-    return None, None, rows
 
 
 def find_beside(folder: str, name: str | None) -> str | None:

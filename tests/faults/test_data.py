@@ -353,7 +353,7 @@ def test_codes_go_on_without_the_bad_ones(tmp_path, checkpoint, monkeypatch, cap
     rows = (tmp_path / "images/labels.csv").read_text()
     (tmp_path / "images/labels.csv").write_text(rows.replace("9.jpg,9", "9.jpg,x"))
     with pytest.raises(UserError, match=r"expected a number on line 11, column 'x', got 'x'"):  # before the images
-        program(monkeypatch, dbae_encode, *words, "--check")
+        program(monkeypatch, dbae_encode, *words, "--check=1")
     (tmp_path / "images/labels.csv").write_text(rows)
     with pytest.raises(UserError, match=r"has a bad image 2.jpg"):
         program(monkeypatch, dbae_encode, *words)
