@@ -73,13 +73,7 @@ class ImageDataset(Dataset):
 
     def digest(self) -> str:
         """16 hexadecimal digits of what the split holds: names of images, and sizes and times of change of files."""
-        digest = hashlib.sha256()
-        for i in range(len(self)):
-            digest.update(f"{self.name_of(i)}\0".encode(errors="surrogateescape"))
-        for path in self.files():
-            stat = os.stat(path) if os.path.exists(path) else None
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode() if stat else b"missing\0")
-        return digest.hexdigest()[:16]
+        return digest_of(map(self.name_of, range(len(self))), self.files())
 
     def labels_digest(self) -> str:
         """16 hexadecimal digits of the contents of the file of labels; none without such a file."""
@@ -111,6 +105,17 @@ class ImageDataset(Dataset):
     def name_of(self, i: int) -> str:
         """Name of the image at position ``i`` of the split."""
         return self.name(self.indices[i])
+
+
+def digest_of(names: Iterable[str], files: Iterable[str]) -> str:
+    """16 hexadecimal digits of names of images, and of the sizes and times of change of files."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name}\0".encode(errors="surrogateescape"))
+    for path in files:
+        stat = os.stat(path) if os.path.exists(path) else None
+        digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode() if stat else b"missing\0")
+    return digest.hexdigest()[:16]
 
 
 def check_split(title: str, split: str, expected: Sequence[str] = ("train", "test")) -> None:

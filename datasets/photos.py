@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from datasets.images import central_box, fit, image_names, read_image, to_rgb
-from datasets.labels import read_csv, read_text
+from datasets.label_files import read_labels, read_text
+from datasets.labels import image_key
 from dbae.config import UserError
 
 Point = tuple[float, float]
@@ -87,7 +88,7 @@ def read_photo(path: str, landmarks: Sequence[tuple[float, float]] | None = None
 
 
 def read_landmarks(path: str) -> dict[str, Landmarks]:
-    """Five (x, y) in pixels per image, in the order of LANDMARKS, by the image's file name without folders.
+    """Five (x, y) in pixels per image, in the order of LANDMARKS, by ``image_key`` of the file name without folders.
 
     ``path`` is a .json of {"a.jpg": [[x, y], ...]} or a .csv with a header and rows of a file name and ten numbers.
     """
@@ -101,7 +102,7 @@ def read_landmarks(path: str) -> dict[str, Landmarks]:
         if not isinstance(rows, tuple):
             raise UserError(f"{path}: expected a JSON object of file names and five [x, y] each")
     elif ending == ".csv":
-        table = read_csv(path)
+        table = read_labels(path)
         if len(table.names) != 2 * len(LANDMARKS):
             columns = ",".join(f"{name}_{axis}" for name in LANDMARKS for axis in "xy")
             raise UserError(f"{path}: expected the header file,{columns}, got {len(table.names) + 1} columns")
@@ -110,7 +111,7 @@ def read_landmarks(path: str) -> dict[str, Landmarks]:
         raise UserError(f"{path}: expected landmarks in a .json or .csv file")
     found: dict[str, Landmarks] = {}
     for name, value in rows:
-        image = os.path.basename(name)
+        image = os.path.basename(image_key(name))
         if image in found:
             raise UserError(f"{path}: expected landmarks once for every file name, got {image!r} twice")
         try:

@@ -49,6 +49,7 @@ def main(args: list[str] | None = None) -> None:
     trained = TrainedModel.of(load(options, about, runtime.setup(options.device)), options)
     size = trained.model.config.image_size
     data = build_data(options, size, whole=options.on_bad_image == "fail" and options.limit is None)
+    targets = data.targets() if data.has_labels else None  # wrong labels are an error now
     if options.check:
         return None
 
@@ -56,9 +57,8 @@ def main(args: list[str] | None = None) -> None:
         """Labels and names of the images that could be read."""
         kept = arrays["index"]
         text = {"names": json.dumps([data.name_of(i) for i in kept.tolist()])}
-        if not data.has_labels:
+        if targets is None:
             return {}, text
-        targets = data.targets()
         return {"labels": targets.values.numpy()[kept]}, text | {"label_names": json.dumps(targets.names)}
 
     images = min(len(data), options.limit or len(data))

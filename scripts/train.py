@@ -155,6 +155,8 @@ def main(args: list[str] | None = None) -> None:
         options.dataset, "train", model_config.image_size, options.data_root, options.data_dir, options.split_range,
         whole=options.on_bad_image == "fail",
     )  # fmt: skip
+    kind = METHODS[options.method].TARGETS
+    targets = data.targets(kind).values if kind else None
     check_room(data, options.cache, device)
     check_run_folder(run_dir, options.method, model_config, config)
     local_batch(config, options.check or runtime.world())
@@ -187,7 +189,7 @@ def main(args: list[str] | None = None) -> None:
     stored = cached(images, options.cache, device, options.num_workers, options.quiet or runtime.rank() > 0)
     micro = training_batches(
         stored, config.batch_size, config.microbatch, config.seed, state.images, runtime.rank(), runtime.world(),
-        options.num_workers, device, data.targets(model.TARGETS).values if model.TARGETS else None,
+        options.num_workers, device, targets,
     )  # fmt: skip
     with runtime.Stop() as stop, closing(runtime.blocking_signals(micro)) as batches:
         signum = train(state, batches, config, run_dir, device, preview, stop, options.quiet)

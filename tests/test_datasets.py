@@ -64,6 +64,41 @@ def test_length_without_its_key_is_right_over_gaps_and_among_other_keys(tmp_path
     assert build("celeba", "train", 8, data_dir=path).length == 8
 
 
+@pytest.mark.parametrize("key", ["256-%d", "256-%05d"])
+@pytest.mark.parametrize("length", [None, "3", "12"])
+def test_every_image_is_read_whatever_keys_and_length_say(tmp_path, caplog, key, length):
+    images = {key % i: encoded(picture(i)) for i in range(12)}
+    path = write_lmdb(tmp_path / "own", images | ({"length": length.encode()} if length else {}))
+    dataset = build(f"folder:{path}", "train", 24, whole=True)
+    assert [dataset.name_of(i) for i in (2, 11)] == [key % 2, key % 11] and len(dataset) == 12
+    np.testing.assert_array_equal(pixels(dataset, 11), np.asarray(picture(11)))
+    assert ("the key length says 3, all 12 images that are there are used" in caplog.text) == (length == "3")
+
+
+def test_indices_outgrow_their_zeros(tmp_path):
+    path = write_lmdb(tmp_path / "ffhq", {f"256-{i:05d}": encoded(picture(0)) for i in (0, 9, 10_000, 99_999, 100_000)})
+    assert len(build("ffhq", "train", 8, data_dir=path)) == 100_001
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"256-0": b"", "256-00001": b""}, "expected keys 256-NUMBER of one kind"),
+        ({"256-001": b"", "256-00001": b""}, "expected keys 256-NUMBER of one kind"),
+        ({"256-1": b"", "256-2": b""}, "has no image 256-0: expected 256-0 to 256-2 without gaps"),
+        (
+            {"256-00000": b"", "256-00003": b"", "length": b"4"},
+            "has no image 256-00001: expected 256-00000 to 256-00003",
+        ),
+        ({"256-0": b"", "256-1": b"", "length": b"3"}, "has no image 256-2: expected 256-0 to 256-2 without gaps"),
+    ],
+)
+def test_keys_with_gaps_or_of_two_kinds_are_refused_at_once(tmp_path, entries, message):
+    path = write_lmdb(tmp_path / "own", entries)
+    with raises(message):
+        build(f"folder:{path}", "train", 8, whole=True)
+
+
 def test_crop_at_full_size_is_crop_then_resize(tmp_path):
     path = image_lmdb(tmp_path / "celeba", CELEBA, 10, 178, 218)
     for size in (64, 128):
@@ -325,8 +360,9 @@ def test_folder_labels(tmp_path):
 def test_wrong_tables(tmp_path, table, message):
     root = image_folder(tmp_path, ["a.png", "b.png"])
     (tmp_path / "labels.csv").write_text(table)
+    dataset = build(f"folder:{root}", "train", 8)  # without labels it is read all the same
     with raises(message):
-        build(f"folder:{root}", "train", 8)
+        dataset.targets()
 
 
 # -- toy faces -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from PIL import Image
 
 from datasets.images import BadImage, decode
-from datasets.labels import KINDS, read_csv, read_partition
+from datasets.label_files import parse_partition, read_labels, read_text
+from datasets.labels import KINDS
 from dbae.checkpoint import NAME, read_config, set_names, step_of
 from dbae.config import TrainConfig, UserError, from_json
 from dbae.io import read_tensors
@@ -142,12 +143,12 @@ tables = st.lists(st.lists(cells, max_size=4).map(",".join), max_size=5).map("\n
 @example(b"file,a\rx,1\ry,2")
 def test_any_csv_is_a_table_of_numbers_or_refused(file, content):
     file.write_bytes(content)
-    table = refused_or(lambda: read_csv(str(file)), UserError)
+    table = refused_or(lambda: read_labels(str(file)), UserError)
     if table is not None:
         for kind in (None, *KINDS):
             targets = refused_or(lambda kind=kind: table.targets(table.rows, kind), UserError)
             assert targets is None or (len(targets) == len(table.rows) and targets.values.isfinite().all())
-    refused_or(lambda: read_partition(str(file)), UserError)
+    refused_or(lambda: parse_partition("file", read_text(str(file))), UserError)
 
 
 # -- Images ------------------------------------------------------------------------------------------------------------
