@@ -8,7 +8,8 @@ from functools import lru_cache
 from PIL import Image
 
 from datasets import toyfaces
-from datasets.images import MAX_BYTES, BadImage, decode, image_names, is_image_name, natural_order, read_bytes
+from datasets.images import MAX_BYTES, BadImage, decode, read_bytes
+from datasets.listing import choose_images, image_names
 from datasets.lmdb import is_lmdb, open_store
 from dbae.config import UserError
 
@@ -31,7 +32,7 @@ class Originals:
 
     def image(self, name: str) -> Image.Image:
         """The upright RGB image. Raises OSError or BadImage."""
-        return decode(self.read(name), upright=True)
+        return decode(self.read(name))
 
     def companion(self, name: str) -> bytes | None:
         """Contents of a text file in or beside the folder, zip or LMDB, or None."""
@@ -46,7 +47,7 @@ class Originals:
 
 class ZipOriginals(Originals):
     def names(self) -> list[str]:
-        return sorted(filter(is_image_name, _open_zip(self.path, os.getpid()).namelist()), key=natural_order)
+        return choose_images(self.path, _open_zip(self.path, os.getpid()).namelist())
 
     def read(self, name: str) -> bytes:
         archive = _open_zip(self.path, os.getpid())
