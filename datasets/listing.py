@@ -48,9 +48,8 @@ def choose_images(place: str, names: Iterable[str]) -> list[str]:
         counts = sorted(Counter(map(_ending, others)).items(), key=lambda pair: (-pair[1], pair[0]))
         few = ", ".join(f"{ending or 'no ending'} {count}" for ending, count in counts[:SHOWN])
         more = ", ..." * (len(counts) > SHOWN)
-        log_once(
-            f"{place}: {len(others)} of {len(images) + len(others)} files are no images by their ending, left out: {few}{more}"
-        )
+        total = len(images) + len(others)
+        log_once(f"{place}: {len(others)} of {total} files are no images by their ending, left out: {few}{more}")
     return sorted(images, key=natural_order)
 
 
