@@ -2,11 +2,9 @@
 
 import copy
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,6 @@ from datasets.images import BadImage, UnreadableImage, reason_of
 from datasets.labels import LabelTable, Targets
 from dbae.config import UserError
 from dbae.io import fingerprint
-
-logger = logging.getLogger(__name__)
 
 
 class ImageDataset(Dataset):
@@ -76,10 +72,10 @@ class ImageDataset(Dataset):
         return digest_of(map(self.name_of, range(len(self))), self.files())
 
     def labels_digest(self) -> str:
-        """16 hexadecimal digits of the contents of the file of labels; none without such a file."""
-        if self.labels_path is None or not os.path.isfile(self.labels_path):
-            return ""
-        return fingerprint(self.labels_path)
+        """16 hexadecimal digits of the file of labels, with FILE:COLUMN the column, too; none without such a file."""
+        path = self.labels_path or ""
+        file, colon, column = (path, "", "") if os.path.isfile(path) else path.rpartition(":")
+        return fingerprint(file) + colon + column if os.path.isfile(file) else ""
 
     def identity(self) -> dict[str, Any]:
         """What results depend on, of the images: where they lie, how large they are read, and their ``digest``."""
@@ -140,11 +136,5 @@ def tenths(title: str, length: int, first: int, last: int) -> range:
     """Indices in the tenths first..last of a set. Raises UserError if so small a set has none there."""
     part = range(length * first // 10, length * last // 10)
     if not part:
-        raise UserError(f"{title}: expected 10 images or more to split by index, got {length}")
+        raise UserError(f"{title}: expected 10 images or more to split, got {length}")
     return part
-
-
-@lru_cache
-def log_once(message: str) -> None:
-    """Log a warning, unless this process has logged the same one before."""
-    logger.warning(message)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from datasets.images import is_image_name
-from datasets.labels import LabelTable, image_key, is_number
+from datasets.images import EXTENSIONS
+from datasets.labels import LabelTable, is_number
 from datasets.toyfaces.face import ATTRIBUTES  # CelebA's
 from dbae.config import UserError
 
@@ -79,7 +79,7 @@ def _parse(path: str, text: str) -> tuple[int | None, tuple[str, ...] | None, It
     if not commas and re.fullmatch("[0-9]{1,18}", " ".join(first)):
         _, names = next(rows, (0, []))
         return int(first[0]), tuple(names), rows
-    if commas and not is_image_name(image_key(first[0])):
+    if commas and os.path.splitext(first[0])[1].lower() not in EXTENSIONS:
         return None, tuple(first[1:]), rows
     return None, None, chain([(line, first)] if line else [], rows)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from datasets.base import ImageDataset, check_split, cut, log_once
-from datasets.images import check_pixels, decode, read_bytes
+from datasets.base import ImageDataset, check_split, cut
+from datasets.images import check_pixels, decode, log_once, read_bytes
 from datasets.label_files import read_text
 from datasets.labels import LabelTable
 from dbae.config import UserError

@@ -10,8 +10,9 @@ from itertools import product
 from PIL import Image
 
 from datasets import toyfaces
-from datasets.images import MAX_BYTES, BadImage, decode, image_names, is_image_name, natural_order, read_bytes
+from datasets.images import MAX_BYTES, BadImage, decode, read_bytes
 from datasets.label_files import read_file
+from datasets.listing import choose_images, image_names
 from datasets.lmdb import is_lmdb, open_store
 from dbae.config import UserError
 
@@ -34,7 +35,7 @@ class Originals:
 
     def image(self, name: str) -> Image.Image:
         """The upright RGB image. Raises OSError or BadImage."""
-        return decode(self.read(name), upright=True)
+        return decode(self.read(name))
 
     def files(self, names: Sequence[str]) -> Iterable[str]:
         """Paths of the files that hold the named images."""
@@ -50,7 +51,7 @@ class Originals:
 
 class ZipOriginals(Originals):
     def names(self) -> list[str]:
-        return sorted(filter(is_image_name, _open_zip(self.path, os.getpid()).namelist()), key=natural_order)
+        return choose_images(self.path, _open_zip(self.path, os.getpid()).namelist())
 
     def read(self, name: str) -> bytes:
         archive = _open_zip(self.path, os.getpid())

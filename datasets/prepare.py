@@ -86,6 +86,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 problems found by `inspect`, 2 wrong usage or input, 130 interrupted."""
     options = build_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     try:
         if options.command == "inspect":
             lines = inspect_lmdb(options.path, options.full)
@@ -111,7 +113,13 @@ def build_parser() -> Parser:
         if name == "toyfaces":
             add("--count", type=_positive, default=12_000, help="number of faces (default: %(default)s, all)")
         else:
-            add("--source", required=True, metavar="PATH", help="the original images; only read")
+            add(
+                "--source",
+                required=True,
+                type=os.path.expanduser,
+                metavar="PATH",
+                help="the original images; only read",
+            )
             add("--limit", type=_positive, metavar="N", help="take the first N images (default: all)")
         if recipe.categories:
             add("--category", required=True, choices=recipe.categories, help="which LSUN set it is")
@@ -125,12 +133,12 @@ def build_parser() -> Parser:
             what = "file format of the stored images (default: %(default)s)"
             add("--format", choices=recipe.encodings, default=recipe.encodings[0], help=what)
         out = "data/CATEGORY" if recipe.categories else f"data/{name}"
-        add("--out", metavar="PATH", help=f"folder of the LMDB (default: {out})")
+        add("--out", type=os.path.expanduser, metavar="PATH", help=f"folder of the LMDB (default: {out})")
         what = "worker processes (default: %(default)s, the CPUs here)"
         add("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help=what)
     about = "Count the images of an LMDB and look for gaps and bad ones: exit status 1 if there are some"
     add = commands.add_parser("inspect", help=about, description=f"{about}.").add_argument
-    add("path", help="LMDB folder or file")
+    add("path", type=os.path.expanduser, help="LMDB folder or file")
     add("--full", action="store_true", help="decode every image, not only a sample")
     return parser
 

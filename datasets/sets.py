@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from datasets import toyfaces
-from datasets.base import ImageDataset, check_split, cut, log_once, tenths
-from datasets.images import BadImage, CropBox, UnreadableImage, decode, fit, image_names, read_bytes
+from datasets.base import ImageDataset, check_split, cut, tenths
+from datasets.images import BadImage, CropBox, UnreadableImage, decode, fit, log_once, read_bytes
 from datasets.label_files import find_beside, parse_partition, read_labels, read_text
 from datasets.labels import KINDS, LabelTable, Targets, class_folders
+from datasets.listing import image_names
 from datasets.lmdb import LmdbStore, open_store
 from datasets.toyfaces.face import HAIR_COLOURS
 from dbae.config import UserError
@@ -177,7 +178,7 @@ class FolderImages(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         """Upright, and cut to its central square."""
-        return fit(decode(read_bytes(os.path.join(self.title, self.names[index])), upright=True), self.size)
+        return fit(decode(read_bytes(os.path.join(self.title, self.names[index]))), self.size)
 
     def files(self) -> Iterator[str]:
         return (os.path.join(self.title, self.names[index]) for index in self.indices)

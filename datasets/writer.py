@@ -194,7 +194,7 @@ def _content(job: Job, record: Record, content: bytes | LabelTable) -> bytes:
     writer.writerow(["key", *content.names])
     for index, name in enumerate(name for name in job.names if name not in skipped):
         writer.writerow([job.key_format % index, *content.rows[image_key(name)][1]])
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")
 
 
 def _digest(data: bytes) -> str:

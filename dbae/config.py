@@ -5,6 +5,7 @@ from the fields.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, get_type_hints
@@ -19,7 +20,13 @@ COMPILE = ("auto", "true", "false", "graphs")
 
 
 class UserError(ValueError):
-    """Bad input: the message names what was wrong and what was expected. Programs print it and exit with status 2."""
+    """Bad input: the message names what was wrong and what was expected. Programs print it and exit with status 2.
+
+    It is one line: names may have control characters, which are escaped.
+    """
+
+    def __str__(self) -> str:
+        return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], super().__str__())
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = (), alias: str = "") -> Any:

@@ -40,7 +40,8 @@ def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
     os.makedirs(folder, exist_ok=True)
     beside = os.path.join(folder, f"{bf.basename(path)}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(beside, mode) as file:
+        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}  # names need not be Unicode
+        with open(beside, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.labels import image_key
-from datasets.photos import Photo, photo_paths, read_landmarks, read_photo
+from datasets.landmarks import match_landmarks, read_landmarks
+from datasets.photos import Photo, photo_paths, read_photo
 from datasets.toyfaces import ATTRIBUTES
 from dbae.config import RuntimeConfig, UserError, option
 from dbae.methods.codes import PATHS
@@ -96,13 +96,10 @@ def read_images(options: ImageOptions, size: int) -> Images:
 
     paths = photo_paths(options.images)[: options.limit]
     files = [os.path.basename(path) for path in paths]
-    points = read_landmarks(options.landmarks) if options.landmarks else dict.fromkeys(map(image_key, files))
-    missing = [name for name in files if image_key(name) not in points]
-    if missing:
-        raise UserError(f"landmarks: {options.landmarks} has none for {missing[0]}")
+    points = match_landmarks(read_landmarks(options.landmarks), paths) if options.landmarks else [None] * len(paths)
 
     def photo(i: int) -> Photo:
-        return read_photo(paths[i], points[image_key(files[i])])
+        return read_photo(paths[i], points[i])
 
     # Results are called after the files, numbered where two names are equal
     stems = [os.path.splitext(name)[0] for name in files]

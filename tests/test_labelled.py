@@ -351,24 +351,45 @@ def test_celebahq_is_split_by_index_and_says_so_once(tmp_path, caplog):
 
 
 def test_folder_with_labels_inside_and_elsewhere(tmp_path):
-    name = own_folder(tmp_path, {"tall": [0, 1] * 10, "sure": [1] * 20, "old": [1, -1] * 10})
+    name = own_folder(tmp_path, {"tall": [0, 1] * 40, "sure": [1] * 80, "old": [1, -1] * 40}, 80)
     parts = labelled_splits(name, "binary", 8)
-    assert lengths(parts) == {"train": 16, "valid": 2, "test": 2}
+    assert lengths(parts) == {"train": 64, "valid": 8, "test": 8}
     assert parts["valid"].targets.names == ("tall", "sure", "old")
-    assert parts["valid"].targets.values.tolist() == [[0, 1, 1], [1, 1, 0]]
+    assert parts["valid"].targets.values.tolist() == [[i % 2, 1, 1 - i % 2] for i in parts["valid"].dataset.indices]
     other = tmp_path / "ages.csv"
-    other.write_text("file,age\n" + "".join(f"{i}.png,{i / 2}\n" for i in range(20)))
+    other.write_text("file,age\n" + "".join(f"{i}.png,{i / 2}\n" for i in range(80)))
     parts = labelled_splits(name, "real", 8, labels=str(other))
-    assert lengths(parts) == {"train": 16, "test": 4}
-    assert parts["test"].targets.names == ("age",) and parts["test"].targets.values.tolist() == [[8], [8.5], [9], [9.5]]
+    assert lengths(parts) == {"train": 64, "test": 16}
+    assert parts["test"].targets.names == ("age",)
+    assert parts["test"].targets.values.tolist() == [[i / 2] for i in parts["test"].dataset.indices]
     with raises("ages.csv, column 'age': expected 0 and 1, or -1 and 1, as binary, got 0.5"):
         labelled_splits(name, "binary", 8, labels=str(other))
+
+
+def test_a_sorted_folder_is_shuffled_before_it_is_split(tmp_path, caplog):
+    """As are its classes, and an LMDB that is made of it: to the same splits."""
+    name = own_folder(tmp_path, {"late": [0] * 100 + [1] * 100}, 200)
+    with caplog.at_level(logging.WARNING):
+        parts = labelled_splits(name, "binary", 8)
+    assert all(0.3 < part.targets.values.mean() < 0.7 for part in parts.values())
+    assert "own: no official split, so shuffled with seed 0, 80 % train" in caplog.text
+    indices = {split: part.dataset.indices for split, part in parts.items()}
+    assert sorted(i for each in indices.values() for i in each) == list(range(200))
+    assert indices["valid"][:5] == [12, 14, 26, 32, 46]  # on every machine
+    path = image_lmdb(tmp_path / "lmdb", "8-%05d", 200, 8, 8)
+    rows = "".join(f"8-{i:05d},{i // 100}\n" for i in range(200))
+    (tmp_path / "lmdb/labels.csv").write_text(f"key,late\n{rows}")
+    again = labelled_splits(f"folder:{path}", "binary", 8)
+    assert indices == {split: part.dataset.indices for split, part in again.items()}
+    classes = labelled_splits(name, "class", 8)
+    assert [part.targets.values.bincount().tolist() for part in classes.values()] == [[80, 80], [10, 10], [10, 10]]
+    assert all(part.dataset.indices != list(range(i, i + 10)) for part in classes.values() for i in (80, 90))
 
 
 @pytest.mark.parametrize(("task", "count"), [("binary", 5), ("real", 1)])
 def test_folder_that_is_too_small(tmp_path, task, count):
     name = own_folder(tmp_path, {"x": [1] * count}, count)
-    with raises(f"own: expected 10 images or more to split by index, got {count}"):
+    with raises(f"own: expected 10 images or more to split, got {count}"):
         labelled_splits(name, task, 8)
 
 
@@ -377,7 +398,7 @@ def test_folder_that_is_too_small(tmp_path, task, count):
     [
         ([0] + [1] * 18 + [-1], "labels.csv, column 'x': .* got 0 beside -1"),
         ([1] * 19 + ["nan"], "labels.csv: expected a number on line 21, column 'x', got 'nan'"),
-        ([0] * 16 + [1, 1, 0, 0], "labels.csv: .* there are none of x in train; x in test$"),
+        ([0] * 16 + [1, 1, 0, 0], "labels.csv: .* there are none of x in valid; x in test$"),
         ([-1] * 20, "labels.csv: .* there are none of x in train; x in valid; x in test$"),
     ],
 )
@@ -451,7 +472,7 @@ def test_folders_are_classes(tmp_path):
     for part in parts.values():
         named = [part.dataset.name_of(i).split("/")[0] for i in range(len(part.dataset))]
         assert [part.targets.names[c] for c in part.targets.values] == named
-    assert parts["test"].dataset.name_of(0) == "cat/9.png" and parts["test"].dataset[1][0].shape == (3, 8, 8)
+    assert parts["test"].dataset[1][0].shape == (3, 8, 8)
     image_folder(root, ["rare/1.png"])
     with raises("own: expected images of every class in train, there are none of rare in train"):
         labelled_splits(f"folder:{root}", "class", 8)

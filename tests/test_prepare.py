@@ -17,7 +17,8 @@ from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
 from PIL import Image
 
 from datasets import build, images, originals, prepare, writer
-from datasets.images import BadImage, cover, natural_order
+from datasets.images import BadImage, cover
+from datasets.listing import natural_order
 from dbae.config import UserError
 
 ROOT = os.path.dirname(os.path.dirname(__file__))

@@ -15,12 +15,14 @@ import tiny
 import torch
 from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
 
-from datasets import build
+from datasets import build, labelled_splits
 from datasets.loader import ordered_batches, training_batches
+from datasets.prepare import main as prepare
 from datasets.tolerant import Tolerant
 from dbae.config import UserError
 from eval.arrays import read_arrays
 from eval.samples import read_numbered
+from scripts import cli
 from scripts import encode as dbae_encode
 from scripts import reconstruct as dbae_reconstruction
 from scripts import train as dbae_train
@@ -375,6 +377,42 @@ def test_codes_go_on_without_the_bad_ones(tmp_path, checkpoint, monkeypatch, cap
     with pytest.raises(UserError, match=r"expected a good image, all 10 are bad; the first: .*has a bad image 0.jpg"):
         program(monkeypatch, dbae_encode, *words[:-1], f"--out={tmp_path / 'none.npz'}", "--on_bad_image=skip")
     assert not list(tmp_path.glob("none*"))
+
+
+ODD = [
+    "$x^$.png",
+    "a\nb.png",
+    "caf\udce9/1.png",
+    "-x.png",
+    "~.png",
+    "~root/[a] #_'\".png",
+    "e\u0301.png",
+    "\x1b[1m.png",
+]
+
+
+def test_names_are_text(tmp_path, checkpoint, capsys):
+    """Whatever is in them: in lists, messages and files."""
+    folder, out = image_folder(tmp_path / "im\udce9", ODD, 32, 32), tmp_path / "codes.npz"
+    for name in ("a\nb.png", "caf\udce9/1.png"):
+        (tmp_path / "im\udce9" / name).write_bytes(b"text")
+    words = sampling_words(checkpoint, folder, f"--out={out}")
+    with pytest.raises(SystemExit):
+        cli.run(lambda: dbae_encode.main(words))
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ") and not out.exists()
+    cli.run(lambda: dbae_encode.main([*words, "--on_bad_image=skip"]))
+    shown = capsys.readouterr()
+    assert r"a\nb.png: no image format" in shown.out and r"caf\udce9/1.png: no image format" in shown.out
+    assert set(json.loads(read_arrays(str(out))[1]["names"])) == {*ODD} - {"a\nb.png", "caf\udce9/1.png"}
+    assert {name for _, name in listed(tmp_path / "codes_bad_images.json")} == {"a\nb.png", "caf\udce9/1.png"}
+
+
+def test_folders_with_names_that_are_no_text_become_classes(tmp_path):
+    folder = image_folder(tmp_path / "own", [f"{kind}/{i}.png" for kind in ("caf\udce9", "tea") for i in range(10)])
+    assert prepare(["folder", "--source", folder, "--out", f"{tmp_path}/lmdb", "--size", "8", "--workers", "1"]) == 0
+    for name in (folder, f"{tmp_path}/lmdb"):
+        parts = labelled_splits(f"folder:{name}", "class", 8)
+        assert [len(part.targets) for part in parts.values()] == [16, 2, 2]
 
 
 def test_codes_go_on_with_another_batch_size(tmp_path, checkpoint, monkeypatch):
