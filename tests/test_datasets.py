@@ -285,6 +285,7 @@ LINEAR = GREY.replace(struct.pack(">i", round(2.4 * 65536)), struct.pack(">i", 6
         ("LA", (128, 255), LINEAR, (192, 192, 192)),
         ("L", 77, SWAPPED, (77, 77, 77)),
     ],
+    ids=["RGB", "RGBA", "P", "L", "LA", "L with a profile of RGB"],
 )
 def test_colours_are_converted_to_srgb(mode, colour, profile, expected):
     image = Image.new("RGB", (4, 4), colour).convert("P") if mode == "P" else Image.new(mode, (4, 4), colour)
