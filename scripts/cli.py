@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -92,13 +93,20 @@ def peek(args: list[str] | None, name: str, default: str = "", known: Iterable[s
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's ``main``; a UserError, or a path or disk that fails, becomes one line and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         main()
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def printable(text: str) -> str:
+    """The text on one line: control characters, and bytes of a file name that are no text, as escapes like ``\\n``."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _underscored(word: str) -> str:
