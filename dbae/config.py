@@ -16,6 +16,7 @@ OPTIMIZERS = ("radam", "adam", "adamw")
 EMA_RULES = ("constant", "warmup", "inverse-power")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 AUTOCAST = ("all", "unet")
+MAX_STEPS = 100_000  # of a time grid; there are more times, but nobody waits for them
 COMPILE = ("auto", "true", "false", "graphs")
 
 
@@ -149,7 +150,8 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        require_positive("steps", self.steps)
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UserError(f"steps: expected 1 to {MAX_STEPS}, got {self.steps}")
         require_positive("rho", self.rho)
         try:
             check_settings(self.sampler, **self.solver_settings)
@@ -174,7 +176,7 @@ def from_json(cls: type, values: Any, where: str) -> Any:
     hints = get_type_hints(cls)
     for name, value in values.items():
         if name not in hints:
-            raise UserError(f"{where}: unknown setting {name!r}")
+            raise UserError(f"{where}: unknown setting {name!r}; is it of a newer version?")
         if not _has_type(value, hints[name]):
             raise UserError(f"{where}: {name}: expected {getattr(hints[name], '__name__', hints[name])}, got {value!r}")
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dbae.config import UserError
-from dbae.io import seed_for
+from dbae.io import require_finite, seed_for
 from eval.arrays import Arrays, read_arrays, write_arrays
 
 Encode = Callable[[Tensor, Sequence[int]], dict[str, Tensor]]
@@ -43,11 +43,12 @@ def encode_dataset(
 def encode_batches(encode: Encode, batches: Iterable[tuple[Tensor, Tensor]], flip: bool = False) -> Iterator[Arrays]:
     """Features of each batch of uint8 images [n, 3, H, W] and numbers [n]; the numbers stand under ``index``.
 
-    Of a batch without images they are all there is.
+    Of a batch without images they are all there is. Raises UserError for features that are not finite.
     """
     for images, index in batches:
         features = encode(images.flip(3) if flip else images, index.tolist()) if len(index) else {}
-        yield {name: value.float().cpu().numpy() for name, value in features.items()} | {"index": index.numpy()}
+        features = {name: require_finite("codes", value.float().cpu()).numpy() for name, value in features.items()}
+        yield features | {"index": index.numpy()}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import os
 import re
 import sys
@@ -97,14 +98,20 @@ def peek(args: list[str] | None, name: str, default: str = "", known: Iterable[s
 def run(main: Callable[[], None]) -> None:
     """Run a script's ``main``; a UserError, or a path or disk that fails, becomes one line and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     try:
         main()
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def printable(text: str) -> str:
+    """The text on one line: control characters, and bytes of a file name that are no text, as escapes like ``\\n``."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _normalised(word: str) -> str:

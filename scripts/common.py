@@ -19,7 +19,7 @@ from torch import Tensor
 from datasets import build
 from datasets.base import ImageDataset
 from dbae import runtime
-from dbae.checkpoint import load_model, read_config, step_of
+from dbae.checkpoint import NAME, load_model, read_config, step_of
 from dbae.config import (
     RuntimeConfig,
     SampleConfig,
@@ -28,7 +28,7 @@ from dbae.config import (
     require_from_zero,
     require_positive,
 )
-from dbae.io import image_generators, randn_like, to_float, to_uint8
+from dbae.io import image_generators, randn_like, require_finite, to_float, to_uint8
 from dbae.methods import METHODS, AutoEncoder, DiffusionModel, preset, preset_name
 from dbae.progress import progress_bar
 from scripts.cli import Parser, given, peek
@@ -40,7 +40,9 @@ class ModelOptions:
 
     method: str = option("dbae", "method of an official file; other files state theirs")
     dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, toyfaces or folder:PATH")
-    model_path: str = option("", "weight file: ema_RATE_STEP.pt or model_STEP.pt", alias="model")
+    model_path: str = option(
+        "", "weight file: ema_RATE_STEP.pt, model_STEP.pt, or another name, also .safetensors", alias="model"
+    )
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
     batch_size: int = option(64, "images that pass through the model together, on each process")
@@ -120,8 +122,10 @@ def build_data(options: DataOptions, size: int, whole: bool = False) -> ImageDat
 
 
 def result_folder(model_path: str, *names: str) -> str:
-    """Folder of results beside a checkpoint: ``sample_{step}/NAME/...``."""
-    return os.path.join(os.path.dirname(model_path), f"sample_{step_of(model_path)}", *names)
+    """Folder of results beside a checkpoint: ``sample_{step}/NAME/...``, or ``sample_{stem}`` of another name."""
+    folder, name = os.path.split(model_path)
+    which = step_of(name) if NAME.fullmatch(name) else os.path.splitext(name)[0]
+    return os.path.join(folder, f"sample_{which}", *names)
 
 
 def print_dry_run(options: ModelOptions, about: dict[str, Any], **more: Any) -> None:
@@ -150,7 +154,9 @@ class TrainedModel:
 
     @classmethod
     def of(cls, model: DiffusionModel, options: ModelOptions, sampling: SampleConfig | None = None) -> "TrainedModel":
-        """With the settings that the options name."""
+        """With the settings that the options name. Raises UserError for a ``sampling`` that the model does not have."""
+        if sampling:
+            model.updates(sampling)
         return cls(model, sampling or model.SAMPLING, options.latent, options.seed, options.batch_size)
 
     @property
@@ -173,8 +179,9 @@ class TrainedModel:
         return arrays
 
     def encode(self, images: Tensor, index: Sequence[int] | None = None) -> Tensor:
-        """Codes [n, latent] of any number of images, by default numbered from 0."""
-        return torch.cat([self.encode_arrays(*batch)["z"] for batch in self._batches(images, index)])
+        """Codes [n, latent] of any number of images, by default numbered from 0. UserError where one is not finite."""
+        z = torch.cat([self.encode_arrays(*batch)["z"] for batch in self._batches(images, index)])
+        return require_finite("codes", z)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, index: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:

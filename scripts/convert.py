@@ -17,25 +17,23 @@ from dbae.config import UserError, option
 from dbae.methods import METHODS
 from scripts.cli import Parser, given, peek, run
 
-OTHER = {".pt": ".safetensors", ".safetensors": ".pt"}
-
 
 @dataclass(frozen=True)
 class ConvertOptions:
     """What to convert. Raises UserError for names of the wrong kind."""
 
     method: str = option("dbae", "method of an official file, which has no config.json")
-    model_path: str = option("", "weight file to read: .pt or .safetensors", alias="model")
+    model_path: str = option("", "weight file to read: .safetensors, or any other of torch", alias="model")
     out: str = option("", "file to write: .safetensors or .pt")
     dataset: str | None = option(None, "data set that a released file was trained on (checked against its size)")
     overwrite: bool = option(False, "replace files that are there already")
 
     def __post_init__(self) -> None:
-        kind = next((ending for ending in OTHER if self.model_path.endswith(ending)), None)
-        if kind is None:
-            raise UserError(f"model_path: expected a weight file .pt or .safetensors, got {self.model_path!r}")
-        if not self.out.endswith(OTHER[kind]):
-            raise UserError(f"out: expected a name that ends in {OTHER[kind]} for a {kind} file, got {self.out!r}")
+        ending = ".pt" if self.model_path.endswith(".safetensors") else ".safetensors"
+        if not self.model_path:
+            raise UserError("model_path: expected a weight file, got none")
+        if not self.out.endswith(ending):
+            raise UserError(f"out: expected a name that ends in {ending} for this weight file, got {self.out!r}")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from dbae.checkpoint import load_model
-from dbae.io import atomic_write, to_float, to_uint8
+from dbae.io import to_float, to_uint8
 from eval import samples
 from scripts.cli import Parser, run
-from scripts.figures import Row, draw_rows
+from scripts.figures import Row, draw_rows, plain_text, save_figure
 
 COLUMNS = 10
 
@@ -41,7 +41,8 @@ def main(args: list[str] | None = None) -> None:
     lines = [
         *(f"{name.replace('_', ' ')}  {value:.4f}" for name, value in report.get("metrics", {}).items()),
         "",
-        f"{report.get('images_evaluated', '?')} {settings.get('split', '')} images of {settings.get('dataset', '')}",
+        f"{report.get('images_evaluated', '?')} {settings.get('split', '')} images of "
+        + plain_text(settings.get("dataset", "")),
         f"{x[0].numel():,} pixel values as a code of {model.config.latent_dim}",
         f"{settings.get('sampler', '?')}, {report.get('nfe', '?')} network calls",
         f"trained on {int(log[-1]['images']):,} images in {float(log[-1]['seconds']) / 60:.1f} min",
@@ -62,8 +63,7 @@ def main(args: list[str] | None = None) -> None:
     left.spines[["top", "right"]].set_visible(False)
     right.axis("off")
     right.text(0, 0.95, "\n".join(lines), va="top", fontsize=11, linespacing=1.5)
-    with atomic_write(options.out) as file:
-        figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    save_figure(options.out, figure, bbox_inches="tight")
     print(f"wrote {options.out}")
 
 

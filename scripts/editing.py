@@ -30,7 +30,7 @@ from scripts.edit_inputs import (
     find_classifier,
     read_images,
 )
-from scripts.figures import Row, animation, check_rows, strip
+from scripts.figures import Row, animation, check_rows, plain_text, strip
 
 OFFICIAL_SCALES = {"Male": (-0.3, -0.15, 0.0, 0.15, 0.3), "Young": (-0.2, -0.1, 0.0, 0.1, 0.2)}
 TO_MEDIAN = ("reconstruction", "one third", "two thirds", "median")  # columns on the way to the median
@@ -76,11 +76,11 @@ class Job(NamedTuple):
     def path(self, names: Sequence[str], *details: str) -> str:
         """Path of a picture without its ending: what it shows, then how."""
         shown = "-".join(names) if len(names) <= 4 else f"{names[0]}-to-{names[-1]}-of-{len(names)}"
-        return os.path.join(self.folder, "_".join(part for part in (shown, *details) if part))
+        return os.path.join(self.folder, "_".join(part for part in (shown, *details) if part).replace("/", "_"))
 
     def write_images(self, made: Tensor, suffix: str = "") -> list[str]:
         """One PNG per image, at the model's size; with ``--paste`` the whole photo with it instead."""
-        paths = []
+        paths, suffix = [], suffix.replace("/", "_")
         for i, (name, image) in enumerate(zip(self.images.names, made, strict=True)):
             picture = Image.fromarray(image.permute(1, 2, 0).numpy())
             if self.options.paste:
@@ -105,7 +105,7 @@ def reconstruct(job: Job) -> list[str]:
     states, made = job.trained.reconstruct(job.images.pixels)
     names = job.images.names[:SHOWN]
     rows = [
-        Row("input", job.images.pixels[:SHOWN], names),
+        Row("input", job.images.pixels[:SHOWN], [plain_text(name) for name in names]),
         Row("$x_T$", states[:SHOWN]),
         Row("reconstruction", made[:SHOWN]),
     ]
@@ -124,7 +124,7 @@ def interpolate(job: Job) -> list[str]:
     fractions = [f"{i / (how.frames - 1):.2g}" for i in range(how.frames)]
     rows = []
     for i in range(len(pixels) - 1):
-        captions = [names[i], *fractions, names[i + 1]]
+        captions = [plain_text(names[i]), *fractions, plain_text(names[i + 1])]
         rows.append(Row("image $x_0$", [pixels[i], *made[i], pixels[i + 1]], captions))
         rows.append(Row("$x_T$", [None, *states[i]]))
     path = job.path(names, how.path, str(how.frames))
@@ -149,7 +149,7 @@ def manipulate(job: Job) -> list[str]:
     rows = []
     for i, name in enumerate(names):
         for k, edit in enumerate(edits):
-            rows.append(Row(edit.name, [pixels[i], *made[i, k]], [name, *edit.columns]))
+            rows.append(Row(plain_text(edit.name), [pixels[i], *made[i, k]], [plain_text(name), *edit.columns]))
             if not how.fix_xT:
                 rows.append(Row("$x_T$", [None, *states[i, k]]))
     attributes = "-".join(edit.name.replace(" ", "") for edit in edits)

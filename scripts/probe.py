@@ -18,7 +18,7 @@ from dbae.io import atomic_write, fingerprint, to_float, write_tensors
 from dbae.methods import AutoEncoder
 from eval.arrays import Arrays, read_arrays
 from eval.features import CachedFeatures, Encode, FeatureCache, encode_dataset, pca, reduced
-from eval.probe import Part, Result, fit, fit_fractions, predict, summary
+from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, predict, summary
 from eval.scores import json_safe
 from scripts.cli import Parser
 from scripts.common import ModelOptions, TrainedModel, load, parse, print_dry_run, result_folder
@@ -175,7 +175,11 @@ def write(
             beside["codes"] = about_codes(result.best, train)
         files["best", "json"] = json.dumps(beside, indent=2) + "\n"
     best = report["best"] if "last" in report and "best" in report else {}
-    lines = summary(report) | {f"{name} of the best epoch": best[name] for name in ("r", "mse") if best}
+    lines: dict[str, Any] = summary(report) | {f"{name} of the best epoch": best[name] for name in ("r", "mse") if best}
+    if missing := left_out(report):
+        lines |= {"mean": coverage(report).strip(), "left out, with one value on test": ", ".join(missing)}
+    if absent := report.get("absent", {}).get("test"):
+        lines["classes without test images"] = ", ".join(absent)
     files["test", "txt"] = "".join(f"{name}: {value}\n" for name, value in lines.items())
     for name, text in files.items():
         with atomic_write(stem.format(*name), "w") as file:
@@ -248,6 +252,6 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
             shares = (options.label_fraction, options.repeats, options.seed)
             report["label_fractions"] = fit_fractions(options.kind, parts, names, *shares, **how)
         path = write(result, report, baseline, parts["train"], names, options)
-        print(describe(summary(report)), f"({path})")
+        print(f"{describe(summary(report))}{coverage(report)}", f"({path})")
     runtime.cleanup()
     return None

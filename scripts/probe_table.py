@@ -3,7 +3,8 @@
 example:
   python -m scripts.probe_table --runs ckpt/celeba/sto,ckpt/celeba/det,ckpt/ffhq/sto --out table.md
 
-A run is a folder below which results.json files lie. Rows of the paper stand above ours; a .csv name writes CSV.
+A run is a folder below which results.json files lie. Rows of the paper stand above ours; a mean that
+leaves labels out says over how many it is; a .csv name writes CSV.
 """
 
 import csv
@@ -16,6 +17,7 @@ from typing import Any
 from dbae.checkpoint import read_config
 from dbae.config import UserError
 from dbae.io import atomic_write
+from eval.probe import coverage
 from scripts.cli import Parser, run
 
 HEADER = ("method", "trained on", "AP", "r", "MSE", "r (best epoch)", "probed on", "test images", "source")
@@ -63,8 +65,8 @@ def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
         yield (
             f"{os.path.basename(run_dir.rstrip('/'))} {features} {solver}",
             (read_config(os.path.dirname(checkpoint)) or {}).get("dataset", ""),
-            f"{classes['test']['ap']:.3f}" if classes else "",
-            f"{real['last']['r']:.3f}" if real else "",
+            f"{classes['test']['ap']:.3f}{coverage(classes)}" if classes else "",
+            f"{real['last']['r']:.3f}{coverage(real)}" if real else "",
             f"{real['last']['mse']:.3f}" if real else "",
             f"{real['best']['r']:.3f}" if real and "best" in real else "",
             ", ".join(task["data"] for task in tasks.values()),

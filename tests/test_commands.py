@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -178,6 +179,34 @@ def test_wrong_training_arguments(program, words, parts):
 )
 def test_wrong_reconstruction_arguments(program, checkpoint, position, value, parts):
     assert_one_line_error(program(reconstruct, *recon_words(checkpoint, **{position: value})), *parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rho": "0.1", "steps": "5", "churn_step_ratio": "0"}, "rho, steps: expected finite times"),
+        ({"rho": "1e300"}, "rho, steps: expected finite times"),
+        ({"guidance": "1e308"}, "euler: expected settings that give finite factors, got churn 0.33, guidance 1e+308"),
+        ({"steps": "100001"}, "steps: expected 1 to 100000, got 100001"),
+    ],
+)
+def test_settings_without_finite_factors_end_before_any_work(program, checkpoint, changes, told):
+    before = sorted(checkpoint.parent.rglob("*"))
+    assert_one_line_error(program(reconstruct, *recon_words(checkpoint, **changes)), told)
+    assert sorted(checkpoint.parent.rglob("*")) == before
+
+
+def test_weights_that_are_not_finite_end_every_start(tmp_path, checkpoint, program):
+    folder = tmp_path / "run"
+    shutil.copytree(checkpoint.parent, folder, ignore=shutil.ignore_patterns("sample_*"))
+    path = folder / checkpoint.name
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "out.2.bias": state["out.2.bias"] * torch.inf}, path)
+    told = "expected finite weights, 'out.2.bias' holds NaN or infinity"
+    assert_one_line_error(program(reconstruct, *recon_words(path)), told)
+    words = ["--dataset=toyfaces", "--stochastic=true", *tiny.FLAGS, f"--workdir={tmp_path}", "--device=cpu"]
+    assert_one_line_error(program(train, *words, f"--resume_checkpoint={path}"), told)
+    assert_one_line_error(program(train, *words, f"--resume_checkpoint={folder}"), "is a folder")
 
 
 def test_checkpoint_of_another_kind(tmp_path, program):

@@ -14,11 +14,14 @@ from parity import released_state
 from PIL import Image
 
 from datasets import toyfaces
-from dbae.config import SampleConfig
+from dbae.config import SampleConfig, UserError
 from dbae.io import to_uint8
+from eval.features import encode_batches
 from scripts import edit, interpolate, manipulate
 from scripts.cli import run
 from scripts.common import TrainedModel
+from scripts.figures import Row, plain_text, strip
+from scripts.probe_figure import draw
 
 IMAGES = [str(ROOT / "assets" / f"img{i}.png") for i in range(1, 5)]
 
@@ -154,6 +157,58 @@ def test_dry_run(checkpoint, call):
 
 def trained_tiny(**settings):
     return TrainedModel(tiny.model(), SampleConfig("euler", 2, churn=0.3), **settings)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_no_picture_and_no_code_from_what_is_not_finite(value):
+    trained, images = trained_tiny(), to_uint8(tiny.images(2))
+    z = trained.encode(images)
+    bias = trained.model.unet.out[2].bias
+    with torch.no_grad():
+        bias.fill_(value)
+        for made in (
+            lambda: trained.reconstruct(images),
+            lambda: trained.interpolate(images, 2, "linear"),
+            lambda: trained.shift(images, z, torch.zeros(1, 8), True),
+        ):
+            with pytest.raises(UserError, match="images: expected finite numbers from the model"):
+                made()
+        list(trained.model.encoder.parameters())[-1].fill_(value)
+    for codes in (
+        lambda: trained.encode(images),
+        lambda: list(encode_batches(trained.encode_arrays, [(images, torch.arange(2))])),
+    ):
+        with pytest.raises(UserError, match="codes: expected finite numbers from the model"):
+            codes()
+
+
+NAMES = ["$x^$", r"a\$b$", "a_b#[1]{}%", "x\udce9", "a\nb\x07", "名前 🙂", "_hidden"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_text_in_figures(tmp_path):
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    rows = [Row(plain_text(name), [image], [plain_text(name)]) for name in NAMES]
+    strip(str(tmp_path / "strip.png"), rows, "title")
+    scores = {name: {"ap": 0.5} for name in NAMES}
+    report = {"features": "model", "solver": "exact", "data": "folder:$x^$", "images": {"test": 9}}
+    draw(str(tmp_path / "bars.png"), report | {"test": {"ap": 0.5}, "attributes": scores})
+    assert plain_text("$x$") == r"\$x\$" and plain_text("a\n\udce9") == r"a\n\udce9"
+
+
+def test_names_of_files_are_text_in_programs(checkpoint, call, tmp_path):
+    paths = [os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/$x^$.png", b"/x\xe9.png", b"/a\nb.png")]
+    for path in paths:
+        with open(path, "wb") as file, open(IMAGES[0], "rb") as source:
+            file.write(source.read())
+    words = [f"--model={checkpoint}", "--images", *paths, f"--out={tmp_path / 'out'}", "--steps=1"]
+    call(edit, "reconstruct", *words)
+    call(edit, "encode", *words)
+    with np.load(tmp_path / "out/codes.npz") as codes:
+        assert codes["name"].tolist() == ["$x^$", "x\udce9", "a\nb"]
+    assert {"$x^$.png", "x\udce9.png", "a\nb.png"} < set(os.listdir(tmp_path / "out"))
+    error = call(edit, "encode", f"--model={checkpoint}", f"--images={tmp_path}/no\nfile\udce9", status=2)
+    assert r"no\nfile\udce9" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])

@@ -13,7 +13,7 @@ from test_labelled import lfw  # noqa: F401 - a fixture
 from datasets import toyfaces
 from dbae.config import UserError
 from eval.arrays import read_arrays
-from scripts import encode, infer_class, infer_reg, probe_table
+from scripts import convert, edit, encode, infer_class, infer_reg, probe_table, reconstruct
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,44 @@ def test_table_and_baseline_picture(checkpoint, photos, tmp_path):
         probe_table.main([f"--runs={checkpoint.parent}", f"--out={tmp_path / name}"])
         text = (tmp_path / name).read_text()
         assert "DBAE-d" in text and "0.650" in text and "toyfaces" in text
+
+
+@pytest.mark.parametrize("name", ["export [1] $x$.safetensors", "weights.bin"])
+def test_every_program_reads_weights_of_any_name(checkpoint, photos, tmp_path, name):
+    path, out = tmp_path / name, tmp_path / "out"
+    if name.endswith(".safetensors"):
+        convert.main([f"--model_path={checkpoint}", f"--out={path}"])
+    else:
+        path.write_bytes(checkpoint.read_bytes())
+        (tmp_path / "config.json").write_bytes((checkpoint.parent / "config.json").read_bytes())
+    infer_class.main(small(path, photos))
+    folder = tmp_path / f"sample_{path.stem}"
+    assert (folder / f"downstream_inference/multitask_ema_{photos.name}/results.json").exists()
+    words = [f"--dataset=folder:{photos}", f"--model_path={path}", "--device=cpu", "--limit=2"]
+    reconstruct.main([*words, "--steps=1", "--split=test"])
+    assert (folder / "euler_7.0_1_w=1.0_churn=0.0/metrics.json").exists()
+    encode.main([*words, f"--out={tmp_path / 'codes.npz'}"])
+    for action in (["reconstruct"], ["manipulate", "--attributes=left"]):  # along the probe that was made above
+        edit.main([*action, f"--model={path}", f"--images={photos / '000.png'}", f"--out={out}", "--steps=1"])
+    assert (out / "000_left.png").exists()
+
+
+def test_a_label_with_one_class_is_named_wherever_its_mean_stands(checkpoint, photos, tmp_path, capsys):
+    (tmp_path / "one.csv").write_text("file,all $,mix\n" + "".join(f"{i:03d}.png,1,{i % 2}\n" for i in range(40)))
+    for solver, score in (("adam", "ap"), ("knn", "accuracy")):
+        more = [f"--labels={tmp_path / 'one.csv'}", f"--solver={solver}"]
+        infer_class.main(small(checkpoint, photos, *more))
+        assert " over 1 of 2 labels (" in capsys.readouterr().out
+        tag = "" if solver == "adam" else "_model_knn"
+        report = results(checkpoint, f"multitask_ema_{photos.name}", f"results{tag}.json")
+        assert report["test"][score] == report["attributes"]["mix"][score]
+        assert report["single_class"]["test"] == ["all $"] and report["attributes"]["all $"][score] is None
+        folder = checkpoint.parent / f"sample_20/downstream_inference/multitask_ema_{photos.name}"
+        assert (
+            "mean: over 1 of 2 labels\nleft out, with one value on test: all $"
+            in (folder / f"test{tag}.txt").read_text()
+        )
+    assert any(" over 1 of 2 labels" in row[2] for row in probe_table.rows_of(str(checkpoint.parent)))
 
 
 def test_a_launcher_without_its_arguments():

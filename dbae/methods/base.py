@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dbae.config import SampleConfig, UserError
-from dbae.diffusion import Preconditioning, Process, integrate, solver_updates, time_grid
+from dbae.diffusion import Preconditioning, Process, Update, integrate, solver_updates, time_grid
 from dbae.io import Generators, randn_like, to_float
 
 Cond = dict[str, Tensor]
@@ -105,21 +105,28 @@ class DiffusionModel(nn.Module):
         """Images in [-1, 1] from the state ``x_start`` at the first time of the grid.
 
         The estimate of x_0 is clamped to [-1, 1] at every call. Noise comes from ``generator``, one or one per image.
-        Raises UserError for a sampler, or steps of a grid, that the process does not have.
+        What is not finite becomes NaN, as clamping would hide an infinity. Raises UserError as ``updates`` does.
         """
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.denoise(x_t, t, **cond).clamp(-1, 1)
+            return _clamped(self.denoise(x_t, t, **cond))
 
         def noise(x: Tensor) -> Tensor:
             return randn_like(x, generator)
 
+        return _clamped(integrate(denoise, x_start, self.updates(sampling), noise))
+
+    def updates(self, sampling: SampleConfig) -> list[Update]:
+        """What the sampler does in every step.
+
+        Raises UserError for a sampler, or steps of a grid, that the process does not have, and for settings so extreme
+        that times or factors are not finite.
+        """
         try:
             ts = time_grid(self.process, sampling.steps, sampling.rho, sampling.grid)
-            updates = solver_updates(sampling.sampler, self.process, ts, **sampling.solver_settings)
-        except ValueError as error:
+            return solver_updates(sampling.sampler, self.process, ts, **sampling.solver_settings)
+        except (ValueError, ArithmeticError) as error:
             raise UserError(str(error)) from None
-        return integrate(denoise, x_start, updates, noise).clamp(-1, 1)
 
     def sampling(self, **settings: Any) -> SampleConfig:
         """The method's own way to sample with some settings changed, fields of SampleConfig. UserError for others."""
@@ -259,3 +266,8 @@ def preset(method: type[DiffusionModel], cls: type, dataset: str, overrides: Map
 def _per_image(coefficient: Tensor, x: Tensor) -> Tensor:
     """[N] -> [N, 1, ...], to multiply x [N, ...]."""
     return coefficient.view(-1, *[1] * (x.ndim - 1))
+
+
+def _clamped(x: Tensor) -> Tensor:
+    """x in [-1, 1], NaN where it is not finite."""
+    return torch.where(x.isfinite(), x, torch.nan).clamp(-1, 1)

@@ -168,8 +168,6 @@ class DBAE(AutoEncoder):
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor], path: str, dataset: str | None, **fields: Any) -> DBAEConfig:
-        if fields.get("schedule") is None:
-            raise UserError(f"schedule: needed for {path}, which has no config.json beside it")
         size = next((int(m[1]) for m in (re.fullmatch(r"decoder\.to_(\d+)\.weight_orig", n) for n in state) if m), None)
         try:
             latent_dim = state["label_emb.weight"].shape[1]
@@ -184,6 +182,8 @@ class DBAE(AutoEncoder):
             raise UserError(f"{path}: not a DBAE checkpoint ({error} is missing)") from None
         if size is None:
             raise UserError(f"{path}: not a DBAE checkpoint (it has no endpoint decoder)")
+        if fields.get("schedule") is None:
+            raise UserError(f"schedule: needed for {path}, which has no config.json beside it")
         if dataset is not None and (expected := preset(cls, DBAEConfig, dataset, {}).image_size) != size:
             raise UserError(f"{path}: made for {size}x{size} images, but {dataset} is {expected}x{expected}")
         return DBAEConfig(**shapes, **{name: value for name, value in fields.items() if name not in shapes})
