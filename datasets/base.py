@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from datasets.images import BadImage, UnreadableImage, reason_of
 from datasets.labels import LabelTable, Targets
 from dbae.config import UserError
-from dbae.io import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -71,26 +70,34 @@ class ImageDataset(Dataset):
         """Paths of the files that hold the split's images: one for each, or one for all; none where they are drawn."""
         return ()
 
-    def digest(self) -> str:
-        """16 hexadecimal digits of what the split holds: names of images, and sizes and times of change of files."""
+    def digest(self, times: bool = True) -> str:
+        """16 hexadecimal digits of what the split holds: names of images, and sizes and times of change of files.
+
+        Without ``times`` it is the same for a copy.
+        """
         digest = hashlib.sha256()
         for i in range(len(self)):
             digest.update(f"{self.name_of(i)}\0".encode(errors="surrogateescape"))
         for path in self.files():
             stat = os.stat(path) if os.path.exists(path) else None
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode() if stat else b"missing\0")
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns * times}\0".encode() if stat else b"missing\0")
         return digest.hexdigest()[:16]
 
-    def labels_digest(self) -> str:
-        """16 hexadecimal digits of the contents of the file of labels; none without such a file."""
-        if self.labels_path is None or not os.path.isfile(self.labels_path):
-            return ""
-        return fingerprint(self.labels_path)
+    def labels_digest(self, kind: str | None = None) -> str:
+        """16 hexadecimal digits of what ``targets`` has of a kind: names and values."""
+        targets = self.targets(kind)
+        digest = hashlib.sha256(repr((targets.kind, targets.names)).encode(errors="surrogateescape"))
+        digest.update(targets.values.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def place(self) -> str:
+        """Resolved path of the folder or file that holds the images."""
+        return os.path.realpath(self.title)
 
     def identity(self) -> dict[str, Any]:
         """What results depend on, of the images: where they lie, how large they are read, and their ``digest``."""
-        place = os.path.realpath(self.title) if os.path.exists(self.title) else self.title
-        return {"data": place, "size": self.size, "images": len(self), "digest": self.digest()}
+        return {"data": self.place, "size": self.size, "images": len(self), "digest": self.digest()}
 
     def part(self, positions: Sequence[int]) -> "ImageDataset":
         """The same with the images at some positions only."""
