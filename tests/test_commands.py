@@ -176,7 +176,7 @@ def test_a_run_knows_its_data(tmp_path, program):
     config.write_text(json.dumps({name: value for name, value in content.items() if name != "data"}))
     status, shown, error = attempt(data, 3)
     assert status == 0 and "steps 2 to 3" in shown and json.loads(config.read_text())["data"] == entry, error
-    (data / "3.png").write_bytes(encoded(picture(30), 101))
+    (data / "3.png").write_bytes(encoded(picture(30)))
     assert_one_line_error(attempt(data, 4), "images_digest: the run")
 
 
