@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from datasets.images import BadImage, UnreadableImage, reason_of
 from datasets.labels import LabelTable, Targets
 from dbae.config import UserError
-from dbae.io import fingerprint
 
 
 class ImageDataset(Dataset):
@@ -67,20 +66,28 @@ class ImageDataset(Dataset):
         """Paths of the files that hold the split's images: one for each, or one for all; none where they are drawn."""
         return ()
 
-    def digest(self) -> str:
-        """16 hexadecimal digits of what the split holds: names of images, and sizes and times of change of files."""
-        return digest_of(map(self.name_of, range(len(self))), self.files())
+    def digest(self, times: bool = True) -> str:
+        """16 hexadecimal digits of what the split holds: names of images, and sizes and times of change of files.
 
-    def labels_digest(self) -> str:
-        """16 hexadecimal digits of the file of labels, with FILE:COLUMN the column, too; none without such a file."""
-        path = self.labels_path or ""
-        file, colon, column = (path, "", "") if os.path.isfile(path) else path.rpartition(":")
-        return fingerprint(file) + colon + column if os.path.isfile(file) else ""
+        Without ``times`` it is the same for a copy.
+        """
+        return digest_of(map(self.name_of, range(len(self))), self.files(), times)
+
+    def labels_digest(self, kind: str | None = None) -> str:
+        """16 hexadecimal digits of what ``targets`` has of a kind: names and values."""
+        targets = self.targets(kind)
+        digest = hashlib.sha256(repr((targets.kind, targets.names)).encode(errors="surrogateescape"))
+        digest.update(targets.values.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def place(self) -> str:
+        """Resolved path of the folder or file that holds the images."""
+        return os.path.realpath(self.title)
 
     def identity(self) -> dict[str, Any]:
         """What results depend on, of the images: where they lie, how large they are read, and their ``digest``."""
-        place = os.path.realpath(self.title) if os.path.exists(self.title) else self.title
-        return {"data": place, "size": self.size, "images": len(self), "digest": self.digest()}
+        return {"data": self.place, "size": self.size, "images": len(self), "digest": self.digest()}
 
     def part(self, positions: Sequence[int]) -> "ImageDataset":
         """The same with the images at some positions only."""
@@ -103,14 +110,14 @@ class ImageDataset(Dataset):
         return self.name(self.indices[i])
 
 
-def digest_of(names: Iterable[str], files: Iterable[str]) -> str:
-    """16 hexadecimal digits of names of images, and of the sizes and times of change of files."""
+def digest_of(names: Iterable[str], files: Iterable[str], times: bool = True) -> str:
+    """16 hexadecimal digits of names of images, and of the sizes and, unless told otherwise, times of change of files."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}\0".encode(errors="surrogateescape"))
     for path in files:
         stat = os.stat(path) if os.path.exists(path) else None
-        digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode() if stat else b"missing\0")
+        digest.update(f"{stat.st_size} {stat.st_mtime_ns * times}\0".encode() if stat else b"missing\0")
     return digest.hexdigest()[:16]
 
 

@@ -227,6 +227,10 @@ class ToyFaces(ImageDataset):
     def files(self) -> list[str]:
         return [self.store.file] if self.store else []
 
+    @property
+    def place(self) -> str:
+        return os.path.realpath(self.store.path) if self.store else self.title
+
     def targets(self, kind: str | None = None) -> Targets:
         if kind == "class":
             colours = list(HAIR_COLOURS)

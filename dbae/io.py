@@ -5,6 +5,7 @@ Paths may be anything that ``blobfile`` reads and writes. Nothing in a file is e
 
 import hashlib
 import io
+import json
 import os
 import re
 import secrets
@@ -71,6 +72,50 @@ def remove_unfinished(folder: str) -> None:
     for name in listdir(folder) if "://" not in folder else []:
         if UNFINISHED.fullmatch(name):
             os.remove(os.path.join(folder, name))
+
+
+def check_outputs(outputs: Iterable[str], inputs: Iterable[str]) -> None:
+    """Raise UserError where a file to be written is one of those that are read, whatever their names."""
+    written = {place: path for path in outputs if (place := _place(path))}
+    for path in inputs if written else ():
+        if (place := _place(path)) in written:
+            raise UserError(f"out: {written[place]} is an input, and inputs are never overwritten; write elsewhere")
+
+
+def _place(path: str) -> tuple[int, int] | None:
+    """Device and inode of a local file, which links share; None where there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError where it is none."""
+    try:
+        with bf.BlobFile(path, "r") as file:
+            content = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object")
+    return content
+
+
+def differing(found: Any, wanted: Mapping[str, Any]) -> str:
+    """The entries in which settings read from JSON differ from ``wanted`` ones, few with values; empty if in none."""
+    if not isinstance(found, dict) or not found:
+        return "origin (not stated, perhaps by an older version)"
+    wanted = json.loads(json.dumps(wanted))
+    names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    if len(names) > 4:
+        return ", ".join(names)
+    return ", ".join(f"{name} ({_shown(found.get(name))}, now {_shown(wanted.get(name))})" for name in names)
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def listdir(path: str) -> list[str]:

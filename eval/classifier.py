@@ -23,6 +23,7 @@ class AttributeClassifier:
     bias: Tensor  # [attributes]
     std: Tensor | None = None  # [latent], of the training codes
     median_logits: Tensor | None = None  # [attributes], over the training images that have the attribute
+    weights: str | None = None  # fingerprint of the weights it was trained on, empty where its JSON states none
 
     def index(self, attribute: str) -> int:
         """Row of an attribute given by name (case and spaces do not matter) or number. Raises UserError otherwise."""
@@ -84,6 +85,7 @@ def _read_about(path: str, attributes: int, latent_dim: int) -> dict[str, Any]:
         with bf.BlobFile(path, "r") as file:
             content = json.load(file)
         about: dict[str, Any] = {"names": tuple(str(name) for name in content["attributes"])}
+        about["weights"] = str(content.get("weights", ""))
         if "codes" in content:
             medians = [float("nan") if m is None else m for m in content["codes"]["median_logit_of_positives"]]
             about["std"] = torch.tensor(content["codes"]["std"], dtype=torch.float32)
@@ -91,6 +93,6 @@ def _read_about(path: str, attributes: int, latent_dim: int) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: expected what infer_class_dbae.sh writes beside best.pt ({error})") from None
     expected = {"names": attributes, "std": latent_dim, "median_logits": attributes}
-    if any(len(value) != expected[name] for name, value in about.items()):
+    if any(len(about[name]) != length for name, length in expected.items() if name in about):
         raise UserError(f"{path}: expected {attributes} attributes and codes of {latent_dim} numbers, as in best.pt")
     return about

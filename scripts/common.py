@@ -50,6 +50,8 @@ class ModelOptions:
     seed: int = option(0, "seed of every random number")
     device: str = option("auto", "auto, cpu or cuda")
     num_workers: int = option(0, "processes that read images")
+    out: str | None = option(None, "folder to write to in place of the checkpoint's, which may be read-only")
+    overwrite: bool = option(False, "replace results of other settings that are there already")
     dry_run: bool = option(False, "print the resolved configuration and exit")
     check: int = option(0, "check arguments, weights and data for N processes, and exit; 0: run")
 
@@ -116,16 +118,21 @@ def load_autoencoder(options: ModelOptions, about: dict[str, Any], device: torch
 
 def build_data(options: DataOptions, size: int, whole: bool = False) -> ImageDataset:
     """The images that the options name, at the model's size; ``whole`` is as in ``datasets.build``."""
-    return build(
-        options.dataset, options.split, size, options.data_root, options.data_dir, options.split_range, whole=whole
-    )
+    data = build(
+        options.dataset, options.split, size, options.data_root, options.data_dir, options.split_range,
+        whole=whole and options.limit is None,
+    )  # fmt: skip
+    return data.part(range(min(len(data), options.limit))) if options.limit else data
 
 
-def result_folder(model_path: str, *names: str) -> str:
-    """Folder of results beside a checkpoint: ``sample_{step}/NAME/...``, or ``sample_{stem}`` of another name."""
+def result_folder(model_path: str, *names: str, out: str | None = None) -> str:
+    """Folder of results: ``sample_{step}/NAME/...``, for other names of files ``sample_{stem}``.
+
+    It is beside the checkpoint, or below ``out``.
+    """
     folder, name = os.path.split(model_path)
     which = step_of(name) if NAME.fullmatch(name) else os.path.splitext(name)[0]
-    return os.path.join(folder, f"sample_{which}", *names)
+    return os.path.join(out or folder, f"sample_{which}", *names)
 
 
 def print_dry_run(options: ModelOptions, about: dict[str, Any], **more: Any) -> None:
@@ -167,6 +174,18 @@ class TrainedModel:
     def settings(self) -> dict[str, Any]:
         """The sampling as keywords of the model's functions."""
         return dataclasses.asdict(self.sampling)
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on beside the weights and the images, ready for JSON."""
+        model = self.model
+        return {
+            "latent": self.latent,
+            "seed": self.seed,
+            **{name: getattr(model.config, name) for name in model.OVERRIDABLE},
+            "precision": model.precision,
+            "autocast": sorted(model.amp),
+            **self.sampling.as_dict(),
+        }
 
     @torch.no_grad()
     def encode_arrays(self, images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:

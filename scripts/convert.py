@@ -14,6 +14,7 @@ import blobfile as bf
 
 from dbae.checkpoint import config_content, load_model, read_config, read_weights, save_weights, write_config
 from dbae.config import UserError, option
+from dbae.io import check_outputs
 from dbae.methods import METHODS
 from scripts.cli import Parser, given, peek, run
 
@@ -50,6 +51,7 @@ def main(args: list[str] | None = None) -> None:
         if bf.exists(path) and not options.overwrite:
             raise UserError(f"out: {path} is there already; give --overwrite true to replace it, or another name")
 
+    check_outputs([options.out, *([bf.join(folder, "config.json")] * plain)], [options.model_path])
     found = read_weights(options.model_path)[1] or read_config(bf.dirname(options.model_path))
     model = load_model(
         options.model_path,

@@ -6,13 +6,14 @@ example:
 
 import csv
 import os
+from itertools import chain
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from dbae.checkpoint import load_model
-from dbae.io import to_float, to_uint8
+from dbae.io import check_outputs, to_float, to_uint8
 from eval import samples
 from scripts.cli import Parser, run
 from scripts.figures import Row, draw_rows, plain_text, save_figure
@@ -30,6 +31,7 @@ def main(args: list[str] | None = None) -> None:
 
     with open(os.path.join(os.path.dirname(options.model_path), "progress.csv")) as file:
         log = list(csv.DictReader(file))
+    check_outputs([options.out], [options.model_path, *chain(*samples.pairs(options.sample_path))])
     parts = (samples.read_part(path)[:COLUMNS] for path in samples.pairs(options.sample_path)[0])
     real, fake = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in parts)
     model = load_model(options.model_path)

@@ -82,6 +82,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--out", default="", metavar="PATH", help="file to write, .md or .csv (default: print)")
     options = parser.parse_args(args)
 
+    if options.out and not options.out.endswith((".md", ".csv")):
+        raise UserError(f"out: expected a name that ends in .md or .csv, got {options.out!r}")
     rows = [*published_rows(), *(row for run_dir in options.runs.split(",") for row in rows_of(run_dir))]
     if options.out.endswith(".csv"):
         buffer = io.StringIO()

@@ -112,6 +112,9 @@ def test_nothing_is_replaced_unasked(tmp_path, weights):
         converted(weights, out)
     assert out.read_bytes() == b"mine"
     converted(weights, out, "--overwrite")
+    (tmp_path / "linked.safetensors").hardlink_to(weights)
+    with pytest.raises(UserError, match="is an input, and inputs are never overwritten"):
+        converted(weights, tmp_path / "linked.safetensors", "--overwrite")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text("mine")
     with pytest.raises(UserError, match=r"out: .*other/config.json is there already"):

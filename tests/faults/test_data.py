@@ -311,13 +311,12 @@ def sampling_words(checkpoint, folder, *more):
 
 def test_a_reconstruction_goes_on_without_the_bad_ones(tmp_path, checkpoint, monkeypatch, capsys):
     folder = broken_folder(tmp_path / "images")
+    (tmp_path / "images/4.jpg").write_bytes(b"text")  # now a whole batch, 4 and 5, is bad
     words = sampling_words(checkpoint, folder, "--steps=2", "--evaluate", "--metrics=MSE")
     with pytest.raises(UserError, match=r"has a bad image 2.jpg"):
         program(monkeypatch, dbae_reconstruction, *words, "--overwrite")
     (results,) = (checkpoint.parent / "sample_20").glob("euler_7.0_2_*")
     before = (results / "0_fake_sample_0.npz").stat().st_mtime_ns
-    picture(6, 32, 32).save(tmp_path / "images/7.jpg")
-    (tmp_path / "images/4.jpg").write_bytes(b"text")  # now a whole batch, 4 and 5, is bad
     for _ in range(2):  # goes on, then is complete
         program(monkeypatch, dbae_reconstruction, *words, "--on_bad_image=skip")
         kept = [0, 1, 3, 7, 8, 9]
