@@ -111,7 +111,7 @@ class ImageDataset(Dataset):
 
 
 def digest_of(names: Iterable[str], files: Iterable[str], times: bool = True) -> str:
-    """16 hexadecimal digits of names of images, and of their files' sizes and, unless told otherwise, times of change."""
+    """16 hexadecimal digits of names of images and of sizes, and unless told otherwise times of change, of files."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}\0".encode(errors="surrogateescape"))

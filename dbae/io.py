@@ -181,12 +181,12 @@ def read_tensors(path: str) -> dict[str, Any]:
 def read_head(path: str) -> bytes:
     """The first 512 bytes of a file. Raises UserError where there is none, or one cannot read it."""
     if bf.isdir(path):
-        raise UserError(f"model_path: {path} is a folder; expected a weight file, such as one in it")
+        raise UserError(f"{path} is a folder; expected a weight file, such as one in it")
     try:
         with bf.BlobFile(path, "rb") as file:
             return file.read(512)
     except PermissionError:
-        raise UserError(f"model_path: {path} cannot be read: permission denied") from None
+        raise UserError(f"{path} cannot be read: permission denied") from None
     except (OSError, ValueError, bf.Error):
         raise UserError(f"model_path: no such file: {path}") from None
 
@@ -244,7 +244,7 @@ def to_uint8(x: Tensor) -> Tensor:
 def require_finite(name: str, x: Tensor) -> Tensor:
     """The tensor x; raises UserError where a number in it is not finite. It waits for a GPU: not for inner loops."""
     if not x.isfinite().all():
-        raise UserError(f"{name}: expected finite numbers from the model, got NaN or infinity")
+        raise UserError(f"{name}: expected finite numbers, got NaN or infinity")
     return x
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dbae.config import UserError
-from dbae.io import read_tensors
+from dbae.io import read_tensors, require_finite
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,16 @@ class AttributeClassifier:
 def read_classifier(path: str, latent_dim: int, names: Sequence[str] = ()) -> AttributeClassifier:
     """Read ``best.pt`` and, where it is there, ``best.json`` beside it; ``names`` stand in for missing names.
 
-    Raises UserError for a file that is missing, is no ``Linear(latent_dim, attributes)``, or does not match its JSON.
+    Raises UserError for a file that is missing, is no ``Linear(latent_dim, attributes)`` of finite numbers, or does not
+    match its JSON.
     """
     state = read_tensors(path)
     weight, bias = state.get("weight"), state.get("bias")
-    if set(state) != {"weight", "bias"} or weight.ndim != 2 or bias.shape != weight.shape[:1]:
-        raise UserError(f"classifier: {path}: expected the weight and bias of a linear layer, got {', '.join(state)}")
+    tensors = set(state) == {"weight", "bias"} and all(isinstance(part, Tensor) for part in state.values())
+    if not tensors or weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        names = ", ".join(map(str, state))
+        raise UserError(f"classifier: {path}: expected the weight and bias of a linear layer, got {names}")
+    require_finite(f"classifier: {path}", torch.cat([weight.flatten(), bias]))
     if weight.shape[1] != latent_dim:
         raise UserError(f"classifier: {path} reads codes of {weight.shape[1]} numbers, the model's have {latent_dim}")
     about = _read_about(path.removesuffix(".pt") + ".json", len(weight), latent_dim)

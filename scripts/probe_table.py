@@ -52,11 +52,16 @@ def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
     for root, _, names in sorted(os.walk(run_dir)):
         for name in sorted(names):
             if "downstream_inference" in root and name.startswith("results") and name.endswith(".json"):
-                with open(os.path.join(root, name)) as file:
-                    report = json.load(file)
-                if report["solver"] != "knn" and report["task"] in ("classification", "regression"):
+                path = os.path.join(root, name)
+                try:
+                    with open(path, "rb") as file:
+                        report = json.loads(file.read())
                     key = (report["checkpoint"], report["features"], report["solver"])
-                    found.setdefault(key, {})[report["task"]] = report
+                    task = report["task"]
+                except (ValueError, KeyError, TypeError):
+                    raise UserError(f"{path}: expected the results of a probe") from None
+                if report["solver"] != "knn" and task in ("classification", "regression"):
+                    found.setdefault(key, {})[task] = report
     if not found:
         expected = f"expected probes below {run_dir} (sample_*/downstream_inference/*/results.json)"
         raise UserError(f"runs: {expected}, none there")

@@ -60,6 +60,8 @@ def test_another_size_gets_that_size_multipliers():
         (DBAEConfig, {"image_size": 32, "channel_mult": (1,) * 6}),
         (DBAEConfig, {"decoder_channels": 3}),
         (DBAEConfig, {"end_data": float("nan")}),
+        (DBAEConfig, {"end_data": 1e200}),  # whose square is no number
+        (DBAEConfig, {"sigma_data": 1e-200}),
         (TrainConfig, {"batch_size": 0}),
         (TrainConfig, {"microbatch": 0}),
         (TrainConfig, {"lr": float("nan")}),

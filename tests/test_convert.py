@@ -131,7 +131,7 @@ def test_nothing_is_replaced_unasked(tmp_path, weights):
             r"out: expected a name that ends in .safetensors for this weight file, got .*b.pt",
         ),
         ("a.safetensors", "b.safetensors", "out: expected a name that ends in .pt for this weight file"),
-        ("", "b.safetensors", r"model_path: .* is a folder; expected a weight file"),
+        ("", "b.safetensors", " is a folder; expected a weight file"),
         ("absent.pt", "b.safetensors", r"no such file: .*absent.pt"),
         ("absent.safetensors", "b.pt", r"no such file: .*absent.safetensors"),
         ("run/opt_000020.pt", "b.safetensors", "expected tensors by name; 'optimizer' holds none"),

@@ -66,7 +66,7 @@ class DBAEConfig:
             if min(factors) < 1 or self.image_size >> (len(factors) - 1) < 2:
                 raise UserError(f"{name}: expected positive factors that fit {self.image_size} px, got {factors}")
         check_choices(self)
-        for name in ("norm_groups", "num_res_blocks", "head_channels", "latent_dim", "sigma_data"):
+        for name in ("norm_groups", "num_res_blocks", "head_channels", "latent_dim"):
             require_positive(name, getattr(self, name))
         if self.num_channels < 1 or self.num_channels % self.norm_groups:
             raise UserError(
@@ -76,8 +76,9 @@ class DBAEConfig:
             raise UserError(f"decoder_channels: expected an even number from 2, got {self.decoder_channels}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout: expected a number in [0, 1), got {self.dropout}")
-        if not 0 <= self.end_data < float("inf"):
-            raise UserError(f"end_data: expected a number from 0, got {self.end_data}")
+        for name, least in (("sigma_data", 1e-3), ("end_data", 0)):
+            if not least <= getattr(self, name) <= 1e3:
+                raise UserError(f"{name}: expected a number from {least:g} to 1000, got {getattr(self, name)}")
 
     @property
     def name(self) -> str:
