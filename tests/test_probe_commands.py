@@ -158,9 +158,9 @@ def test_every_program_reads_weights_of_any_name(checkpoint, photos, tmp_path, n
 
 
 def test_a_label_with_one_class_is_named_wherever_its_mean_stands(checkpoint, photos, tmp_path, capsys):
-    (tmp_path / "one.csv").write_text("file,all $,mix\n" + "".join(f"{i:03d}.png,1,{i % 2}\n" for i in range(40)))
+    (tmp_path / "one.csv").write_text("file,all $,mix\n" + "".join(f"{i:03d}.png,1,{i // 2 % 2}\n" for i in range(40)))
     for solver, score in (("adam", "ap"), ("knn", "accuracy")):
-        more = [f"--labels={tmp_path / 'one.csv'}", f"--solver={solver}"]
+        more = [f"--labels={tmp_path / 'one.csv'}", f"--solver={solver}", "--overwrite=true"]
         infer_class.main(small(checkpoint, photos, *more))
         assert " over 1 of 2 labels (" in capsys.readouterr().out
         tag = "" if solver == "adam" else "_model_knn"

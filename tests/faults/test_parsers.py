@@ -94,7 +94,9 @@ def test_any_config_json_is_read_or_refused(file, content):
     (folder / "config.json").write_bytes(content)
     read = refused_or(lambda: read_config(str(folder)), UserError)
     assert read is None or "model" in read
-    refused_or(lambda: dbae_train.check_run_folder(str(folder), "dbae", DBAEConfig(), TrainConfig()), UserError)
+    refused_or(
+        lambda: dbae_train.check_run_folder(str(folder), "dbae", DBAEConfig(), TrainConfig(), {"path": "x"}), UserError
+    )
 
 
 # -- Command lines -----------------------------------------------------------------------------------------------------
