@@ -87,7 +87,7 @@ class ImageDataset(Dataset):
 
     def identity(self) -> dict[str, Any]:
         """What results depend on, of the images: where they lie, how large they are read, and their ``digest``."""
-        return {"data": self.place, "size": self.size, "images": len(self), "digest": self.digest()}
+        return {"data": self.place, "size": self.size, "images": len(self), "digest of images": self.digest()}
 
     def part(self, positions: Sequence[int]) -> "ImageDataset":
         """The same with the images at some positions only."""

@@ -187,7 +187,7 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
 
     codes = {}
     for split, each in splits.items():
-        about = {name: settings[f"{split} {name}"] for name in ("data", "size", "images", "digest")}
+        about = {name: settings[f"{split} {name}"] for name in ("data", "size", "images", "digest of images")}
         about["weights"] = settings["weights"]
         orientations = [
             encode_dataset(encode, each.dataset, options.batch_size, flip, f"{options.features} of {split}")

@@ -385,9 +385,9 @@ def test_reconstructions_are_identified_by_content(checkpoint, program, tmp_path
 
     # A folder of an earlier version, and one that is unfinished
     report = json.loads((folder / "metrics.json").read_text())
-    del report["settings"]["weights"], report["settings"]["digest"]
+    del report["settings"]["weights"], report["settings"]["digest of images"]
     (folder / "metrics.json").write_text(json.dumps(report))
-    assert_one_line_error(program(reconstruct, *words), "another weights (none, now ", "digest (none, now ")
+    assert_one_line_error(program(reconstruct, *words), "another weights (none, now ", "digest of images (none, now ")
     for part in folder.glob("*_sample_0.npz"):
         part.unlink()
     np.savez(folder / "0_real_sample_0.npz", samples=np.zeros((1, 8, 8, 3), np.uint8))
