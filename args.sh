@@ -50,15 +50,20 @@ data_from_here() {
 # options_from_here WORD...: fills OPTIONS with the words, those that name a file (with a dot or a slash) as seen from the root.
 options_from_here() {
     OPTIONS=()
-    local word
+    local word before=
     for word in "$@"; do
-        if [[ $word == --*=*[./]* ]]; then
+        if [[ $word == --out=[!/]* && $word != *://* ]]; then # may not be there yet
+            OPTIONS+=("--out=$HERE/${word#*=}")
+        elif [[ $before == --out && $word != /* && $word != *://* ]]; then
+            OPTIONS+=("$HERE/$word")
+        elif [[ $word == --*=*[./]* ]]; then
             OPTIONS+=("${word%%=*}=$(from_here "${word#*=}")")
         elif [[ $word != --* && $word == *[./]* ]]; then
             OPTIONS+=("$(from_here "$word")")
         else
             OPTIONS+=("$word")
         fi
+        before=$word
     done
 }
 

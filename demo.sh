@@ -41,10 +41,10 @@ step "draw $out/demo.png"
 "$PYTHON" -m scripts.demo_figure --model_path="$checkpoint" --sample_path="$samples" --out="$out/demo.png"
 
 step "interpolate"
-bash interpol_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 "${sampler[@]}" --out "$out"
+bash interpol_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 "${sampler[@]}" --out "$out" --overwrite
 
 if (($#)); then
     step "move attributes"
-    bash manipul_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 "${sampler[@]}" --out "$out" --images assets/img3.png \
+    bash manipul_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 "${sampler[@]}" --out "$out" --overwrite --images assets/img3.png \
         --attributes Male,Smiling,Blond_Hair,Eyeglasses --scales -0.2,-0.1,0,0.1,0.2 --fix_xT false
 fi

@@ -26,12 +26,14 @@ def main(args: list[str] | None = None) -> None:
     options = parser.parse_args(args)
 
     pairs = samples.pairs(options.sample_path)
+    samples.check_complete(options.sample_path)
     metrics = ReconstructionMetrics(options.metrics.split(","), setup(options.device), options.lpips_backbone)
     with progress_bar(len(pairs), "batch", "evaluate") as bar:
         for paths in pairs:
             metrics.update(*(torch.from_numpy(samples.read_part(path)) for path in paths))
             bar.set_postfix_str(f"{metrics.images} images  {describe(metrics.means())}", refresh=False)
             bar.update()
+    samples.check_complete(options.sample_path, metrics.images)
     samples.add_metrics(options.sample_path, metrics.means(), metrics.images)
     print(f"{describe(metrics.means())}  ({metrics.images} images)")
 

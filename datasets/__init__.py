@@ -6,7 +6,10 @@
 import os
 from dataclasses import dataclass
 
-from datasets.base import ImageDataset, log_once, tenths
+import numpy as np
+
+from datasets.base import ImageDataset, tenths
+from datasets.images import log_once
 from datasets.labels import KINDS, Targets
 from datasets.lfw import Lfw
 from datasets.lmdb import is_lmdb, open_store
@@ -16,6 +19,7 @@ from dbae.config import UserError
 __all__ = ["DATASETS", "KINDS", "ImageDataset", "Labelled", "Source", "Targets", "build", "labelled_splits"]
 
 OFFICIAL = ("celeba", "toyfaces", "lfw")  # sets that come with splits
+SPLIT_SEED = 2  # of the shuffle of folders: a small one with two labels in turn has both in every split
 # The splits that labels of each kind are used with, and their tenths where there is no official split
 PARTS = {"binary": TENTHS, "class": TENTHS, "real": {"train": (0, 8), "test": (8, 10)}}
 
@@ -78,9 +82,10 @@ def labelled_splits(
 ) -> dict[str, Labelled]:
     """The splits of a data set with labels of a kind: train, valid and test; for ``real`` ones train and test.
 
-    The arguments are those of ``build``; lfw has real labels only. Without an official split images are split by index,
-    with classes each class for itself. No image is read. Raises UserError for labels that are missing or of another
-    kind, for a binary one without positives in a split, and for a class without images in train.
+    The arguments are those of ``build``; lfw has real labels only. A folder, which may be sorted by what its labels
+    say, is shuffled with a fixed seed and split; published sets without an official split are split by index. Classes
+    are split each for itself. No image is read. Raises UserError for labels that are missing or of another kind, for a
+    binary one without positives in a split, and for a class without images in train.
     """
     if kind not in KINDS:
         raise UserError(f"labels: expected one of the kinds {', '.join(KINDS)}, got {kind!r}")
@@ -88,7 +93,7 @@ def labelled_splits(
     if name in OFFICIAL:
         parts = {s: Labelled(dataset := build(name, s, **options), dataset.targets(kind)) for s in PARTS[kind]}
     else:
-        parts = _split_by_index(build(name, "train", **options), kind)
+        parts = _split(build(name, "train", **options), kind, shuffled=name.startswith("folder:"))
     needed = {"binary": parts, "class": {"train": parts["train"]}, "real": {}}[kind]
     lacking = [f"{names} in {split}" for split, part in needed.items() if (names := _missing(part.targets))]
     if lacking:
@@ -98,14 +103,18 @@ def labelled_splits(
     return parts
 
 
-def _split_by_index(whole: ImageDataset, kind: str) -> dict[str, Labelled]:
+def _split(whole: ImageDataset, kind: str, shuffled: bool) -> dict[str, Labelled]:
     percent = ", ".join(f"{10 * (last - first)} % {split}" for split, (first, last) in PARTS[kind].items())
-    log_once(f"{whole.title}: no official split, so by index, {percent}{' of each class' * (kind == 'class')}")
+    order = f"shuffled with seed {SPLIT_SEED}" if shuffled else "by index"
+    log_once(f"{whole.title}: no official split, so {order}, {percent}{' of each class' * (kind == 'class')}")
     for share in PARTS[kind].values():
         tenths(whole.title, len(whole), *share)  # before labels are looked at
     targets, parts, groups = whole.targets(kind), {}, [range(len(whole))]
-    if kind == "class":  # a folder's images come class by class
+    if kind == "class":
         groups = [(targets.values == c).nonzero().flatten().tolist() for c in range(len(targets.names))]
+    if shuffled:
+        rng = np.random.default_rng(SPLIT_SEED)
+        groups = [rng.permutation(group).tolist() for group in groups]
     for split, (first, last) in PARTS[kind].items():
         chosen = sorted(i for group in groups for i in group[len(group) * first // 10 : len(group) * last // 10])
         parts[split] = Labelled(whole.part(chosen), Targets(kind, targets.names, targets.values[chosen]))

@@ -2,11 +2,9 @@
 
 import copy
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,6 @@ from torch.utils.data import Dataset
 from datasets.images import BadImage, UnreadableImage, reason_of
 from datasets.labels import LabelTable, Targets
 from dbae.config import UserError
-from dbae.io import fingerprint
-
-logger = logging.getLogger(__name__)
 
 
 class ImageDataset(Dataset):
@@ -71,26 +66,28 @@ class ImageDataset(Dataset):
         """Paths of the files that hold the split's images: one for each, or one for all; none where they are drawn."""
         return ()
 
-    def digest(self) -> str:
-        """16 hexadecimal digits of what the split holds: names of images, and sizes and times of change of files."""
-        digest = hashlib.sha256()
-        for i in range(len(self)):
-            digest.update(f"{self.name_of(i)}\0".encode(errors="surrogateescape"))
-        for path in self.files():
-            stat = os.stat(path) if os.path.exists(path) else None
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode() if stat else b"missing\0")
+    def digest(self, times: bool = True) -> str:
+        """16 hexadecimal digits of what the split holds: names of images, and sizes and times of change of files.
+
+        Without ``times`` it is the same for a copy.
+        """
+        return digest_of(map(self.name_of, range(len(self))), self.files(), times)
+
+    def labels_digest(self, kind: str | None = None) -> str:
+        """16 hexadecimal digits of what ``targets`` has of a kind: names and values."""
+        targets = self.targets(kind)
+        digest = hashlib.sha256(repr((targets.kind, targets.names)).encode(errors="surrogateescape"))
+        digest.update(targets.values.numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def labels_digest(self) -> str:
-        """16 hexadecimal digits of the contents of the file of labels; none without such a file."""
-        if self.labels_path is None or not os.path.isfile(self.labels_path):
-            return ""
-        return fingerprint(self.labels_path)
+    @property
+    def place(self) -> str:
+        """Resolved path of the folder or file that holds the images."""
+        return os.path.realpath(self.title)
 
     def identity(self) -> dict[str, Any]:
         """What results depend on, of the images: where they lie, how large they are read, and their ``digest``."""
-        place = os.path.realpath(self.title) if os.path.exists(self.title) else self.title
-        return {"data": place, "size": self.size, "images": len(self), "digest": self.digest()}
+        return {"data": self.place, "size": self.size, "images": len(self), "digest of images": self.digest()}
 
     def part(self, positions: Sequence[int]) -> "ImageDataset":
         """The same with the images at some positions only."""
@@ -111,6 +108,17 @@ class ImageDataset(Dataset):
     def name_of(self, i: int) -> str:
         """Name of the image at position ``i`` of the split."""
         return self.name(self.indices[i])
+
+
+def digest_of(names: Iterable[str], files: Iterable[str], times: bool = True) -> str:
+    """16 hexadecimal digits of names of images and of sizes, and unless told otherwise times of change, of files."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name}\0".encode(errors="surrogateescape"))
+    for path in files:
+        stat = os.stat(path) if os.path.exists(path) else None
+        digest.update(f"{stat.st_size} {stat.st_mtime_ns * times}\0".encode() if stat else b"missing\0")
+    return digest.hexdigest()[:16]
 
 
 def check_split(title: str, split: str, expected: Sequence[str] = ("train", "test")) -> None:
@@ -135,11 +143,5 @@ def tenths(title: str, length: int, first: int, last: int) -> range:
     """Indices in the tenths first..last of a set. Raises UserError if so small a set has none there."""
     part = range(length * first // 10, length * last // 10)
     if not part:
-        raise UserError(f"{title}: expected 10 images or more to split by index, got {length}")
+        raise UserError(f"{title}: expected 10 images or more to split, got {length}")
     return part
-
-
-@lru_cache
-def log_once(message: str) -> None:
-    """Log a warning, unless this process has logged the same one before."""
-    logger.warning(message)

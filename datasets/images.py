@@ -1,22 +1,27 @@
-"""Image files: which ones of a folder are some, how they are decoded to RGB with PIL, cropped and resized."""
+"""Image files: how they are decoded to RGB with PIL, cropped and resized."""
 
 import io
-import os
-import re
+import logging
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from dbae.config import UserError
 
+logger = logging.getLogger(__name__)
+
 MAX_BYTES = 1 << 29  # of an image file, as it lies on the disk or comes out of an archive
 MAX_PIXELS = 89_478_485  # of an image: a quarter of a GiB as RGB. PIL's own limit is the same, but can be switched off
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 # Formats that are decoded, whatever a file is called. PIL knows more, of which EPS would start another program.
 Image.init()
-FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys()
+FORMATS = {"AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"}
+FORMATS &= Image.OPEN.keys()
+# By which images are found; an MPO is read as a JPEG
+EXTENSIONS = frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS | {"MPO"})
+SAME = 2  # levels of 255 by which a profile's colours may differ from sRGB's where it counts as sRGB
 
 
 class BadImage(ValueError):
@@ -45,8 +50,8 @@ class CropBox:
         return self.left * x, self.top * y, (self.left + self.side) * x, (self.top + self.side) * y
 
 
-def decode(data: bytes, upright: bool = False) -> Image.Image:
-    """RGB image from the bytes of a file; ``upright`` applies the EXIF orientation.
+def decode(data: bytes) -> Image.Image:
+    """RGB image from the bytes of a file, the first of several, turned upright by its EXIF orientation.
 
     Raises BadImage, also for more than MAX_PIXELS, before they are decoded.
     """
@@ -56,7 +61,8 @@ def decode(data: bytes, upright: bool = False) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=sorted(FORMATS))
         check_pixels(*image.size)
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image) if upright else image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(image)
     except Exception as error:  # PIL and its codecs raise a dozen kinds for broken bytes
         reason = "no image format that is read here" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise BadImage(" ".join(reason.split()) or type(error).__name__) from error
@@ -78,14 +84,61 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy of an image in any PIL mode: 16-bit grey is scaled to 8 bits, transparency is laid on white."""
-    if image.mode.startswith("I"):  # 16 bits in a wider container, which PIL would clip to white
-        levels = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    """Copy of an image in any PIL mode as RGB in sRGB, by its ICC profile; transparency is laid on white.
+
+    Raises BadImage for 32-bit and signed numbers, as no file tells which of them is white.
+    """
+    profile, image = image.info.get("icc_profile"), eight_bits(image)
+    layers = image.convert("RGBA") if image.has_transparency_data else None
+    colours = profile and _by_profile(layers or image, profile, is_grey=image.mode in ("1", "L", "LA"))
+    if layers:
+        if colours:
+            colours.putalpha(layers.getchannel("A"))
+        colours = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours or layers)
+    rgb = (colours or image).convert("RGB")
+    rgb.info.clear()  # or the profile would be stored with it, and applied a second time
+    return rgb
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """The image with the upper 8 of 16 (or 12) bits of grey, as PIL itself reads 16 bits of colour; else as it is."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):  # those have 16 bits at most
+        raise BadImage("its pixels are signed or 32-bit numbers, of which nobody knows the white: store 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    tags = getattr(image, "tag_v2", {})  # of a TIFF: 258 are the bits, 262 is 0 where 0 is white
+    levels = np.asarray(image).astype(np.int64) >> tags.get(258, (16,))[0] - 8
+    levels = levels.clip(0, 255).astype(np.uint8)
+    return Image.fromarray(255 - levels if tags.get(262) == 0 else levels)
+
+
+def _by_profile(image: Image.Image, profile: bytes, is_grey: bool) -> Image.Image | None:
+    """The image without transparency as sRGB; None where it is that already, or the profile is of no use."""
+    mode, transform = _transform(profile, "L" if is_grey else image.mode if image.mode in ("CMYK", "LAB") else "RGB")
+    return transform and ImageCms.applyTransform(image.convert(mode), transform)
+
+
+@lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """What takes an image of a mode to sRGB, and the mode, L, RGB or CMYK, that it must be converted to before."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = source.profile.xcolor_space.strip()
+        mode = "RGB" if (mode, space) == ("L", "RGB") else mode
+        if space != {"L": "GRAY"}.get(mode, mode):
+            raise ValueError("another colour space")
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except ImportError:
+        log_once("this build of Pillow lacks littleCMS: images are read as if they had no ICC profile")
+        return mode, None
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        log_once("an ICC profile is broken or of other colours than its image: such images are read as if without one")
+        return mode, None
+    # Many profiles are sRGB, under many names: those must not change a pixel
+    some = np.stack(np.meshgrid(*3 * [np.arange(0, 256, 15, dtype=np.uint8)]), axis=-1).reshape(1, -1, 3)
+    some = Image.fromarray(some).convert(mode)
+    before, after = (np.asarray(each, int) for each in (some.convert("RGB"), ImageCms.applyTransform(some, transform)))
+    return mode, transform if abs(after - before).max() > SAME else None
 
 
 def fit(image: Image.Image, size: int, crop: CropBox | None = None) -> Image.Image:
@@ -114,7 +167,7 @@ def central_box(width: int, height: int) -> tuple[int, int, int, int]:
 def read_image(path: str) -> Image.Image:
     """The upright RGB image in a file. Raises UnreadableImage naming a broken or missing one."""
     try:
-        return decode(read_bytes(path), upright=True)
+        return decode(read_bytes(path))
     except (BadImage, OSError) as error:
         raise UnreadableImage(f"{path} is a bad image: {reason_of(error)}") from error
 
@@ -124,35 +177,7 @@ def reason_of(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def image_names(root: str) -> list[str]:
-    """Paths below ``root`` of all image files, in natural order (2.jpg before 10.jpg), without hidden ones.
-
-    Links to folders are not followed. Raises UserError if there are none, or for a folder that cannot be read.
-    """
-    if not os.path.isdir(root):
-        found = "this is a file" if os.path.exists(root) else "there is nothing of that name"
-        raise UserError(f"{root}: expected a folder of images, {found}")
-    names = []
-    for folder, _, files in os.walk(root, onerror=_refuse):
-        below = os.path.relpath(folder, root)
-        names += [os.path.normpath(os.path.join(below, name)).replace(os.sep, "/") for name in files]
-    names = sorted(filter(is_image_name, names), key=natural_order)
-    if not names:
-        raise UserError(f"{root}: expected images ({' '.join(sorted(EXTENSIONS))}), there are none in this folder")
-    return names
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a path is an image's by its ending; hidden files and what macOS adds to archives are not."""
-    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-    return not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def natural_order(name: str) -> list[tuple[int, str, str]]:
-    """Sort key that compares runs of digits as numbers, by length and digits, as ``int`` refuses thousands of them."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(len(part.lstrip("0")), part.lstrip("0"), part) if i % 2 else (0, part, "") for i, part in enumerate(parts)]
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename}: expected a readable folder: {error.strerror}") from None
+@lru_cache
+def log_once(message: str) -> None:
+    """Log a warning, unless this process has logged the same one before."""
+    logger.warning(message)

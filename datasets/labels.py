@@ -1,18 +1,16 @@
-"""Labels of images, of three kinds in one container, and the text files that hold them.
+"""Labels of images, of three kinds in one container.
 
 A label is binary (attributes that an image has or has not), a class (one of several, by name) or real (numbers).
 """
 
-import csv
-import io
 import math
 import os
-import re
+import posixpath
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,7 +39,7 @@ class LabelTable:
 
     path: str
     names: tuple[str, ...]  # of the k labels
-    rows: dict[str, tuple[int, list[str]]] = field(default_factory=dict)  # image name -> line of the file, k cells
+    rows: dict[str, tuple[int, list[str]]] = field(default_factory=dict)  # image_key -> line of the file, k cells
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names):
@@ -50,11 +48,12 @@ class LabelTable:
     def add(self, line: int, image: str, cells: Iterable[str]) -> None:
         """Add an image's row. Raises UserError for a second one, or another number of cells."""
         cells = [sys.intern(cell.strip()) for cell in cells]  # few are different, and a table may have millions
-        if image in self.rows:
+        key = image_key(image)
+        if key in self.rows:
             raise UserError(f"{self.path}: expected one row for {image!r}, line {line} is another")
         if len(cells) != len(self.names):
             raise UserError(f"{self.path}: expected {len(self.names)} labels on line {line}, got {len(cells)}")
-        self.rows[image] = line, cells
+        self.rows[key] = line, cells
 
     def column(self, name: str) -> "LabelTable":
         """The table with one of its columns only."""
@@ -69,26 +68,33 @@ class LabelTable:
         The whole table is checked, so that classes have the same names in every split. Raises UserError naming an image
         without a row, or a value that does not suit the kind.
         """
-        place = {image: i for i, image in enumerate(self.rows)}
-        try:
-            chosen = torch.tensor([place[image] for image in images], dtype=torch.long)
-        except KeyError as error:
-            raise UserError(f"{self.path}: expected a row for every image, there is none for {error}") from None
+        place, chosen = {key: i for i, key in enumerate(self.rows)}, []
+        for image in images:
+            if (row := place.get(image_key(image))) is None:
+                there = f"its {len(place)} rows begin with {next(iter(place), None)!r}"
+                raise UserError(f"{self.path}: expected a row for every image, there is none for {image!r} ({there})")
+            chosen.append(row)
+        if len(set(chosen)) < len(chosen):
+            raise UserError(f"{self.path}: expected images with different names, some differ by the writing of accents")
         kind = kind or ("class" if self.holds_text() else "real")
         names, values = {"binary": self._binary, "class": self._classes, "real": self._real}[kind]()
-        return Targets(kind, names, values[chosen])
+        return Targets(kind, names, values[torch.tensor(chosen, dtype=torch.long)])
+
+    def others(self, images: Iterable[str]) -> int:
+        """How many rows are for images that are not among these."""
+        return len(self.rows.keys() - set(map(image_key, images)))
 
     def holds_text(self) -> bool:
         """Whether there is a single column, and nothing in it could be meant as a number, be it a missing one."""
         cells = self._column if len(self.names) == 1 else []
-        return bool(cells) and not any(_is_number(cell, math.inf) or cell.lower() in ("", "nan") for cell in cells)
+        return bool(cells) and not any(is_number(cell, math.inf) or cell.lower() in ("", "nan") for cell in cells)
 
     @cached_property
     def numbers(self) -> np.ndarray:
         """All cells as float64 [rows, k]. Raises UserError naming line and column of one that is no number."""
         for line, cells in self.rows.values():
             for name, cell in zip(self.names, cells, strict=True):
-                if not _is_number(cell):
+                if not is_number(cell):
                     raise UserError(
                         f"{self.path}: expected a number on line {line}, column {name!r}, got {cell[:60]!r}"
                     )
@@ -116,7 +122,7 @@ class LabelTable:
         if len(self.names) != 1:
             expected = "expected one column for classes, --labels FILE.csv:COLUMN"
             raise UserError(f"{self.path}: {expected}, got {', '.join(self.names)}")
-        numeric = all(map(_is_number, self._column))
+        numeric = all(map(is_number, self._column))
         for line, (cell,) in self.rows.values():
             if not cell or (numeric and not float(cell).is_integer()):
                 raise UserError(f"{self.path}: expected a class, text or a whole number, on line {line}, got {cell!r}")
@@ -139,64 +145,12 @@ def class_folders(root: str, names: Sequence[str]) -> LabelTable:
     return table
 
 
-def read_attributes(path: str) -> LabelTable:
-    """CelebA's format: a line with the count, a line of names, then rows of a file name and values, by white space."""
-    lines = read_text(path).splitlines()
-    names = tuple(lines[1].split()) if len(lines) > 1 else ()
-    if not names or not lines[0].strip().isdigit():
-        raise UserError(f"{path}: expected a count on line 1 and the attribute names on line 2")
-    table = LabelTable(path, names)
-    for number, line in enumerate(lines[2:], start=3):
-        if line.strip():
-            image, *values = line.split()
-            table.add(number, image, values)
-    return table
+def image_key(name: str) -> str:
+    """The name under which an image and its row find each other, however path and accents are written."""
+    return posixpath.normpath(unicodedata.normalize("NFC", name.replace("\\", "/")))
 
 
-def read_csv(path: str) -> LabelTable:
-    """The table in a CSV file, or with FILE:COLUMN one column of it; see ``parse_csv``."""
-    file, colon, column = path.rpartition(":")
-    if colon and os.path.isfile(file) and not os.path.isfile(path):
-        return parse_csv(file, read_text(file)).column(column)
-    return parse_csv(path, read_text(path))
-
-
-def parse_csv(path: str, text: str) -> LabelTable:
-    """A CSV with a header, whose first column names the file and whose others are labels."""
-    reader = csv.reader(io.StringIO(text, newline=""))
-    try:
-        names = tuple(cell.strip() for cell in next(reader, [])[1:])
-        if not names or all(map(_is_number, names)):
-            raise UserError(f"{path}: expected a header line such as file,label_1,label_2 separated by commas")
-        table = LabelTable(path, names)
-        for cells in filter(any, reader):
-            table.add(reader.line_num, cells[0].strip(), cells[1:])
-    except csv.Error as error:
-        raise UserError(f"{path}: expected comma-separated values, line {reader.line_num} has none ({error})") from None
-    return table
-
-
-def read_partition(path: str) -> dict[str, int]:
-    """Rows like ``000001.jpg 0``: which split (0 train, 1 valid, 2 test) each image belongs to."""
-    partition = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        match = re.fullmatch(r"(\S+)\s+([012])", line.strip())
-        if match:
-            partition[match[1]] = int(match[2])
-        elif line.strip():
-            raise UserError(f"{path}: expected a file name and 0, 1 or 2 on line {number}, got {line.strip()!r}")
-    return partition
-
-
-def read_text(path: str) -> str:
-    """The whole file. Raises UserError if it cannot be read or is no text."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a readable text file of labels: {error}") from None
-
-
-def _is_number(cell: str, limit: float = torch.finfo(torch.float32).max) -> bool:
+def is_number(cell: str, limit: float = torch.finfo(torch.float32).max) -> bool:
     """Whether a cell is a number that is finite in 32 bits."""
     try:
         return abs(float(cell)) <= limit

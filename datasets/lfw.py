@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from datasets.base import ImageDataset, check_split, cut, log_once
-from datasets.images import check_pixels, decode, read_bytes
-from datasets.labels import LabelTable, read_text
+from datasets.base import ImageDataset, check_split, cut
+from datasets.images import check_pixels, decode, log_once, read_bytes
+from datasets.label_files import read_text
+from datasets.labels import LabelTable
 from dbae.config import UserError
 
 IMAGES = "lfw_funneled"
@@ -41,7 +42,6 @@ class Lfw(ImageDataset):
         if without := len(listed) - len(self.names):
             log_once(f"{root}: {without} of {len(listed)} {split} images have no attributes and are left out")
         super().__init__(root, size, cut(range(len(self.names)), split_range))
-        self.targets()  # wrong numbers are an error now
         missing = [self._path(index) for index in self.indices if not os.path.isfile(self._path(index))]
         if missing:
             raise UserError(f"{root}: {len(missing)} of {len(self)} images are missing, the first is {missing[0]}")

@@ -13,6 +13,7 @@ from dbae.config import UserError
 # Reading past the end of an LMDB's file kills the process. The last pages may rightly be missing, where they were freed
 # before they were ever written, so only a greater loss is taken for a broken copy.
 TRUNCATED = 1 << 20
+RECORD_KEY = "dbae-prepare"  # under which a preparation says how far it has come; ``length`` is written last
 
 
 def is_lmdb(path: str) -> bool:
@@ -52,39 +53,88 @@ class LmdbStore:
         with self._begin() as transaction:
             return transaction.get(key.encode())
 
+    def has(self, key: str) -> bool:
+        """Whether there is such a key; its value is not read."""
+        with self._begin() as transaction, transaction.cursor() as cursor:
+            return cursor.set_key(key.encode())
+
     def keys(self) -> Iterator[str]:
         """All keys in LMDB order."""
         with self._begin() as transaction, transaction.cursor() as cursor:
             for key in cursor.iternext(keys=True, values=False):
                 yield key.decode(errors="replace")
 
+    def image_entries(self) -> int:
+        """How many entries there are without ``length`` and a preparation's record."""
+        with self._begin() as transaction:
+            return transaction.stat()["entries"] - self.has("length") - self.has(RECORD_KEY)
+
+    def contents(self) -> dict[str, tuple[int, int]]:
+        """The printf formats of all image keys: how many keys there are, and one more than the last index.
+
+        Raises UserError where the keys of one prefix are not of one format, such as 256-1 beside 256-00002.
+        """
+        found: dict[str, list[int]] = {}  # by prefix: number of keys, end, digits of padded keys, fewest digits
+        for key in self.keys():
+            if match := IMAGE_KEY.fullmatch(key):
+                prefix, digits = match.groups()
+                entry = found.setdefault(prefix, [0, 0, 0, len(digits)])
+                padded = len(digits) if digits[0] == "0" else 0
+                if padded and entry[2] not in (0, padded):
+                    raise self._mixed(prefix)
+                count, end, width, fewest = entry
+                entry[:] = count + 1, max(end, int(digits) + 1), padded or width, min(fewest, len(digits))
+        for prefix, (_, _, width, fewest) in found.items():
+            if fewest < width:
+                raise self._mixed(prefix)
+        return {f"{prefix}%0{fewest}d": (count, end) for prefix, (count, end, _, fewest) in found.items()}
+
     def key_format(self, candidates: Sequence[str] = ()) -> str:
         """The first of the printf formats that occurs; without candidates, the first one found by looking."""
         for candidate in candidates:
-            if self._indices_end(candidate):
+            if self._begins(candidate):
                 return candidate
-        found = next(filter(None, map(format_of, self.keys())), None)
+        found = next(iter(self.contents()), None)
         if found and not candidates:
             return found
         expected = " or ".join(candidate % 0 for candidate in candidates) or "256-00000"
         raise UserError(f"{self.path}: expected keys like {expected}, found {found % 0 if found else 'no image keys'}")
 
     def length(self, key_format: str) -> int:
-        """The number of images that the LMDB states under ``length``, else one more than its last index."""
-        stated = self.get("length")
-        if stated is None:
-            return self._indices_end(key_format)
-        if not re.fullmatch(rb"\d{1,18}", stated):
-            raise UserError(f"{self.path}: expected a number under the key length, got {stated[:20]!r}")
-        return int(stated)
+        """The number under ``length``, or one more than the last index where that is more or nothing is stated.
 
-    def _indices_end(self, key_format: str) -> int:
-        """One more than the last index of a format, 0 if there is none: keys of one width sort like their numbers."""
-        prefix = key_format.split("%")[0].encode()
+        Raises UserError for an unfinished preparation, and for keys of several formats.
+        """
+        stated = self.stated_length()
+        if stated is None and self.has(RECORD_KEY):
+            raise UserError(f"{self.path}: its preparation is unfinished, run the same prepare command again")
+        if (
+            stated
+            and self.image_entries() == stated
+            and self.has(key_format % 0)
+            and self.has(key_format % (stated - 1))
+        ):
+            return stated  # as it should be, without a look at every key
+        _, end = self.contents().get(key_format, (0, 0))
+        return max(stated or 0, end)
+
+    def stated_length(self) -> int | None:
+        """The number under ``length``; None without it."""
+        stated = self.get("length")
+        if stated is not None and not re.fullmatch(rb"\d{1,18}", stated):
+            raise UserError(f"{self.path}: expected a number under the key length, got {stated[:20]!r}")
+        return None if stated is None else int(stated)
+
+    def _begins(self, key_format: str) -> bool:
+        """Whether the first key with the format's prefix is of that format."""
+        prefix = key_format.split("%")[0]
         with self._begin() as transaction, transaction.cursor() as cursor:
-            found = cursor.prev() if cursor.set_range(prefix + b":") else cursor.last()  # ":" follows "9"
-            last = cursor.key().decode(errors="replace") if found else ""
-        return int(last[len(prefix) :]) + 1 if format_of(last) == key_format else 0
+            first = cursor.key().decode(errors="replace") if cursor.set_range(prefix.encode()) else ""
+        match = IMAGE_KEY.fullmatch(first)
+        return bool(match) and match[1] == prefix and key_format % int(match[2]) == first
+
+    def _mixed(self, prefix: str) -> UserError:
+        return UserError(f"{self.path}: expected keys {prefix}NUMBER of one kind, some have leading zeros, others less")
 
     @contextmanager
     def _begin(self):
@@ -114,10 +164,5 @@ class LmdbStore:
         return environment
 
 
+IMAGE_KEY = re.compile(r"(.+-)([0-9]{1,18})")
 _STORES: WeakValueDictionary[str, LmdbStore] = WeakValueDictionary()
-
-
-def format_of(key: str) -> str | None:
-    """The printf format of an image key such as ``256-00012``, or None for a key that is no image's."""
-    match = re.fullmatch(r"(.+-)(\d+)", key)
-    return f"{match[1]}%0{len(match[2])}d" if match else None

@@ -2,13 +2,17 @@
 
 import os
 import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 from PIL import Image
 
 from datasets import toyfaces
-from datasets.images import MAX_BYTES, BadImage, decode, image_names, is_image_name, natural_order, read_bytes
+from datasets.images import MAX_BYTES, BadImage, decode, read_bytes
+from datasets.label_files import read_file
+from datasets.listing import choose_images, image_names
 from datasets.lmdb import is_lmdb, open_store
 from dbae.config import UserError
 
@@ -31,22 +35,23 @@ class Originals:
 
     def image(self, name: str) -> Image.Image:
         """The upright RGB image. Raises OSError or BadImage."""
-        return decode(self.read(name), upright=True)
+        return decode(self.read(name))
 
-    def companion(self, name: str) -> bytes | None:
-        """Contents of a text file in or beside the folder, zip or LMDB, or None."""
-        beside = os.path.dirname(os.path.abspath(self.path))
-        paths = [os.path.join(folder, below, name) for folder in (self.path, beside) for below in LABEL_FOLDERS]
+    def files(self, names: Sequence[str]) -> Iterable[str]:
+        """Paths of the files that hold the named images."""
+        return (os.path.join(self.path, name) for name in names)
+
+    def companion(self, names: Sequence[str], beside: bool) -> tuple[str, bytes] | None:
+        """Path and contents of the first text file of these names in the folder, or beside folder, zip or LMDB."""
+        folders = [self.path, os.path.dirname(os.path.abspath(self.path))] if beside else [self.path]
+        paths = [os.path.join(*parts) for parts in product(folders, LABEL_FOLDERS if beside else [""], names)]
         found = next(filter(os.path.isfile, paths), None)
-        if found is None:
-            return None
-        with open(found, "rb") as file:
-            return file.read()
+        return (found, read_file(found)) if found else None
 
 
 class ZipOriginals(Originals):
     def names(self) -> list[str]:
-        return sorted(filter(is_image_name, _open_zip(self.path, os.getpid()).namelist()), key=natural_order)
+        return choose_images(self.path, _open_zip(self.path, os.getpid()).namelist())
 
     def read(self, name: str) -> bytes:
         archive = _open_zip(self.path, os.getpid())
@@ -57,11 +62,14 @@ class ZipOriginals(Originals):
         except Exception as error:  # decompressors raise a dozen kinds for damaged or encrypted members
             raise BadImage(str(error)) from error
 
-    def companion(self, name: str) -> bytes | None:
+    def files(self, names: Sequence[str]) -> list[str]:
+        return [self.path]
+
+    def companion(self, names: Sequence[str], beside: bool) -> tuple[str, bytes] | None:
         members = _open_zip(self.path, os.getpid()).namelist()
-        member = next((member for member in members if os.path.basename(member) == name), None)
+        member = next((member for name in names for member in members if os.path.basename(member) == name), None)
         try:
-            return self.read(member) if member else super().companion(name)
+            return (f"{self.path}: {member}", self.read(member)) if member else super().companion(names, beside)
         except BadImage as error:
             raise UserError(f"{self.path}: {member} cannot be unpacked: {error}") from None
 
@@ -74,6 +82,9 @@ class LmdbOriginals(Originals):
 
     def read(self, name: str) -> bytes:
         return _open_store(self.path).get(name) or b""
+
+    def files(self, names: Sequence[str]) -> list[str]:
+        return [_open_store(self.path).file]
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,9 @@ class DrawnFaces(Originals):
 
     def image(self, name: str) -> Image.Image:
         return toyfaces.render(toyfaces.describe(int(name), seed=0), self.size)
+
+    def files(self, names: Sequence[str]) -> list[str]:
+        return []
 
 
 def open_originals(path: str) -> Originals:

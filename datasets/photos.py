@@ -1,7 +1,5 @@
 """Photographs of any size: the squares that a model takes, perhaps aligned as FFHQ was, and the way back."""
 
-import cmath
-import json
 import os
 import reprlib
 from collections.abc import Sequence
@@ -10,15 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from datasets.images import central_box, fit, image_names, read_image, to_rgb
-from datasets.labels import read_csv, read_text
+from datasets.images import central_box, fit, read_image, to_rgb
+from datasets.landmarks import LANDMARKS, Point, five_points
+from datasets.listing import image_names
 from dbae.config import UserError
 
-Point = tuple[float, float]
-Landmarks = tuple[Point, ...]  # of the five LANDMARKS
 Quad = tuple[Point, Point, Point, Point]  # corners of a square: its top left, bottom left, bottom right, top right
 
-LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # left and right as seen in the picture
 MIN_SIDE = 8  # pixels
 FEATHER = 1 / 12  # part of the square's side over which a pasted edge fades
 SOFTENING = 1 / 16  # blur of what is reflected, in the same measure
@@ -84,51 +80,6 @@ def read_photo(path: str, landmarks: Sequence[tuple[float, float]] | None = None
         return Photo(path, image, square)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def read_landmarks(path: str) -> dict[str, Landmarks]:
-    """Five (x, y) in pixels per image, in the order of LANDMARKS, by the image's file name without folders.
-
-    ``path`` is a .json of {"a.jpg": [[x, y], ...]} or a .csv with a header and rows of a file name and ten numbers.
-    """
-    ending = os.path.splitext(path)[1].lower()
-    if ending == ".json":
-        text = read_text(path)
-        try:
-            rows = json.loads(text, object_pairs_hook=tuple)  # a dict would hide names that come twice
-        except (ValueError, RecursionError):
-            rows = None
-        if not isinstance(rows, tuple):
-            raise UserError(f"{path}: expected a JSON object of file names and five [x, y] each")
-    elif ending == ".csv":
-        table = read_csv(path)
-        if len(table.names) != 2 * len(LANDMARKS):
-            columns = ",".join(f"{name}_{axis}" for name in LANDMARKS for axis in "xy")
-            raise UserError(f"{path}: expected the header file,{columns}, got {len(table.names) + 1} columns")
-        rows = zip(table.rows, table.numbers.reshape(-1, len(LANDMARKS), 2).tolist(), strict=True)
-    else:
-        raise UserError(f"{path}: expected landmarks in a .json or .csv file")
-    found: dict[str, Landmarks] = {}
-    for name, value in rows:
-        image = os.path.basename(name)
-        if image in found:
-            raise UserError(f"{path}: expected landmarks once for every file name, got {image!r} twice")
-        try:
-            found[image] = five_points(value)
-        except UserError as error:
-            raise UserError(f"{path}: {name!r}: {error}") from None
-    return found
-
-
-def five_points(landmarks: Sequence[Sequence[float]]) -> Landmarks:
-    """The landmarks as pairs of floats. Raises UserError unless they are five pairs of finite numbers."""
-    try:
-        points = tuple((float(x), float(y)) for x, y in landmarks if {type(x), type(y)}.isdisjoint((bool, str)))
-        if len(landmarks) == len(points) == len(LANDMARKS) and all(cmath.isfinite(complex(*point)) for point in points):
-            return points
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise UserError(f"expected five pairs of finite numbers ({', '.join(LANDMARKS)}), got {reprlib.repr(landmarks)}")
 
 
 def face_square(landmarks: Sequence[Sequence[float]], width: int, height: int) -> Quad:

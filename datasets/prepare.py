@@ -6,25 +6,24 @@
 
 An interrupted command goes on where it stopped when it is run again. Bad images are reported and left out: in celeba
 and celebahq, where labels go by number, they leave a gap in the keys (which `inspect` finds); elsewhere the next image
-takes the place. Sources are only read, and no existing file is overwritten.
+takes the place. Sources are only read. Run again with a corrected label file, it replaces the one that it wrote before;
+files that it did not write are never overwritten.
 """
 
 import argparse
-import csv
-import io
 import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from datasets.inspection import PROBLEM, inspect_lmdb
-from datasets.labels import LabelTable, class_folders, parse_csv
+from datasets.label_files import decode_text, label_names, parse_labels, parse_partition, read_file
+from datasets.labels import LabelTable, class_folders
 from datasets.originals import DrawnFaces, Originals, open_originals
 from datasets.sets import DATASETS, SIZES
-from datasets.writer import ENCODINGS, Job, Record, write_lmdb
+from datasets.writer import ENCODINGS, Job, write_lmdb
 from dbae.config import UserError
-from dbae.io import atomic_write
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Recipe:
     encodings: tuple[str, ...] = tuple(ENCODINGS)  # to choose from, the first is the default
     subfolder: str | None = None  # the only one that counts, where the originals have it
     first: int | None = None  # number in the name of index 0, where labels go by number
-    labels: tuple[str, ...] = ()  # files to copy, which lie in or beside the source
+    labels: Mapping[str, str] = field(default_factory=dict)  # files to copy: option that gives another path, and name
     categories: tuple[str, ...] = ()
 
 
@@ -50,13 +49,13 @@ RECIPES = {
         encodings=("png",),
         subfolder="img_align_celeba",
         first=1,
-        labels=(DATASETS["celeba"].labels, DATASETS["celeba"].partition),
+        labels={"attributes": DATASETS["celeba"].labels, "partition": DATASETS["celeba"].partition},
     ),
     "celebahq": Recipe(
         "CelebA-HQ: CelebAMask-HQ.zip or a folder with 0.jpg to 29999.jpg",
         subfolder="CelebA-HQ-img",
         first=0,
-        labels=(DATASETS["celebahq"].labels,),
+        labels={"attributes": DATASETS["celebahq"].labels},
     ),
     "ffhq": Recipe("FFHQ: the folder images1024x1024 or a zip of it", subfolder="images1024x1024"),
     "lsun": Recipe(
@@ -87,6 +86,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 problems found by `inspect`, 2 wrong usage or input, 130 interrupted."""
     options = build_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     try:
         if options.command == "inspect":
             lines = inspect_lmdb(options.path, options.full)
@@ -112,10 +113,19 @@ def build_parser() -> Parser:
         if name == "toyfaces":
             add("--count", type=_positive, default=12_000, help="number of faces (default: %(default)s, all)")
         else:
-            add("--source", required=True, metavar="PATH", help="the original images; only read")
+            add(
+                "--source",
+                required=True,
+                type=os.path.expanduser,
+                metavar="PATH",
+                help="the original images; only read",
+            )
             add("--limit", type=_positive, metavar="N", help="take the first N images (default: all)")
         if recipe.categories:
             add("--category", required=True, choices=recipe.categories, help="which LSUN set it is")
+        for option, label_file in recipe.labels.items():
+            what = f"where {' or '.join(label_names(label_file))} is (default: in or beside the source)"
+            add(f"--{option}", metavar="FILE", help=what)
         if recipe.size:
             what = "width and height of the stored images (default: %(default)s)"
             add("--size", type=_positive, default=recipe.size, choices=recipe.sizes, help=what)
@@ -123,12 +133,12 @@ def build_parser() -> Parser:
             what = "file format of the stored images (default: %(default)s)"
             add("--format", choices=recipe.encodings, default=recipe.encodings[0], help=what)
         out = "data/CATEGORY" if recipe.categories else f"data/{name}"
-        add("--out", metavar="PATH", help=f"folder of the LMDB (default: {out})")
+        add("--out", type=os.path.expanduser, metavar="PATH", help=f"folder of the LMDB (default: {out})")
         what = "worker processes (default: %(default)s, the CPUs here)"
         add("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help=what)
     about = "Count the images of an LMDB and look for gaps and bad ones: exit status 1 if there are some"
     add = commands.add_parser("inspect", help=about, description=f"{about}.").add_argument
-    add("path", help="LMDB folder or file")
+    add("path", type=os.path.expanduser, help="LMDB folder or file")
     add("--full", action="store_true", help="decode every image, not only a sample")
     return parser
 
@@ -142,22 +152,32 @@ def prepare(recipe: Recipe, options: argparse.Namespace) -> None:
     originals = DrawnFaces("", options.count, size) if is_drawn else open_originals(options.source)
     names = choose(originals, recipe)[: given.get("limit")]
 
-    # Label files are read before the long work
-    labels = {name: originals.companion(name) for name in recipe.labels}
-    if missing := [name for name, data in labels.items() if data is None]:
-        print(f"note: no {', '.join(missing)} in or beside {options.source}, so none is copied", file=sys.stderr)
-    table = own_labels(originals, names) if options.command == "folder" else None
+    # Label files are parsed before the long work
+    labels = published_labels(originals, recipe, options, len(names))
+    if options.command == "folder" and (table := own_labels(originals, names)):
+        labels["labels.csv"] = table
     job = Job(originals, names, recipe.key.format(size=size), size, encoding, keep_holes=recipe.first is not None)
-    record, worked = write_lmdb(out, job, options.workers)
-    if table:
-        labels["labels.csv"] = rekeyed(table, names, record, job.key_format)
-    for name, data in labels.items():
-        if data is not None and not os.path.exists(os.path.join(out, name)):  # existing files stay as they are
-            with atomic_write(os.path.join(out, name)) as file:
-                file.write(data)
-
+    record, worked, written = write_lmdb(out, job, options.workers, labels)
     state = "finished" if worked else "was finished before, nothing to do"
+    if written and not worked:
+        state = f"was finished before, wrote {', '.join(written)} anew"
     print(f"{out}: {state}: {record.written} images, {len(record.skipped)} bad ones skipped")
+
+
+def published_labels(originals: Originals, recipe: Recipe, options: argparse.Namespace, count: int) -> dict[str, bytes]:
+    """Contents of the label files of a published set, by the names they get; each has a row for every image."""
+    labels = {}
+    for option, name in recipe.labels.items():
+        given = getattr(options, option)
+        found = (given, read_file(given)) if given else originals.companion(label_names(name), beside=True)
+        if found is None:
+            print(f"note: no {name} in or beside {options.source}, so none is copied", file=sys.stderr)
+            continue
+        path, data = found
+        table = (parse_partition if option == "partition" else parse_labels)(path, decode_text(path, data))
+        table.targets(map(DATASETS[options.command].row_name, range(count)), "real")
+        labels[name] = data
+    return labels
 
 
 def choose(originals: Originals, recipe: Recipe) -> list[str]:
@@ -176,27 +196,18 @@ def choose(originals: Originals, recipe: Recipe) -> list[str]:
 
 def own_labels(originals: Originals, names: list[str]) -> LabelTable | None:
     """The originals' ``labels.csv``, or their folders as classes where these have names, not numbers; else None."""
-    data = originals.companion("labels.csv")
-    if data is not None:
-        table = parse_csv(f"labels.csv of {originals.path}", data.decode("utf-8-sig", errors="replace"))
+    if found := originals.companion(["labels.csv"], beside=False):
+        path, data = found
+        table = parse_labels(path, decode_text(path, data))
         table.targets(names)
+        if others := table.others(names):
+            print(f"note: {others} rows of {path} are for images that are not there", file=sys.stderr)
         return table
     try:
         table = class_folders(originals.path, names)
     except UserError:
         return None
     return table if table.holds_text() else None
-
-
-def rekeyed(table: LabelTable, names: list[str], record: Record, key_format: str) -> bytes:
-    """The table as CSV with LMDB keys in place of file names, for the images that were not skipped."""
-    skipped = {name for name, _ in record.skipped}
-    kept = [name for name in names if name not in skipped]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["key", *table.names])
-    writer.writerows([key_format % index, *table.rows[name][1]] for index, name in enumerate(kept))
-    return text.getvalue().encode()
 
 
 def _positive(text: str) -> int:

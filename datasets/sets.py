@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 
 from datasets import toyfaces
-from datasets.base import ImageDataset, check_split, cut, log_once, tenths
-from datasets.images import BadImage, CropBox, UnreadableImage, decode, fit, image_names, read_bytes
-from datasets.labels import KINDS, LabelTable, Targets, class_folders, read_attributes, read_csv, read_partition
+from datasets.base import ImageDataset, check_split, cut, tenths
+from datasets.images import BadImage, CropBox, UnreadableImage, decode, fit, log_once, read_bytes
+from datasets.label_files import find_beside, parse_partition, read_labels, read_text
+from datasets.labels import KINDS, LabelTable, Targets, class_folders
+from datasets.listing import image_names
 from datasets.lmdb import LmdbStore, open_store
 from datasets.toyfaces.face import HAIR_COLOURS
 from dbae.config import UserError
@@ -32,11 +34,15 @@ class Source:
     folders: tuple[str, ...] = ()  # names looked for under the data root, in order
     complete: int | None = None  # number of images in the published set
     crop: CropBox | None = None
-    labels: str = "labels.csv"  # file of labels beside the images; a .txt is of CelebA's kind, with the rows
-    row: str = ""  # of these names: printf format
+    labels: str = "labels.csv"  # file of labels beside the images
+    row: str = ""  # printf format of the names in it; none: the keys
     first: int = 0  # number in the row's name of index 0
     partition: str | None = None  # file that says which split each image belongs to
     splits: dict[str, tuple[int, int]] | None = None  # official ranges; None: train and test are both the whole set
+
+    def row_name(self, index: int) -> str:
+        """Name of an image's row in the files of labels and of the partition, where ``row`` has its format."""
+        return self.row % (self.first + index)
 
 
 def _folders(name: str, *sizes: int) -> tuple[str, ...]:
@@ -81,13 +87,18 @@ class LmdbImages(ImageDataset):
     ) -> None:
         self.source, self.store = source, open_store(path)
         self.key_format = self.store.key_format(source.keys)
-        self.length = self.store.length(self.key_format)
+        self.length, stated = self.store.length(self.key_format), self.store.stated_length()
+        if stated is not None and stated < self.length:
+            log_once(f"{path}: the key length says {stated}, all {self.length} images that are there are used")
         indices = source_split(source, split, self.length, self.store.folder)
         super().__init__(path, size, cut(indices, split_range))
         self.kinds = ("binary", "real") if source.row else KINDS
-        self.labels_path = os.path.join(self.store.folder, source.labels)
+        usual = os.path.join(self.store.folder, source.labels)
+        self.labels_path = find_beside(self.store.folder, source.labels) or usual
         if whole:
-            self._bytes(self.indices[-1])
+            complete = self.store.image_entries() >= self.length
+            for index in self.indices[-1:] if complete else self.indices:
+                self._check_key(index)
 
     def name(self, index: int) -> str:
         return self.key_format % index
@@ -105,18 +116,21 @@ class LmdbImages(ImageDataset):
     def table(self, kind: str | None) -> LabelTable:
         if not self.has_labels:
             raise UserError(f"{self.title} has no labels: expected {self.labels_path}")
-        return (read_attributes if self.source.row else read_csv)(self.labels_path)
+        return read_labels(self.labels_path)
 
     def row_name(self, index: int) -> str:
-        return self.source.row % (self.source.first + index) if self.source.row else self.name(index)
+        return self.source.row_name(index) if self.source.row else self.name(index)
 
     def _bytes(self, index: int) -> bytes:
-        data = self.store.get(self.name(index))
-        if data is None:
+        self._check_key(index)
+        return self.store.get(self.name(index))
+
+    def _check_key(self, index: int) -> None:
+        """Raise UnreadableImage for an image that is not there."""
+        if not self.store.has(self.name(index)):
             expected = f"{self.key_format % 0} to {self.key_format % (self.length - 1)} without gaps"
             inspect = f"python -m datasets.prepare inspect {self.title}"
             raise UnreadableImage(f"{self.title} has no image {self.name(index)}: expected {expected}, see `{inspect}`")
-        return data
 
 
 def source_split(source: Source, split: str, length: int, folder: str) -> Sequence[int]:
@@ -127,10 +141,10 @@ def source_split(source: Source, split: str, length: int, folder: str) -> Sequen
         check_split(source.name, split)
         return range(length)
     check_split(source.name, split, SPLITS)
-    path = os.path.join(folder, source.partition or "")
-    if os.path.isfile(path):
-        partition, number = read_partition(path), SPLITS.index(split)
-        indices = [index for index in range(length) if partition.get(source.row % (source.first + index)) == number]
+    path = find_beside(folder, source.partition)
+    if path:
+        numbers = parse_partition(path, read_text(path)).targets(map(source.row_name, range(length))).values[:, 0]
+        indices = (numbers == SPLITS.index(split)).nonzero().flatten().tolist()
         if not indices:
             raise UserError(f"{path} puts none of the {length} images in {split}; without it they split 80/10/10 %")
         return indices
@@ -158,26 +172,26 @@ class FolderImages(ImageDataset):
         self.labels_path = labels or (beside if os.path.isfile(beside) else None)
         check_split(root, split)
         super().__init__(root, size, cut(range(len(self.names)), split_range))
-        self._table = read_csv(self.labels_path) if self.labels_path else None
-        if self._table:
-            self.targets()  # a wrong table is an error now, not after hours of training
 
     def name(self, index: int) -> str:
         return self.names[index]
 
     def image(self, index: int) -> Image.Image:
         """Upright, and cut to its central square."""
-        return fit(decode(read_bytes(os.path.join(self.title, self.names[index])), upright=True), self.size)
+        return fit(decode(read_bytes(os.path.join(self.title, self.names[index]))), self.size)
 
     def files(self) -> Iterator[str]:
         return (os.path.join(self.title, self.names[index]) for index in self.indices)
 
     def table(self, kind: str | None) -> LabelTable:
-        if self._table is None and kind == "class":
+        if self.labels_path is None and kind == "class":
             return class_folders(self.title, self.names)
-        if self._table is None:
+        if self.labels_path is None:
             raise UserError(f"{self.title} has no labels: expected {os.path.join(self.title, 'labels.csv')}")
-        return self._table
+        table = read_labels(self.labels_path)
+        if others := table.others(self.names):
+            log_once(f"{self.labels_path}: {others} of {len(table.rows)} rows are for images that are not there")
+        return table
 
 
 class ToyFaces(ImageDataset):
@@ -212,6 +226,10 @@ class ToyFaces(ImageDataset):
 
     def files(self) -> list[str]:
         return [self.store.file] if self.store else []
+
+    @property
+    def place(self) -> str:
+        return os.path.realpath(self.store.path) if self.store else self.title
 
     def targets(self, kind: str | None = None) -> Targets:
         if kind == "class":

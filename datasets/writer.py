@@ -3,6 +3,7 @@
 Each chunk is one transaction: its images, and under RECORD_KEY how far the work has come. ``length`` is written last.
 """
 
+import csv
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
@@ -19,14 +21,19 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from datasets.base import digest_of
 from datasets.images import BadImage, cover, decode
+from datasets.labels import LabelTable, image_key
+from datasets.lmdb import RECORD_KEY
 from datasets.loader import watched
 from datasets.originals import Originals
 from dbae.config import UserError
+from dbae.io import atomic_write, fingerprint
 
-RECORD_KEY = b"dbae-prepare"
 CHUNK = 256  # images per transaction
+SOURCES = "digest of the originals (names, sizes, times)"
 FIRST_MAP = 1 << 24  # bytes; the map grows as it fills, so that the file is never larger than its contents
+Labels = Mapping[str, bytes | LabelTable]  # label files by name: contents, or a table by names of originals
 ENCODINGS = {
     "webp": {"format": "WEBP", "quality": 100},
     "png": {"format": "PNG"},
@@ -67,9 +74,8 @@ class Job:
 
     def settings(self) -> dict:
         """What must be the same when the work is continued."""
-        digest = hashlib.sha256("\n".join(self.names).encode(errors="replace")).hexdigest()[:16]
-        given = {"keys": self.key_format, "size": self.size, "format": self.encoding}
-        return given | {"images": len(self.names), "file names": digest}
+        given = {"keys": self.key_format, "size": self.size, "format": self.encoding, "images": len(self.names)}
+        return given | {SOURCES: digest_of(self.names, self.originals.files(self.names))}
 
 
 @dataclass
@@ -80,6 +86,7 @@ class Record:
     done: int = 0  # originals that were read
     finished: bool = False
     skipped: list[list[str]] = field(default_factory=list)  # name and reason of each bad image
+    labels: dict[str, str] = field(default_factory=dict)  # digests of the label files that were written, by name
 
     @property
     def written(self) -> int:
@@ -91,23 +98,29 @@ class Record:
         try:
             record = cls(**json.loads(data))
             right = len(record.skipped) <= record.done <= record.settings["images"]
+            right = right and isinstance(record.labels, dict)
             right = right and all(list(map(type, entry)) == [str, str] for entry in record.skipped)
         except (ValueError, TypeError, KeyError):
             right = False
         if not right:
-            raise UserError(f"{path}: expected a preparation's record under {RECORD_KEY.decode()}, got {data[:40]!r}")
+            raise UserError(f"{path}: expected a preparation's record under {RECORD_KEY}, got {data[:40]!r}")
         return record
 
 
-def write_lmdb(path: str, job: Job, workers: int) -> tuple[Record, bool]:
-    """Write or continue the LMDB folder ``path``; returns its record, and whether there was anything left to do."""
+def write_lmdb(path: str, job: Job, workers: int, labels: Labels) -> tuple[Record, bool, list[str]]:
+    """Write or continue the LMDB folder ``path`` and its label files.
+
+    Returns its record, whether there were images left to do, and the label files that are new. A label file is replaced
+    only where this wrote it; UserError for another one, before any image is written.
+    """
     total, previous = len(job.names), signal.signal(signal.SIGINT, _interrupt_once)
     try:
         os.makedirs(path, exist_ok=True)
         with lmdb.open(path, map_size=FIRST_MAP) as environment:
             record = _resume(environment, path, job.settings())
+            _check_labels(path, job, record, labels)
             if record.finished:
-                return record, False
+                return record, False, _write_labels(environment, path, job, record, labels)
             chunks = [range(total)[first : first + CHUNK] for first in range(record.done, total, CHUNK)]
             workers = workers if workers > 1 else 0
             loader = DataLoader(
@@ -123,11 +136,11 @@ def write_lmdb(path: str, job: Job, workers: int) -> tuple[Record, bool]:
             record.finished = True
             length = record.done if job.keep_holes else record.written
             _commit(environment, [(b"length", str(length).encode())], record)
+            return record, True, _write_labels(environment, path, job, record, labels)
     except (lmdb.Error, OSError) as error:
         raise UserError(f"{path}: cannot write the LMDB: {error}") from error
     finally:
         signal.signal(signal.SIGINT, previous)
-    return record, True
 
 
 def _entries(job: Job, record: Record, chunk: list[tuple[str, bytes | None, str]]) -> list[tuple[bytes, bytes]]:
@@ -144,12 +157,57 @@ def _entries(job: Job, record: Record, chunk: list[tuple[str, bytes | None, str]
     return entries
 
 
+def _check_labels(path: str, job: Job, record: Record, labels: Labels) -> None:
+    """Raise UserError for a label file that would be replaced, and that was not written here."""
+    for name, content in labels.items():
+        file = os.path.join(path, name)
+        known = not isinstance(content, LabelTable) or record.finished
+        same = (record.labels.get(name), _digest(_content(job, record, content)) if known else None)
+        if os.path.exists(file) and fingerprint(file) not in same:
+            raise UserError(
+                f"{file}: it is not from this command, and would be replaced: move it away, or choose another --out"
+            )
+
+
+def _write_labels(environment, path: str, job: Job, record: Record, labels: Labels) -> list[str]:
+    """Write the label files that are not there as they should be, and return their names."""
+    written, before = [], dict(record.labels)
+    for name, content in labels.items():
+        file, data = os.path.join(path, name), _content(job, record, content)
+        if not os.path.exists(file) or fingerprint(file) != _digest(data):
+            with atomic_write(file) as opened:
+                opened.write(data)
+            written.append(name)
+        record.labels[name] = _digest(data)
+    if record.labels != before:
+        _commit(environment, [], record)
+    return written
+
+
+def _content(job: Job, record: Record, content: bytes | LabelTable) -> bytes:
+    """Bytes of a label file: for a table a CSV with LMDB keys in place of names, without the originals skipped."""
+    if not isinstance(content, LabelTable):
+        return content
+    skipped = {name for name, _ in record.skipped}
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["key", *content.names])
+    for index, name in enumerate(name for name in job.names if name not in skipped):
+        writer.writerow([job.key_format % index, *content.rows[image_key(name)][1]])
+    return text.getvalue().encode(errors="backslashreplace")
+
+
+def _digest(data: bytes) -> str:
+    """What ``fingerprint`` says of a file with these bytes."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 def _resume(environment, path: str, settings: dict) -> Record:
     """The record of an LMDB begun with the same settings, or a new one for an empty LMDB."""
     if environment.stat()["entries"] == 0:
         return Record(settings)
     with environment.begin() as transaction:
-        data = transaction.get(RECORD_KEY)
+        data = transaction.get(RECORD_KEY.encode())
     if data is None:
         raise UserError(f"{path}: there is an LMDB that this command did not make, choose another --out")
     record = Record.from_bytes(data, path)
@@ -161,7 +219,7 @@ def _resume(environment, path: str, settings: dict) -> Record:
 
 def _commit(environment, entries: list[tuple[bytes, bytes]], record: Record) -> None:
     """Write the entries and the record together, in a larger map if need be."""
-    entries = [*entries, (RECORD_KEY, json.dumps(asdict(record)).encode())]
+    entries = [*entries, (RECORD_KEY.encode(), json.dumps(asdict(record)).encode())]
     while True:
         try:
             with environment.begin(write=True) as transaction:

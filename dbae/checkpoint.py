@@ -2,14 +2,14 @@
 
 A run folder holds sets of three files, ``model_{step}.pt``, ``ema_{rate}_{step}.pt`` and ``opt_{step}.pt``, the
 newest preemption set under ``freq_``, and ``config.json``. Weight files are flat dictionaries of tensors under the
-names of the method's official release. A ``.safetensors`` file holds the same tensors, and in its metadata what stands
-in ``config.json``.
+names of the method's official release; others are read where ``weight_sets`` finds such a dictionary in them. A
+``.safetensors`` file holds the same tensors, and in its metadata what stands in ``config.json``.
 """
 
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from dbae.config import UserError, from_json
-from dbae.io import atomic_write, listdir, read_tensors, write_tensors
+from dbae.io import atomic_write, describe_foreign, listdir, read_head, read_tensors, write_tensors
 from dbae.methods import METHODS, DiffusionModel
 
 NAME = re.compile(r"(?P<prefix>freq_)?(?P<kind>model|opt|ema_(?P<rate>[0-9.eE+-]+))_(?P<step>\d+)\.pt")
+PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model.")  # of wrapped modules: DistributedDataParallel, compile...
 METADATA = "dbae"  # where a .safetensors file carries its configuration
+
+State = Mapping[str, Tensor]
 
 
 def step_of(path: str) -> int:
@@ -64,7 +67,7 @@ def load_model(
     for fields that may change in evaluation, such as DBAE's ``end_data``. Raises UserError for a contradiction, and for
     a file that is missing, damaged, foreign or not made of tensors alone.
     """
-    state, content = read_weights(path)
+    sets, content = read_weights(path)
     content = content or read_config(bf.dirname(path))
     found = (content or {}).get("method", "dbae")
     if method is None or not content:
@@ -77,21 +80,26 @@ def load_model(
     unknown = fields.keys() - {f.name for f in dataclasses.fields(cls.Config)}
     if unknown:
         raise UserError(f"{min(unknown)}: {found} has no such setting")
-    if content:
-        config = from_json(cls.Config, content["model"], f"the configuration of {path}")
-    else:
-        config = cls.official_config(state, path, dataset, **fields)
-    for name in fields.keys() - set(cls.OVERRIDABLE):
-        if fields[name] != getattr(config, name):
-            raise UserError(f"{name}: {path} was trained with {getattr(config, name)}, got {fields[name]}")
-    model = cls(dataclasses.replace(config, **{name: fields[name] for name in fields.keys() & set(cls.OVERRIDABLE)}))
-    _fill(model, state, path)
-    return model.to(device or "cpu").eval()
+
+    def build(state: Mapping[str, Tensor]) -> DiffusionModel:
+        if content:
+            config = from_json(cls.Config, content["model"], f"the configuration of {path}")
+        else:
+            config = cls.official_config(state, path, dataset, **fields)
+        for name in fields.keys() - set(cls.OVERRIDABLE):
+            if fields[name] != getattr(config, name):
+                raise UserError(f"{name}: {path} was trained with {getattr(config, name)}, got {fields[name]}")
+        changed = {name: fields[name] for name in fields.keys() & set(cls.OVERRIDABLE)}
+        model = cls(dataclasses.replace(config, **changed))
+        _fill(model, state, path)
+        return model
+
+    return _only_one(sets, build, path).to(device or "cpu").eval()
 
 
 def load_weights(model: DiffusionModel, path: str) -> None:
     """Load a weight file strictly. Raises UserError, with the first name that does not fit, for a foreign one."""
-    _fill(model, read_weights(path)[0], path)
+    _only_one(read_weights(path)[0], lambda state: _fill(model, state, path), path)
 
 
 def save_weights(path: str, model: DiffusionModel, content: Mapping[str, Any] | None = None) -> str | None:
@@ -109,15 +117,45 @@ def save_weights(path: str, model: DiffusionModel, content: Mapping[str, Any] | 
     return None
 
 
-def read_weights(path: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Tensors by name on the CPU, and the configuration where the file carries one. UserError for any other file."""
-    if path.endswith(".safetensors"):
-        return _read_safetensors(path)
-    state = read_tensors(path)
-    foreign = next((n for n, v in state.items() if not (isinstance(n, str) and isinstance(v, Tensor))), None)
-    if foreign is not None or not state:
-        raise UserError(f"{path}: expected tensors by name; {foreign!r} holds none (an optimizer or foreign file?)")
-    return state, None
+def read_weights(path: str) -> tuple[dict[str, State], dict[str, Any] | None]:
+    """Sets of tensors on the CPU as ``weight_sets`` gives them, and the configuration where the file carries one.
+
+    The content tells the format, not the name. Raises UserError for any other file.
+    """
+    head, named = read_head(path), path.endswith(".safetensors")
+    safe = re.match(rb".{7}\0\{", head, re.S)  # the length of a header that is JSON
+    if named and not safe and describe_foreign(head):
+        raise UserError(f"{path}: refused: {describe_foreign(head)}; expected weights")
+    safe = safe or (named and not head.startswith(b"PK"))
+    content, config = _read_safetensors(path) if safe else (read_tensors(path), None)
+    sets = weight_sets(content)
+    if not sets:
+        foreign = next((n for n, v in content.items() if not (isinstance(n, str) and isinstance(v, Tensor))), None)
+        hint = "the optimizer's file; give the ema_ or model_ file beside it" if "optimizer" in content else "foreign?"
+        raise UserError(f"{path}: expected tensors by name; {foreign!r} holds none ({hint})")
+    return sets, config
+
+
+def weight_sets(content: Mapping[str, Any]) -> dict[str, State]:
+    """Every set of tensors that may be a model's, by where it stands in what a file holds.
+
+    That is the file itself or an entry like ``state_dict``, and of either the tensors below one of PREFIXES, which
+    names then go without.
+    """
+    entries = {"": content, **{f"{name}: ": value for name, value in content.items() if isinstance(value, Mapping)}}
+    sets = {}
+    for where, entry in entries.items():
+        if entry and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in entry.items()):
+            sets[where] = dict(entry)
+    todo = list(sets.items())
+    while todo:
+        where, state = todo.pop()
+        for prefix in PREFIXES:
+            below = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            if below:
+                sets[where + prefix] = below
+                todo.append((where + prefix, below))
+    return sets
 
 
 def config_content(model: DiffusionModel, dataset: str, **more: Any) -> dict[str, Any]:
@@ -138,15 +176,20 @@ def read_config(run_dir: str) -> dict[str, Any] | None:
     if not bf.exists(path):
         return None
     try:
-        with bf.BlobFile(path, "r") as file:
-            content = json.load(file)
+        with bf.BlobFile(path, "rb") as file:
+            content = json.loads(file.read())  # of bytes, it minds a byte order mark
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     return _checked(content, path)
 
 
 def _checked(content: Any, where: str) -> dict[str, Any]:
-    if not isinstance(content, dict) or "model" not in content or not isinstance(content.get("method", ""), str):
+    names = ("method", "dataset")
+    if (
+        not isinstance(content, dict)
+        or "model" not in content
+        or any(type(content.get(n, "")) is not str for n in names)
+    ):
         raise UserError(f'{where}: expected an object with "method", "dataset" and "model"')
     return content
 
@@ -160,8 +203,6 @@ def _read_safetensors(path: str) -> tuple[dict[str, Tensor], dict[str, Any] | No
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = header.get("__metadata__", {}).get(METADATA)
         content = text and json.loads(text)
-    except (FileNotFoundError, IsADirectoryError, bf.Error):
-        raise UserError(f"model_path: no such file: {path}") from None
     except Exception as error:  # the library raises its own kind, and what Python and torch raise for odd headers
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: refused: damaged or no safetensors file ({reason})") from None
@@ -176,14 +217,48 @@ def _safetensors(path: str) -> ModuleType:
     return safetensors.torch
 
 
-def _fill(model: DiffusionModel, state: Mapping[str, Tensor], path: str) -> None:
+def _only_one(sets: Mapping[str, State], build: Callable[[State], Any], path: str) -> Any:
+    """What ``build`` makes of the one set that it does not refuse. Raises UserError where there are none or several."""
+    made, problem = {}, None
+    for where, state in sets.items():
+        try:
+            made[where] = build(state)
+        except UserError as error:
+            problem = error
+    if len(made) > 1:
+        names = ", ".join(where.strip(": .") or "the file itself" for where in made)
+        raise UserError(f"{path}: holds several sets of weights that fit ({names}); save the right one alone to a file")
+    if problem and not made:
+        raise problem
+    return next(iter(made.values()))
+
+
+def _fill(model: DiffusionModel, state: State, path: str) -> None:
+    """Load tensors under official names, from any precision. UserError for what does not fit or is not finite.
+
+    The model stays as it was where they are refused.
+    """
     own = model.to_official(model.state_dict())
     wrong = [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
+    kinds = [n for n in own.keys() & state.keys() if not _readable(own[n], state[n])]
     for problem, names in (
         ("lacks", own.keys() - state.keys()),
         ("has unknown", state.keys() - own.keys()),
         ("has another shape for", wrong),
+        ("has another kind of number for", kinds),
     ):
         if names:
             raise UserError(f"{path}: does not fit the model: it {problem} {len(names)} tensors, e.g. {min(names)!r}")
+    state = {
+        name: value.to(own[name].dtype) if own[name].is_floating_point() else value for name, value in state.items()
+    }
+    damaged = [name for name, value in state.items() if not value.isfinite().all()]
+    if damaged:
+        raise UserError(f"{path}: expected finite weights, {damaged[0]!r} holds NaN or infinity")
     model.load_state_dict(model.from_official(state))
+
+
+def _readable(own: Tensor, other: Tensor) -> bool:
+    """Whether ``other`` has values that ``own`` can take: not sparse, quantised or complex, nor whole for floating."""
+    plain = other.layout is torch.strided and not (other.is_quantized or other.is_meta or other.is_complex())
+    return plain and (other.is_floating_point() or not own.is_floating_point())

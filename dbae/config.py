@@ -5,6 +5,7 @@ from the fields.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, get_type_hints
@@ -15,11 +16,18 @@ OPTIMIZERS = ("radam", "adam", "adamw")
 EMA_RULES = ("constant", "warmup", "inverse-power")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 AUTOCAST = ("all", "unet")
+MAX_STEPS = 100_000  # of a time grid; there are more times, but nobody waits for them
 COMPILE = ("auto", "true", "false", "graphs")
 
 
 class UserError(ValueError):
-    """Bad input: the message names what was wrong and what was expected. Programs print it and exit with status 2."""
+    """Bad input: the message names what was wrong and what was expected. Programs print it and exit with status 2.
+
+    It is one line: names may have control characters, which are escaped.
+    """
+
+    def __str__(self) -> str:
+        return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], super().__str__())
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = (), alias: str = "") -> Any:
@@ -146,7 +154,8 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        require_positive("steps", self.steps)
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UserError(f"steps: expected 1 to {MAX_STEPS}, got {self.steps}")
         require_positive("rho", self.rho)
         require_from_zero("inversion_steps", self.inversion_steps)
         try:
@@ -172,7 +181,7 @@ def from_json(cls: type, values: Any, where: str) -> Any:
     hints = get_type_hints(cls)
     for name, value in values.items():
         if name not in hints:
-            raise UserError(f"{where}: unknown setting {name!r}")
+            raise UserError(f"{where}: unknown setting {name!r}; is it of a newer version?")
         if not _has_type(value, hints[name]):
             raise UserError(f"{where}: {name}: expected {getattr(hints[name], '__name__', hints[name])}, got {value!r}")
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -5,6 +5,7 @@ Paths may be anything that ``blobfile`` reads and writes. Nothing in a file is e
 
 import hashlib
 import io
+import json
 import os
 import re
 import secrets
@@ -22,6 +23,16 @@ from torch import Tensor
 
 from dbae.config import UserError
 
+OTHER_ARCHIVE = "an archive, to be unpacked first"
+# What files that are no weights begin with
+FOREIGN = {
+    "an empty file": re.compile(rb"\Z"),
+    "a Git LFS pointer in place of the file, which `git lfs pull` fetches": re.compile(rb"version https://git-lfs"),
+    "a web page in place of the file, whose own address is needed": re.compile(rb"\s*<(!doctype|html|\?xml)", re.I),
+    "text, such as JSON": re.compile(rb"\s*[\[{]\s*[\"\]}\[{\d]"),
+    OTHER_ARCHIVE: re.compile(rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc|(?s:.{257})ustar"),
+    "an HDF5 file": re.compile(rb"\x89HDF"),
+}
 UNFINISHED = re.compile(r".+\.[0-9a-f]{8}\.tmp")
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -33,14 +44,16 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
     """Open ``path`` for writing; it appears under its name only when the block ends without an error.
 
-    Local files are written beside their final name, synchronised and renamed; remote ones are uploaded whole.
+    Local files are written beside their final name, synchronised and renamed; remote ones are uploaded whole. Text is
+    UTF-8; bytes of a file name that are none are written as they are.
     """
     remote = "://" in path
     folder = tempfile.gettempdir() if remote else os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
     beside = os.path.join(folder, f"{bf.basename(path)}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(beside, mode) as file:
+        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}  # names need not be Unicode
+        with open(beside, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -59,6 +72,50 @@ def remove_unfinished(folder: str) -> None:
     for name in listdir(folder) if "://" not in folder else []:
         if UNFINISHED.fullmatch(name):
             os.remove(os.path.join(folder, name))
+
+
+def check_outputs(outputs: Iterable[str], inputs: Iterable[str]) -> None:
+    """Raise UserError where a file to be written is one of those that are read, whatever their names."""
+    written = {place: path for path in outputs if (place := _place(path))}
+    for path in inputs if written else ():
+        if (place := _place(path)) in written:
+            raise UserError(f"out: {written[place]} is an input, and inputs are never overwritten; write elsewhere")
+
+
+def _place(path: str) -> tuple[int, int] | None:
+    """Device and inode of a local file, which links share; None where there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError where it is none."""
+    try:
+        with bf.BlobFile(path, "r") as file:
+            content = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object")
+    return content
+
+
+def differing(found: Any, wanted: Mapping[str, Any]) -> str:
+    """The entries in which settings read from JSON differ from ``wanted`` ones, few with values; empty if in none."""
+    if not isinstance(found, dict) or not found:
+        return "origin (not stated, perhaps by an older version)"
+    wanted = json.loads(json.dumps(wanted))
+    names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    if len(names) > 4:
+        return ", ".join(names)
+    return ", ".join(f"{name} ({_shown(found.get(name))}, now {_shown(wanted.get(name))})" for name in names)
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def listdir(path: str) -> list[str]:
@@ -97,22 +154,46 @@ def read_tensors(path: str) -> dict[str, Any]:
 
     Raises UserError for a file that is missing, damaged (a single wrong bit suffices) or holds something else.
     """
+    head = read_head(path)
     try:
         with bf.BlobFile(path, "rb") as file:
             wrong = _damaged_part(file)
             file.seek(0)
             content = None if wrong else torch.load(file, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError, bf.Error):
-        raise UserError(f"model_path: no such file: {path}") from None
     except Exception as error:  # torch raises a dozen kinds for damaged or hostile files
-        code = "GLOBAL" in str(error)
-        reason = "it holds more than tensors, and nothing in a file is executed" if code else "damaged or no torch file"
+        reason = describe_foreign(head) or "damaged or no torch file"
+        if str(error) == OTHER_ARCHIVE:
+            reason = OTHER_ARCHIVE
+        elif "GLOBAL" in str(error):
+            reason = "it holds more than tensors, and nothing in a file is executed"
+            if "lightning" in str(error):
+                reason = f"a Lightning checkpoint: {reason}; save its state_dict alone where it was made"
+        elif "TorchScript" in str(error):
+            reason = "a TorchScript program, of which nothing is executed"
         raise UserError(f"{path}: refused: {reason}; expected tensors written by torch.save") from None
     if wrong:
         raise UserError(f"{path}: refused: damaged: the checksum of its part {wrong} is wrong")
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
     return content
+
+
+def read_head(path: str) -> bytes:
+    """The first 512 bytes of a file. Raises UserError where there is none, or one cannot read it."""
+    if bf.isdir(path):
+        raise UserError(f"{path} is a folder; expected a weight file, such as one in it")
+    try:
+        with bf.BlobFile(path, "rb") as file:
+            return file.read(512)
+    except PermissionError:
+        raise UserError(f"{path} cannot be read: permission denied") from None
+    except (OSError, ValueError, bf.Error):
+        raise UserError(f"model_path: no such file: {path}") from None
+
+
+def describe_foreign(head: bytes) -> str | None:
+    """What a file that begins with ``head`` is, where it cannot hold weights; None where it may."""
+    return next((what for what, start in FOREIGN.items() if start.match(head)), None)
 
 
 def fingerprint(path: str) -> str:
@@ -136,11 +217,13 @@ def _detached(content: Any) -> Any:
 def _damaged_part(file: IO[bytes]) -> str | None:
     """The first part of a torch file whose CRC-32 does not agree; torch writes these checksums and never reads them.
 
-    The old format has none, and in files whose writer left them out all are 0.
+    The old format has none, and in files whose writer left them out all are 0. Raises ValueError for another archive.
     """
     if not zipfile.is_zipfile(file):
         return None
     with zipfile.ZipFile(file) as archive:
+        if not any(name.endswith("data.pkl") for name in archive.namelist()):
+            raise ValueError(OTHER_ARCHIVE)
         return archive.testzip() if any(part.CRC for part in archive.infolist()) else None
 
 
@@ -153,8 +236,16 @@ def to_float(x: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Float in [-1, 1] -> uint8 in 0..255; truncates, as the official code does."""
+    """Float in [-1, 1] -> uint8 in 0..255; truncates, as the official code does. UserError for NaN and infinity."""
+    require_finite("images", x)
     return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+
+
+def require_finite(name: str, x: Tensor) -> Tensor:
+    """The tensor x; raises UserError where a number in it is not finite. It waits for a GPU: not for inner loops."""
+    if not x.isfinite().all():
+        raise UserError(f"{name}: expected finite numbers, got NaN or infinity")
+    return x
 
 
 def save_grid(path: str, rows: Sequence[tuple[str, Tensor]], scale: int | None = None) -> None:

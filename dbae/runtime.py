@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -103,6 +103,20 @@ def all_gather(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * world()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def on_first(function: Callable[[], Item]) -> Item:
+    """Call a function on the first process alone; every process returns its result, or raises its UserError."""
+    result, problem = None, None
+    if rank() == 0:
+        try:
+            result = function()
+        except UserError as error:
+            problem = str(error)
+    result, problem = all_gather((result, problem))[0]
+    if problem is not None:
+        raise UserError(problem)
+    return result
 
 
 def cleanup() -> None:

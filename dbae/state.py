@@ -77,7 +77,7 @@ class TrainState:
         Then drops ``freq_`` files older than the two newest sets, so that there is one to go back to. Raises OSError
         where it cannot write and UserError for weights that are not finite; earlier sets stay, and no part of this one.
         """
-        if not all(torch.isfinite(p).all() for p in self.model.parameters()):
+        if not all(values.isfinite().all() for values in self.model.state_dict().values()):
             raise UserError("the weights are not finite")
         remove_unfinished(run_dir)
         paths = self._paths(run_dir, self.step, prefix)
@@ -181,4 +181,6 @@ class TrainState:
             for name in ("exp_avg", "exp_avg_sq"):
                 if moments[name].shape != parameter.shape:
                     raise ValueError(f"{name}: expected {list(parameter.shape)}, got {list(moments[name].shape)}")
+                if not moments[name].isfinite().all():
+                    raise ValueError(f"{name}: expected finite moments, got NaN or infinity")
                 moments[name] = torch.empty_like(parameter).copy_(moments[name])  # in the parameter's memory format

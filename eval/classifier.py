@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dbae.config import UserError
-from dbae.io import read_tensors
+from dbae.io import read_tensors, require_finite
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class AttributeClassifier:
     bias: Tensor  # [attributes]
     std: Tensor | None = None  # [latent], of the training codes
     median_logits: Tensor | None = None  # [attributes], over the training images that have the attribute
+    weights: str | None = None  # fingerprint of the weights it was trained on, empty where its JSON states none
 
     def index(self, attribute: str) -> int:
         """Row of an attribute given by name (case and spaces do not matter) or number. Raises UserError otherwise."""
@@ -62,12 +63,16 @@ class AttributeClassifier:
 def read_classifier(path: str, latent_dim: int, names: Sequence[str] = ()) -> AttributeClassifier:
     """Read ``best.pt`` and, where it is there, ``best.json`` beside it; ``names`` stand in for missing names.
 
-    Raises UserError for a file that is missing, is no ``Linear(latent_dim, attributes)``, or does not match its JSON.
+    Raises UserError for a file that is missing, is no ``Linear(latent_dim, attributes)`` of finite numbers, or does not
+    match its JSON.
     """
     state = read_tensors(path)
     weight, bias = state.get("weight"), state.get("bias")
-    if set(state) != {"weight", "bias"} or weight.ndim != 2 or bias.shape != weight.shape[:1]:
-        raise UserError(f"classifier: {path}: expected the weight and bias of a linear layer, got {', '.join(state)}")
+    tensors = set(state) == {"weight", "bias"} and all(isinstance(part, Tensor) for part in state.values())
+    if not tensors or weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        names = ", ".join(map(str, state))
+        raise UserError(f"classifier: {path}: expected the weight and bias of a linear layer, got {names}")
+    require_finite(f"classifier: {path}", torch.cat([weight.flatten(), bias]))
     if weight.shape[1] != latent_dim:
         raise UserError(f"classifier: {path} reads codes of {weight.shape[1]} numbers, the model's have {latent_dim}")
     about = _read_about(path.removesuffix(".pt") + ".json", len(weight), latent_dim)
@@ -84,6 +89,7 @@ def _read_about(path: str, attributes: int, latent_dim: int) -> dict[str, Any]:
         with bf.BlobFile(path, "r") as file:
             content = json.load(file)
         about: dict[str, Any] = {"names": tuple(str(name) for name in content["attributes"])}
+        about["weights"] = str(content.get("weights", ""))
         if "codes" in content:
             medians = [float("nan") if m is None else m for m in content["codes"]["median_logit_of_positives"]]
             about["std"] = torch.tensor(content["codes"]["std"], dtype=torch.float32)
@@ -91,6 +97,6 @@ def _read_about(path: str, attributes: int, latent_dim: int) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: expected what infer_class_dbae.sh writes beside best.pt ({error})") from None
     expected = {"names": attributes, "std": latent_dim, "median_logits": attributes}
-    if any(len(value) != expected[name] for name, value in about.items()):
+    if any(len(about[name]) != length for name, length in expected.items() if name in about):
         raise UserError(f"{path}: expected {attributes} attributes and codes of {latent_dim} numbers, as in best.pt")
     return about

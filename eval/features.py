@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dbae.config import UserError
-from dbae.io import seed_for
+from dbae.io import differing, require_finite, seed_for
 from eval.arrays import Arrays, read_arrays, write_arrays
 
 Encode = Callable[[Tensor, Sequence[int]], dict[str, Tensor]]
@@ -43,11 +43,12 @@ def encode_dataset(
 def encode_batches(encode: Encode, batches: Iterable[tuple[Tensor, Tensor]], flip: bool = False) -> Iterator[Arrays]:
     """Features of each batch of uint8 images [n, 3, H, W] and numbers [n]; the numbers stand under ``index``.
 
-    Of a batch without images they are all there is.
+    Of a batch without images they are all there is. Raises UserError for features that are not finite.
     """
     for images, index in batches:
         features = encode(images.flip(3) if flip else images, index.tolist()) if len(index) else {}
-        yield {name: value.float().cpu().numpy() for name, value in features.items()} | {"index": index.numpy()}
+        features = {name: require_finite("codes", value.float().cpu()).numpy() for name, value in features.items()}
+        yield features | {"index": index.numpy()}
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ class FeatureCache:
         """Whether the file is there. Raises UserError where it was made with other settings, or is none of ours."""
         if not bf.exists(self.path):
             return False
-        found = json.loads(read_arrays(self.path)[1].get("settings", "{}"))
-        for name, value in self.settings.items():
-            if found.get(name) != value:
-                wrong = f"codes with {name} {found.get(name)}, expected {value}"
-                raise UserError(f"{self.path} holds {wrong}; move it away")
+        text = read_arrays(self.path)[1].get("settings", "{}")
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if others := differing(found, self.settings):
+            raise UserError(f"{self.path} holds codes with another {others}; give another name, or move it away")
         return True
 
     def done(self, rank: int) -> int:
@@ -103,7 +106,9 @@ class FeatureCache:
 
     def discard(self) -> None:
         """Remove the batches."""
-        bf.rmtree(bf.dirname(self._batch(0, 0)))
+        folder = bf.dirname(self._batch(0, 0))
+        if bf.isdir(folder):  # or the same command has ended elsewhere
+            bf.rmtree(folder)
 
     def _batch(self, rank: int, i: int) -> str:
         return f"{self.path}.{self.key}-{self.processes}x{self.batch_size}.parts/{rank}_{i}.npz"

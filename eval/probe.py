@@ -143,6 +143,17 @@ def summary(report: Report) -> dict[str, float]:
     return {name: value for name, value in report.get("test", report.get("last")).items() if name != "epoch"}
 
 
+def left_out(report: Report) -> list[str]:
+    """Names of the targets that have a single value on test, and so no score: no mean contains them."""
+    return report.get("single_class", {}).get("test", []) or report.get("constant", [])
+
+
+def coverage(report: Report) -> str:
+    """Over how many of the labels the mean scores are, like `` over 38 of 40 labels``; empty where it is all."""
+    names, missing = report["attributes"], left_out(report)
+    return f" over {len(names) - len(missing)} of {len(names)} labels" if missing else ""
+
+
 def train_linear(
     part: Part,
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -186,7 +197,8 @@ def fit_fractions(
     """The main score of ``fit`` (whose ``options`` these are) on random shares of the training labels.
 
     For every share the scores, their mean, standard deviation and 95 % t-interval. The interval tells how much the
-    choice of labels matters; the test images are the same throughout.
+    choice of labels matters; the test images are the same throughout. ``untrained`` lists the labels of which a subset
+    has a single class, and the classes of which one has none: their scores say nothing of the codes.
     """
     if repeats < 2 or not all(0 < fraction <= 1 for fraction in fractions):
         raise UserError(f"fractions: expected 2 repeats or more of shares in (0, 1], got {repeats} of {fractions}")
@@ -196,15 +208,17 @@ def fit_fractions(
         classes = torch.cat([y == 1, y == 0], dim=1).numpy()
     found = []
     for fraction in fractions:
-        size, scores = max(1, round(fraction * len(train.targets))), []
+        size, scores, single = max(1, round(fraction * len(train.targets))), [], set()
         for rows in subsets(len(train.targets), size, repeats, subset_seed, classes):
             part = Part(lambda epoch, rows=rows: train.draw(epoch)[rows], train.targets[rows])
             report = fit(kind, {**parts, "train": part}, names, **options).report
             scores.append(next(iter(summary(report).values())))
+            single.update(report.get("single_class", report.get("absent", {})).get("train", []))
         mean, std = float(np.mean(scores)), float(np.std(scores, ddof=1))
         reach = float(stats.t.ppf(0.975, repeats - 1)) * std / math.sqrt(repeats)
         interval = {"mean": mean, "std": std, "low": mean - reach, "high": mean + reach}
-        found.append({"fraction": fraction, "rows": size, "scores": scores, **interval})
+        untrained = {"untrained": sorted(single)} if single else {}
+        found.append({"fraction": fraction, "rows": size, "scores": scores, **interval, **untrained})
     return found
 
 

@@ -5,6 +5,7 @@ MSE and SSIM are computed on [0, 1], LPIPS (AlexNet, v0.1) on [-1, 1]. ``SSIM`` 
 height is taken for channels and the window slides over width x RGB. It is there to be compared with published numbers.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -65,12 +66,18 @@ class ReconstructionMetrics:
 
     @torch.no_grad()
     def update(self, real: Tensor, fake: Tensor) -> None:
-        """Add a batch: uint8 NHWC, as the sample files hold it. Raises UserError where the shapes differ."""
+        """Add a batch: uint8 NHWC, as the sample files hold it.
+
+        Raises UserError where the shapes differ, and where a metric is not finite.
+        """
         if real.shape != fake.shape or real.ndim != 4:
             raise UserError(f"samples: expected equal shapes [N, H, W, 3], got {list(real.shape)}, {list(fake.shape)}")
         real, fake = (x.to(self.device).permute(0, 3, 1, 2).float() / 255 for x in (real, fake))
         for name in self.sums:
-            self.sums[name] += self.functions[name](real, fake).double().sum().item()
+            total = self.functions[name](real, fake).double().sum().item()
+            if not math.isfinite(total):
+                raise UserError(f"{name}: expected finite values, got {total}; are its weights damaged?")
+            self.sums[name] += total
         self.images += len(real)
 
     def merge(self, parts: Sequence[tuple[int, dict[str, float]]]) -> None:

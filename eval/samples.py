@@ -15,7 +15,7 @@ import blobfile as bf
 import numpy as np
 
 from dbae.config import UserError
-from dbae.io import atomic_write, listdir
+from dbae.io import atomic_write, differing, listdir, read_json
 from eval.arrays import read_arrays, write_arrays
 
 PART = re.compile(r"(\d+)_(real|fake)_sample_(\d+)\.npz")
@@ -89,38 +89,44 @@ def write_combined(path: str, batches: Iterator[np.ndarray], shape: tuple[int, i
 def read_report(folder: str) -> dict[str, Any]:
     """``metrics.json`` of a folder, empty where there is none. Raises UserError where it is not an object."""
     path = bf.join(folder, "metrics.json")
-    if not bf.exists(path):
-        return {}
-    try:
-        with bf.BlobFile(path, "r") as file:
-            report = json.load(file)
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(report, dict):
-        raise UserError(f"{path}: expected an object")
-    return report
+    return read_json(path) if bf.exists(path) else {}
+
+
+def our_files(folder: str) -> list[str]:
+    """Paths of what a reconstruction writes that are in ``folder``."""
+    return [bf.join(folder, name) for name in listdir(folder) if OURS.fullmatch(name)]
+
+
+def check_folder(folder: str, settings: dict[str, Any]) -> None:
+    """Raise UserError where the folder holds reconstructions of other settings."""
+    if our_files(folder) and (others := differing(read_report(folder).get("settings"), settings)):
+        raise UserError(
+            f"{folder} holds reconstructions with another {others}; "
+            "give --overwrite true to replace them, or move them away"
+        )
 
 
 def open_folder(folder: str, settings: dict[str, Any], overwrite: bool) -> None:
-    """Begin or continue a reconstruction in ``folder``.
-
-    Finished batches of the same settings are kept. Raises UserError where the folder holds those of other settings,
-    unless ``overwrite``: then our own files in it are removed first.
-    """
+    """Begin or continue a reconstruction in a folder: finished batches are kept, or with ``overwrite`` removed."""
     bf.makedirs(folder)
-    ours = [name for name in listdir(folder) if OURS.fullmatch(name)]
-    earlier = read_report(folder).get("settings") if not overwrite else None
-    if overwrite:
-        for name in ours:
-            bf.remove(bf.join(folder, name))
-    elif ours and earlier != settings:
-        differing = [k for k in settings if not earlier or earlier.get(k) != settings[k]]
-        raise UserError(
-            f"{folder} holds reconstructions with another {', '.join(differing)}; "
-            "give --overwrite true to replace them, or move them away"
-        )
-    if earlier != settings:
+    for path in our_files(folder) if overwrite else ():
+        bf.remove(path)
+    if read_report(folder).get("settings") is None:
         update_report(folder, settings=settings, complete=False)
+
+
+def check_complete(folder: str, images: int | None = None) -> None:
+    """Raise UserError where ``metrics.json`` says that the folder is unfinished, or has not as many ``images``."""
+    report = read_report(folder)
+    if "settings" not in report:  # a folder of the official code
+        return
+    expected = report["settings"].get("images", 0) - report.get("bad_images", 0)
+    if not report.get("complete") or images not in (None, expected):
+        found = "it is unfinished" if images is None else f"there are {images}"
+        raise UserError(
+            f"{folder}: expected {expected} reconstructions, as metrics.json says, {found}; "
+            "run the reconstruction again to complete it"
+        )
 
 
 def update_report(folder: str, **entries: Any) -> None:

@@ -1,4 +1,7 @@
-"""Scores of probes: arrays [n, k] of targets and predictions -> [k] float64, NaN where a score is undefined."""
+"""Scores of probes: arrays [n, k] of targets and predictions -> [k] float64, NaN where a score is undefined.
+
+Predictions that are not finite raise UserError.
+"""
 
 import math
 import warnings
@@ -41,13 +44,13 @@ def mse(y: ArrayLike, prediction: ArrayLike) -> np.ndarray:
 
 def top_k(y: ArrayLike, score: ArrayLike, k: int = 1) -> float:
     """Share of images whose class, one-hot in y [n, classes], is among the k of the highest scores [n, classes]."""
-    best = np.argsort(-np.asarray(score), axis=1, kind="stable")[:, :k]
+    best = np.argsort(-_finite(score), axis=1, kind="stable")[:, :k]
     return float(np.take_along_axis(np.asarray(y), best, axis=1).any(axis=1).mean())
 
 
 def recall(y: ArrayLike, score: ArrayLike) -> np.ndarray:
     """Share of each class's images [classes] whose highest score is their class's; NaN for a class without images."""
-    y, best = np.asarray(y), np.asarray(score).argmax(axis=1)
+    y, best = np.asarray(y), _finite(score).argmax(axis=1)
     return np.array([np.mean(best[has > 0] == i) if has.any() else math.nan for i, has in enumerate(y.T)])
 
 
@@ -63,10 +66,15 @@ def json_safe(score: float) -> float | None:
 
 
 def _each(y: ArrayLike, other: ArrayLike, score: Callable[[np.ndarray, np.ndarray], float]) -> np.ndarray:
-    y, other = np.asarray(y, np.float64), np.asarray(other, np.float64)
-    if not np.isfinite(other).all():
-        raise UserError("scores: expected finite predictions, got NaN or infinity")
+    y, other = np.asarray(y, np.float64), _finite(other)
     return np.array([score(t, p) for t, p in zip(y.T, other.T, strict=True)], np.float64)
+
+
+def _finite(predictions: ArrayLike) -> np.ndarray:
+    predictions = np.asarray(predictions, np.float64)
+    if not np.isfinite(predictions).all():
+        raise UserError("scores: expected finite predictions, got NaN or infinity")
+    return predictions
 
 
 def _constant(column: np.ndarray) -> bool:

@@ -135,6 +135,11 @@ class Classes(Task):
         report = self.results(names, y, {"best": (votes + tie_break).numpy()})
         return report | {"test": report["test"] | {"majority": scores.top_k(y, share.expand_as(votes))}}
 
+    def left_out(self, names: Names, targets: Mapping[str, Tensor]) -> Report:
+        """Which classes, by split, no image is of."""
+        absent = {s: [n for n, any_ in zip(names, y.any(dim=0), strict=True) if not any_] for s, y in targets.items()}
+        return {"absent": absent}
+
 
 class RealNumbers(Task):
     """Real numbers, each on its own. The best epoch is chosen on the test split, as officially: a number that flatters.

@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -23,7 +25,10 @@ KINDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Options as ``--flag value`` or ``--flag=value``, with ``_`` or ``-``; an error is one line and status 2."""
+    """Options as ``--flag value`` or ``--flag=value``, with ``_`` or ``-``; an error is one line and status 2.
+
+    ``~`` at the start of a value, and in ``folder:~/images``, is the home folder.
+    """
 
     def __init__(self, description: str, epilog: str = "") -> None:
         super().__init__(
@@ -39,13 +44,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message.removeprefix('argument ')}\n")
 
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
-        """Parse with dashes in option names read as underscores, and values like -0.3,0.3 read as values."""
+        """Parse with dashes in option names read as underscores, ~ expanded, and -0.3,0.3 taken for a value."""
         words: list[str] = []
         for word in sys.argv[1:] if args is None else args:
             if words and re.match(r"-\.?\d", word) and words[-1].startswith("--") and "=" not in words[-1]:
                 words[-1] += f"={word}"
             else:
-                words.append(_underscored(word))
+                words.append(_normalised(word))
         return super().parse_args(words, namespace)
 
     def add_config(self, title: str, cls: type, only: tuple[str, ...] = ()) -> None:
@@ -83,7 +88,7 @@ def peek(args: list[str] | None, name: str, default: str = "", known: Iterable[s
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{name}", default=default, nargs="?", const="")
-    words = map(_underscored, sys.argv[1:] if args is None else args)
+    words = map(_normalised, sys.argv[1:] if args is None else args)
     value = getattr(parser.parse_known_args(list(words))[0], name)
     if known and value not in known:
         raise UserError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
@@ -92,18 +97,29 @@ def peek(args: list[str] | None, name: str, default: str = "", known: Iterable[s
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's ``main``; a UserError, or a path or disk that fails, becomes one line and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     try:
         main()
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-def _underscored(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
+def printable(text: str) -> str:
+    """The text on one line: control characters, and bytes of a file name that are no text, as escapes like ``\\n``."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _normalised(word: str) -> str:
+    """A word of the command line with underscores in an option's name, and the home folder in place of ~."""
+    name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    folder = "folder:" if value.startswith("folder:") else ""
+    value = folder + os.path.expanduser(value.removeprefix(folder))
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value
 
 
 def _reader(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from datasets import build
 from datasets.base import ImageDataset
 from dbae import runtime
-from dbae.checkpoint import load_model, read_config, step_of
+from dbae.checkpoint import NAME, load_model, read_config, step_of
 from dbae.config import (
     RuntimeConfig,
     SampleConfig,
@@ -28,7 +28,7 @@ from dbae.config import (
     require_from_zero,
     require_positive,
 )
-from dbae.io import image_generators, randn_like, to_float, to_uint8
+from dbae.io import image_generators, randn_like, require_finite, to_float, to_uint8
 from dbae.methods import METHODS, AutoEncoder, DiffusionModel, preset, preset_name
 from dbae.progress import progress_bar
 from scripts.cli import Parser, given, peek
@@ -40,7 +40,9 @@ class ModelOptions:
 
     method: str = option("dbae", "method of an official file; other files state theirs")
     dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, toyfaces or folder:PATH")
-    model_path: str = option("", "weight file: ema_RATE_STEP.pt or model_STEP.pt", alias="model")
+    model_path: str = option(
+        "", "weight file: ema_RATE_STEP.pt, model_STEP.pt, or another name, also .safetensors", alias="model"
+    )
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
     batch_size: int = option(64, "images that pass through the model together, on each process")
@@ -48,6 +50,8 @@ class ModelOptions:
     seed: int = option(0, "seed of every random number")
     device: str = option("auto", "auto, cpu or cuda")
     num_workers: int = option(0, "processes that read images")
+    out: str | None = option(None, "folder to write to in place of the checkpoint's, which may be read-only")
+    overwrite: bool = option(False, "replace results of other settings that are there already")
     dry_run: bool = option(False, "print the resolved configuration and exit")
     check: int = option(0, "check arguments, weights and data for N processes, and exit; 0: run")
 
@@ -114,14 +118,21 @@ def load_autoencoder(options: ModelOptions, about: dict[str, Any], device: torch
 
 def build_data(options: DataOptions, size: int, whole: bool = False) -> ImageDataset:
     """The images that the options name, at the model's size; ``whole`` is as in ``datasets.build``."""
-    return build(
-        options.dataset, options.split, size, options.data_root, options.data_dir, options.split_range, whole=whole
-    )
+    data = build(
+        options.dataset, options.split, size, options.data_root, options.data_dir, options.split_range,
+        whole=whole and options.limit is None,
+    )  # fmt: skip
+    return data.part(range(min(len(data), options.limit))) if options.limit else data
 
 
-def result_folder(model_path: str, *names: str) -> str:
-    """Folder of results beside a checkpoint: ``sample_{step}/NAME/...``."""
-    return os.path.join(os.path.dirname(model_path), f"sample_{step_of(model_path)}", *names)
+def result_folder(model_path: str, *names: str, out: str | None = None) -> str:
+    """Folder of results: ``sample_{step}/NAME/...``, for other names of files ``sample_{stem}``.
+
+    It is beside the checkpoint, or below ``out``.
+    """
+    folder, name = os.path.split(model_path)
+    which = step_of(name) if NAME.fullmatch(name) else os.path.splitext(name)[0]
+    return os.path.join(out or folder, f"sample_{which}", *names)
 
 
 def print_dry_run(options: ModelOptions, about: dict[str, Any], **more: Any) -> None:
@@ -150,7 +161,9 @@ class TrainedModel:
 
     @classmethod
     def of(cls, model: DiffusionModel, options: ModelOptions, sampling: SampleConfig | None = None) -> "TrainedModel":
-        """With the settings that the options name."""
+        """With the settings that the options name. Raises UserError for a ``sampling`` that the model does not have."""
+        if sampling:
+            model.updates(sampling)
         return cls(model, sampling or model.SAMPLING, options.latent, options.seed, options.batch_size)
 
     @property
@@ -161,6 +174,18 @@ class TrainedModel:
     def settings(self) -> dict[str, Any]:
         """The sampling as keywords of the model's functions."""
         return dataclasses.asdict(self.sampling)
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on beside the weights and the images, ready for JSON."""
+        model = self.model
+        return {
+            "latent": self.latent,
+            "seed": self.seed,
+            **{name: getattr(model.config, name) for name in model.OVERRIDABLE},
+            "precision": model.precision,
+            "autocast": sorted(model.amp),
+            **self.sampling.as_dict(),
+        }
 
     @torch.no_grad()
     def encode_arrays(self, images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
@@ -173,8 +198,9 @@ class TrainedModel:
         return arrays
 
     def encode(self, images: Tensor, index: Sequence[int] | None = None) -> Tensor:
-        """Codes [n, latent] of any number of images, by default numbered from 0."""
-        return torch.cat([self.encode_arrays(*batch)["z"] for batch in self._batches(images, index)])
+        """Codes [n, latent] of any number of images, by default numbered from 0. UserError where one is not finite."""
+        z = torch.cat([self.encode_arrays(*batch)["z"] for batch in self._batches(images, index)])
+        return require_finite("codes", z)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, index: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:

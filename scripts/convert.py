@@ -14,10 +14,9 @@ import blobfile as bf
 
 from dbae.checkpoint import config_content, load_model, read_config, read_weights, save_weights, write_config
 from dbae.config import UserError, option
+from dbae.io import check_outputs
 from dbae.methods import METHODS
 from scripts.cli import Parser, given, peek, run
-
-OTHER = {".pt": ".safetensors", ".safetensors": ".pt"}
 
 
 @dataclass(frozen=True)
@@ -25,17 +24,17 @@ class ConvertOptions:
     """What to convert. Raises UserError for names of the wrong kind."""
 
     method: str = option("dbae", "method of an official file, which has no config.json")
-    model_path: str = option("", "weight file to read: .pt or .safetensors", alias="model")
+    model_path: str = option("", "weight file to read: .safetensors, or any other of torch", alias="model")
     out: str = option("", "file to write: .safetensors or .pt")
     dataset: str | None = option(None, "data set that a released file was trained on (checked against its size)")
     overwrite: bool = option(False, "replace files that are there already")
 
     def __post_init__(self) -> None:
-        kind = next((ending for ending in OTHER if self.model_path.endswith(ending)), None)
-        if kind is None:
-            raise UserError(f"model_path: expected a weight file .pt or .safetensors, got {self.model_path!r}")
-        if not self.out.endswith(OTHER[kind]):
-            raise UserError(f"out: expected a name that ends in {OTHER[kind]} for a {kind} file, got {self.out!r}")
+        ending = ".pt" if self.model_path.endswith(".safetensors") else ".safetensors"
+        if not self.model_path:
+            raise UserError("model_path: expected a weight file, got none")
+        if not self.out.endswith(ending):
+            raise UserError(f"out: expected a name that ends in {ending} for this weight file, got {self.out!r}")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -52,6 +51,7 @@ def main(args: list[str] | None = None) -> None:
         if bf.exists(path) and not options.overwrite:
             raise UserError(f"out: {path} is there already; give --overwrite true to replace it, or another name")
 
+    check_outputs([options.out, *([bf.join(folder, "config.json")] * plain)], [options.model_path])
     found = read_weights(options.model_path)[1] or read_config(bf.dirname(options.model_path))
     model = load_model(
         options.model_path,

@@ -6,16 +6,17 @@ example:
 
 import csv
 import os
+from itertools import chain
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from dbae.checkpoint import load_model
-from dbae.io import atomic_write, to_float, to_uint8
+from dbae.io import check_outputs, to_float, to_uint8
 from eval import samples
 from scripts.cli import Parser, run
-from scripts.figures import Row, draw_rows
+from scripts.figures import Row, draw_rows, plain_text, save_figure
 
 COLUMNS = 10
 
@@ -30,6 +31,7 @@ def main(args: list[str] | None = None) -> None:
 
     with open(os.path.join(os.path.dirname(options.model_path), "progress.csv")) as file:
         log = list(csv.DictReader(file))
+    check_outputs([options.out], [options.model_path, *chain(*samples.pairs(options.sample_path))])
     parts = (samples.read_part(path)[:COLUMNS] for path in samples.pairs(options.sample_path)[0])
     real, fake = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in parts)
     model = load_model(options.model_path)
@@ -41,7 +43,8 @@ def main(args: list[str] | None = None) -> None:
     lines = [
         *(f"{name.replace('_', ' ')}  {value:.4f}" for name, value in report.get("metrics", {}).items()),
         "",
-        f"{report.get('images_evaluated', '?')} {settings.get('split', '')} images of {settings.get('dataset', '')}",
+        f"{report.get('images_evaluated', '?')} {settings.get('split', '')} images of "
+        + plain_text(settings.get("dataset", "")),
         f"{x[0].numel():,} pixel values as a code of {model.config.latent_dim}",
         f"{settings.get('sampler', '?')}, {report.get('nfe', '?')} network calls",
         f"trained on {int(log[-1]['images']):,} images in {float(log[-1]['seconds']) / 60:.1f} min",
@@ -62,8 +65,7 @@ def main(args: list[str] | None = None) -> None:
     left.spines[["top", "right"]].set_visible(False)
     right.axis("off")
     right.text(0, 0.95, "\n".join(lines), va="top", fontsize=11, linespacing=1.5)
-    with atomic_write(options.out) as file:
-        figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    save_figure(options.out, figure, bbox_inches="tight")
     print(f"wrote {options.out}")
 
 

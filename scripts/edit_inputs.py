@@ -1,18 +1,23 @@
 """What the programs of editing take: their options, images of one's own or of a data set, and a linear classifier."""
 
 import glob
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from math import isfinite
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.photos import Photo, photo_paths, read_landmarks, read_photo
+from datasets.landmarks import match_landmarks, read_landmarks
+from datasets.photos import Photo, photo_paths, read_photo
 from datasets.toyfaces import ATTRIBUTES
 from dbae.config import RuntimeConfig, UserError, option
+from dbae.io import fingerprint
 from dbae.methods.codes import PATHS
 from eval.classifier import AttributeClassifier, read_classifier
 from scripts.common import DataOptions, TrainedModel, build_data, result_folder
@@ -74,8 +79,10 @@ class ManipulateOptions:
 class Images:
     """Images to edit. Photos are read again where a result is pasted, so that many large ones take no memory."""
 
-    names: list[str]
+    names: list[str]  # different ones, for the results
     pixels: Tensor  # uint8 [n, 3, H, W]: the squares that the model sees
+    files: list[str]  # that the images are read from
+    digest: str  # of the squares, and of whole photos
     photo: Callable[[int], Photo] | None = None  # photo i; None for images of a data set
 
 
@@ -91,31 +98,51 @@ def read_images(options: ImageOptions, size: int) -> Images:
         wrong = [i for i in options.indices if not 0 <= i < len(data)]
         if wrong:
             raise UserError(f"indices: expected numbers from 0 to {len(data) - 1}, got {wrong[0]}")
-        return Images([data.name_of(i) for i in options.indices], torch.stack([data[i][0] for i in options.indices]))
+        pixels = torch.stack([data[i][0] for i in options.indices])
+        names = different([data.name_of(i) for i in options.indices])
+        digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:16]
+        return Images(names, pixels, list(data.files()), digest)
 
     paths = photo_paths(options.images)[: options.limit]
     files = [os.path.basename(path) for path in paths]
-    points = read_landmarks(options.landmarks) if options.landmarks else dict.fromkeys(files)
-    missing = [name for name in files if name not in points]
-    if missing:
-        raise UserError(f"landmarks: {options.landmarks} has none for {missing[0]}")
+    points = match_landmarks(read_landmarks(options.landmarks), paths) if options.landmarks else [None] * len(paths)
 
     def photo(i: int) -> Photo:
-        return read_photo(paths[i], points[files[i]])
+        return read_photo(paths[i], points[i])
 
-    # Results are called after the files, numbered where two names are equal
-    stems = [os.path.splitext(name)[0] for name in files]
-    names = [f"{stem}_{i}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems)]
-    return Images(names, torch.stack([square(photo(i), size) for i in range(len(paths))]), photo)
+    names = different([os.path.splitext(name)[0] for name in files])
+    pixels = torch.stack([square(photo(i), size) for i in range(len(paths))])
+    digest = hashlib.sha256("\0".join(map(fingerprint, paths)).encode() + pixels.numpy().tobytes()).hexdigest()[:16]
+    return Images(names, pixels, paths, digest, photo)
+
+
+def different(names: list[str]) -> list[str]:
+    """The names, with numbers where some are equal but for case, so that none is another's, whatever it looks like."""
+    counts = Counter(name.casefold() for name in names)
+    found, taken = [], set(counts)
+    for i, name in enumerate(names):
+        if counts[name.casefold()] > 1:
+            name = next(new for k in count(i) if (new := f"{name}_{k}").casefold() not in taken)
+        taken.add(name.casefold())
+        found.append(name)
+    return found
 
 
 def find_classifier(trained: TrainedModel, model_path: str, typed: str | None) -> AttributeClassifier | None:
     """The linear classifier of the model's codes: as typed, beside the checkpoint, or of a probe of it, or None.
 
-    40 unnamed rows are CelebA's attributes, as officially.
+    40 unnamed rows are CelebA's attributes, as officially. Raises UserError where all there are are of other weights.
     """
     beside = os.path.join(os.path.dirname(model_path), "best.pt")
     probes = os.path.join("downstream_inference", "multitask_ema*", "best.pt")
     found = [beside, *sorted(glob.glob(result_folder(glob.escape(model_path), probes)))]
-    path = typed or next(filter(os.path.exists, found), None)
-    return path and read_classifier(path, trained.model.config.latent_dim, ATTRIBUTES).to(trained.device)
+    weights, refused = fingerprint(model_path), ""
+    for path in [typed] if typed else filter(os.path.exists, found):
+        classifier = read_classifier(path, trained.model.config.latent_dim, ATTRIBUTES)
+        if classifier.weights in (None, weights):
+            return classifier.to(trained.device)
+        of = f"the weights {classifier.weights}" if classifier.weights else "weights that its JSON does not state"
+        refused = refused or f"classifier: {path} is of {of}, not of {weights} ({model_path}); run infer_class_dbae.sh"
+    if refused:
+        raise UserError(refused)
+    return None

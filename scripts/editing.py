@@ -7,6 +7,7 @@ one of them under the official code's arguments and folder names.
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from dbae import runtime
 from dbae.config import SampleConfig, UserError
-from dbae.io import atomic_write
+from dbae.io import atomic_write, fingerprint
 from dbae.methods import METHODS
 from dbae.methods.codes import attribute_step
 from eval.classifier import AttributeClassifier
@@ -30,7 +31,8 @@ from scripts.edit_inputs import (
     find_classifier,
     read_images,
 )
-from scripts.figures import Row, animation, check_rows, strip
+from scripts.figures import Row, animation, check_rows, plain_text, strip
+from scripts.results import Results
 
 OFFICIAL_SCALES = {"Male": (-0.3, -0.15, 0.0, 0.15, 0.3), "Young": (-0.2, -0.1, 0.0, 0.1, 0.2)}
 TO_MEDIAN = ("reconstruction", "one third", "two thirds", "median")  # columns on the way to the median
@@ -71,29 +73,34 @@ class Job(NamedTuple):
     images: Images
     options: ImageOptions
     how: Any  # the action's own options
-    folder: str  # of the results
+    results: Results
+    classifier: AttributeClassifier | None = None
 
     def path(self, names: Sequence[str], *details: str) -> str:
         """Path of a picture without its ending: what it shows, then how."""
         shown = "-".join(names) if len(names) <= 4 else f"{names[0]}-to-{names[-1]}-of-{len(names)}"
-        return os.path.join(self.folder, "_".join(part for part in (shown, *details) if part))
+        name = "_".join(part for part in (shown, *details) if part).replace("/", "_")
+        return os.path.join(self.results.folder, name)
 
-    def write_images(self, made: Tensor, suffix: str = "") -> list[str]:
+    def image_paths(self, suffix: str = "") -> list[str]:
+        """Paths of one PNG per image."""
+        suffix = suffix.replace("/", "_")
+        return [os.path.join(self.results.folder, f"{name}{suffix}.png") for name in self.images.names]
+
+    def write_images(self, paths: Sequence[str], made: Tensor) -> None:
         """One PNG per image, at the model's size; with ``--paste`` the whole photo with it instead."""
-        paths = []
-        for i, (name, image) in enumerate(zip(self.images.names, made, strict=True)):
+        for i, (path, image) in enumerate(zip(paths, made, strict=True)):
             picture = Image.fromarray(image.permute(1, 2, 0).numpy())
             if self.options.paste:
                 picture = self.images.photo(i).paste(picture)
-            paths.append(os.path.join(self.folder, f"{name}{suffix}.png"))
-            with atomic_write(paths[-1]) as file:
+            with atomic_write(path) as file:
                 picture.save(file, format="PNG")
-        return paths
 
 
 def encode(job: Job) -> list[str]:
     """Codes of all images to one file."""
-    path = os.path.join(job.folder, "codes.npz")
+    path = os.path.join(job.results.folder, "codes.npz")
+    job.results.check([path])
     z = job.trained.encode(job.images.pixels).cpu().numpy()
     with atomic_write(path) as file:
         np.savez(file, z=z, name=np.array(job.images.names))
@@ -102,16 +109,18 @@ def encode(job: Job) -> list[str]:
 
 def reconstruct(job: Job) -> list[str]:
     """Every image from its code, and a strip of the first."""
-    states, made = job.trained.reconstruct(job.images.pixels)
     names = job.images.names[:SHOWN]
+    path, paths = f"{job.path(names, 'reconstruction')}.png", job.image_paths()
+    job.results.check([*paths, path])
+    states, made = job.trained.reconstruct(job.images.pixels)
     rows = [
-        Row("input", job.images.pixels[:SHOWN], names),
+        Row("input", job.images.pixels[:SHOWN], [plain_text(name) for name in names]),
         Row("$x_T$", states[:SHOWN]),
         Row("reconstruction", made[:SHOWN]),
     ]
-    path = f"{job.path(names, 'reconstruction')}.png"
     strip(path, rows, f"{job.trained.model.config.latent_dim} numbers per image")
-    return [*job.write_images(made), path]
+    job.write_images(paths, made)
+    return [*paths, path]
 
 
 def interpolate(job: Job) -> list[str]:
@@ -120,28 +129,34 @@ def interpolate(job: Job) -> list[str]:
     if len(pixels) < 2:
         raise UserError(f"images: expected at least two to go between, got {len(pixels)}")
     check_rows(2 * (len(pixels) - 1))
+    path = job.path(names, how.path, str(how.frames))
+    paths = [f"{path}.png", f"{path}.gif"]
+    job.results.check(paths)
     states, made = job.trained.interpolate(pixels, how.frames, how.path)
     fractions = [f"{i / (how.frames - 1):.2g}" for i in range(how.frames)]
     rows = []
     for i in range(len(pixels) - 1):
-        captions = [names[i], *fractions, names[i + 1]]
+        captions = [plain_text(names[i]), *fractions, plain_text(names[i + 1])]
         rows.append(Row("image $x_0$", [pixels[i], *made[i], pixels[i + 1]], captions))
         rows.append(Row("$x_T$", [None, *states[i]]))
-    path = job.path(names, how.path, str(how.frames))
-    strip(f"{path}.png", rows, f"{how.path} interpolation between codes")
-    animation(f"{path}.gif", made.flatten(0, 1)[None, None])
-    return [f"{path}.png", f"{path}.gif"]
+    strip(paths[0], rows, f"{how.path} interpolation between codes")
+    animation(paths[1], made.flatten(0, 1)[None, None])
+    return paths
 
 
 def manipulate(job: Job) -> list[str]:
     """Strip and animation along attributes of every image; with ``--paste`` each edited photo, too."""
     names, pixels, how, trained = job.images.names, job.images.pixels, job.how, job.trained
-    classifier = find_classifier(trained, job.options.model_path, how.classifier)
-    if classifier is None:
-        raise UserError("classifier: no best.pt beside the checkpoint and no probe of it; run infer_class_dbae.sh")
     z = trained.encode(pixels)
-    edits = plan(z, classifier, how)
+    edits = plan(z, job.classifier, how)
     check_rows(len(pixels) * len(edits) * (1 if how.fix_xT else 2))
+    attributes = "-".join(edit.name.replace(" ", "") for edit in edits)
+    details = {"median": how.strength == "median", "normalised": how.normalised, "moved_xT": not how.fix_xT}
+    path = job.path(names, attributes, *(detail for detail, true in details.items() if true))
+    columns = [(edit.name, column) for edit in edits for column in edit.columns] if job.options.paste else []
+    pasted = [job.image_paths(f"_{attribute}_{column}".replace(" ", "_")) for attribute, column in columns]
+    paths = [f"{path}.png", f"{path}.gif", *chain(*pasted)]
+    job.results.check(paths)
 
     # All edits of all images are sampled together: [n, edits, columns, 3, H, W]
     shifts = torch.cat([edit.shifts for edit in edits], dim=-2)
@@ -149,19 +164,13 @@ def manipulate(job: Job) -> list[str]:
     rows = []
     for i, name in enumerate(names):
         for k, edit in enumerate(edits):
-            rows.append(Row(edit.name, [pixels[i], *made[i, k]], [name, *edit.columns]))
+            rows.append(Row(plain_text(edit.name), [pixels[i], *made[i, k]], [plain_text(name), *edit.columns]))
             if not how.fix_xT:
                 rows.append(Row("$x_T$", [None, *states[i, k]]))
-    attributes = "-".join(edit.name.replace(" ", "") for edit in edits)
-    details = {"median": how.strength == "median", "normalised": how.normalised, "moved_xT": not how.fix_xT}
-    path = job.path(names, attributes, *(detail for detail, true in details.items() if true))
-    strip(f"{path}.png", rows, "codes moved along a linear classifier")
-    animation(f"{path}.gif", made.transpose(0, 1))
-    paths = [f"{path}.png", f"{path}.gif"]
-    if job.options.paste:
-        for k, edit in enumerate(edits):
-            for column, name in enumerate(edit.columns):
-                paths += job.write_images(made[:, k, column], f"_{edit.name}_{name}".replace(" ", "_"))
+    strip(paths[0], rows, "codes moved along a linear classifier")
+    animation(paths[1], made.transpose(0, 1))
+    for each, column in zip(pasted, made.flatten(1, 2).unbind(1) if pasted else (), strict=True):
+        job.write_images(each, column)
     return paths
 
 
@@ -181,6 +190,26 @@ ACTIONS = {
     "interpolate": Action(interpolate, InterpolateOptions, ("assets/img1.png", "assets/img2.png"), "interpolation"),
     "manipulate": Action(manipulate, ManipulateOptions, ("assets/img3.png", "assets/img4.png"), "manipulation"),
 }
+
+
+def open_job(trained: TrainedModel, options: ImageOptions, how: Any, action: str, folder: str, images: Images) -> Job:
+    """The job, with everything that its results depend on. Raises UserError where it lacks a classifier."""
+    classifier = None
+    if action == "manipulate":
+        classifier = find_classifier(trained, options.model_path, how.classifier)
+        if classifier is None:
+            raise UserError("classifier: no best.pt beside the checkpoint and no probe of it; run infer_class_dbae.sh")
+    settings = {
+        "action": action,
+        "weights": fingerprint(options.model_path),
+        "images": images.digest,
+        "paste": options.paste,
+        **trained.identity(),
+        **(dataclasses.asdict(how) if how else {}),
+        "classifier": classifier and fingerprint(classifier.path),
+    }
+    inputs = [options.model_path, *images.files, *filter(None, (options.landmarks, classifier and classifier.path))]
+    return Job(trained, images, options, how, Results(folder, settings, inputs, options.overwrite), classifier)
 
 
 def main(doc: str, official: str | None, args: list[str] | None = None) -> None:
@@ -213,7 +242,10 @@ def main(doc: str, official: str | None, args: list[str] | None = None) -> None:
     device = runtime.setup(options.device)
     trained = TrainedModel.of(load_autoencoder(options, about, device), options, sampling)
     images = read_images(options, trained.model.config.image_size)
+    job = open_job(trained, options, how, official or typed.action, folder, images)
     if not options.check:
-        for path in action.run(Job(trained, images, options, how, folder)):
+        paths = action.run(job)
+        job.results.record(paths)
+        for path in paths:
             print("wrote", path)
     return None

@@ -19,12 +19,12 @@ import torch
 from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
 from dbae.config import UserError, option
-from dbae.io import fingerprint
+from dbae.io import check_outputs, fingerprint
 from dbae.methods import AutoEncoder
 from eval.arrays import Arrays, read_arrays
 from scripts.cli import Parser, run
 from scripts.common import DataOptions, TrainedModel, build_data, load, parse, print_dry_run
-from scripts.encoding import encode_to_file, identity
+from scripts.encoding import encode_to_file
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,13 @@ def main(args: list[str] | None = None) -> None:
         return print_dry_run(options, about)
     trained = TrainedModel.of(load(options, about, runtime.setup(options.device)), options)
     size = trained.model.config.image_size
-    data = build_data(options, size, whole=options.on_bad_image == "fail" and options.limit is None)
+    data = build_data(options, size, whole=options.on_bad_image == "fail")
+    targets = data.targets() if data.has_labels else None  # wrong labels are an error now
+    bad = f"{os.path.splitext(options.out)[0]}_{FILE}"
+    labels = data.labels_path if data.has_labels else None
+    runtime.on_first(
+        lambda: check_outputs([options.out, bad], [options.model_path, *data.files(), *([labels] if labels else [])])
+    )
     if options.check:
         return None
 
@@ -56,24 +62,27 @@ def main(args: list[str] | None = None) -> None:
         """Labels and names of the images that could be read."""
         kept = arrays["index"]
         text = {"names": json.dumps([data.name_of(i) for i in kept.tolist()])}
-        if not data.has_labels:
+        if targets is None:
             return {}, text
-        targets = data.targets()
         return {"labels": targets.values.numpy()[kept]}, text | {"label_names": json.dumps(targets.names)}
 
-    images = min(len(data), options.limit or len(data))
-    settings = identity(fingerprint(options.model_path), data, images, options.flip)
+    settings = runtime.on_first(lambda: {"weights": fingerprint(options.model_path), **data.identity()})
+    settings["flip"] = options.flip
+    if data.has_labels:
+        settings["labels"] = data.labels_digest()
     example = trained.encode_arrays(torch.zeros(1, 3, size, size, dtype=torch.uint8), [0])
     if "mu" in example or not isinstance(trained.model, AutoEncoder):  # the code depends on random numbers
         settings |= {"latent": options.latent, "seed": options.seed}
     readable = Tolerant(data, options.on_bad_image)
-    encode_to_file(
-        options.out, trained.encode_arrays, readable, settings, options.batch_size, options.num_workers, beside=beside
+    computed = encode_to_file(
+        *(options.out, trained.encode_arrays, readable, settings, options.batch_size, options.num_workers),
+        beside=beside,
+        overwrite=options.overwrite,
     )
-    if runtime.rank() == 0:
+    if runtime.rank() == 0 and computed:
         kept = read_arrays(options.out)[0]["index"].tolist()
-        readable.check_kept(kept, images)
-        readable.report(f"{os.path.splitext(options.out)[0]}_{FILE}", images)
+        readable.check_kept(kept, len(data))
+        readable.report(bad, len(data))
         print(f"wrote the codes of {len(kept)} images to {options.out}")
     runtime.cleanup()
     return None

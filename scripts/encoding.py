@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
 from datasets.tolerant import Tolerant
 from dbae import runtime
@@ -32,19 +31,6 @@ def array_encoder(trained: TrainedModel, block: str = "", time: float | None = N
     return encode
 
 
-def identity(weights: str, data: ImageDataset, images: int, flip: bool) -> dict[str, Any]:
-    """What features depend on: the weights' fingerprint, and which images at which size."""
-    return {
-        "weights": weights,
-        "data": data.title,
-        "size": data.size,
-        "images": images,
-        "first": data.name_of(0),
-        "last": data.name_of(images - 1),
-        "flip": flip,
-    }
-
-
 def encode_to_file(
     path: str,
     encode: Encode,
@@ -54,17 +40,21 @@ def encode_to_file(
     num_workers: int = 0,
     desc: str = "encode",
     beside: Callable[[Arrays], tuple[Arrays, dict[str, str]]] = lambda arrays: ({}, {}),
-) -> None:
-    """Write the features of the first ``settings["images"]`` images to ``path``, unless they are there already.
+    overwrite: bool = False,
+) -> bool:
+    """Write the features of all images to ``path``, unless they are there already; returns whether it did.
+
+    ``settings`` are all that the features depend on, ``flip`` among them.
 
     Every process of the group calls it; process r of W encodes the images r, r + W, ... From the arrays of the images
     that could be read, ``beside`` makes further arrays and text for the file. Raises UserError where ``path`` holds
-    features of other settings, and for bad images as ``readable`` does.
+    features of other settings, unless ``overwrite``, and for bad images as ``readable`` does.
     """
-    rank, world, images = runtime.rank(), runtime.world(), settings["images"]
+    rank, world, images = runtime.rank(), runtime.world(), len(readable)
     cache = FeatureCache(path, settings, world, batch_size)
-    if cache.finished:
-        return
+    if not overwrite and runtime.on_first(lambda: cache.finished):
+        runtime.print0(f"{path} is complete already: nothing computed")
+        return False
     skip = cache.done(rank)
     batches = ordered_batches(readable, batch_size, rank, world, images, num_workers, skip)
     with progress_bar(images, "image", desc, min(skip * batch_size * world, images), enabled=rank == 0) as bar:
@@ -72,11 +62,16 @@ def encode_to_file(
             cache.add(rank, i, arrays)
             bar.update(min(len(arrays["index"]) * world, images - bar.n))
     runtime.barrier()
-    if rank == 0:
+
+    def collect() -> None:
+        if not overwrite and cache.finished:  # by the same command, elsewhere and meanwhile
+            return cache.discard()
         arrays = cache.collect()
         if not len(arrays["index"]):
             cache.discard()
         readable.check_kept(arrays["index"].tolist(), images)
         further, text = beside(arrays)
-        cache.write(arrays | further, text)
-    runtime.barrier()
+        return cache.write(arrays | further, text)
+
+    runtime.on_first(collect)
+    return True

@@ -1,5 +1,6 @@
 """Pictures of images in rows: labelled strips as PNG, and animations as GIF."""
 
+import warnings
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -9,12 +10,25 @@ from torch import Tensor
 
 from dbae.config import UserError
 from dbae.io import atomic_write
+from scripts.cli import printable
 
 MAX_ROWS = 100  # of a strip
 
 
+def plain_text(text: str) -> str:
+    """A name as matplotlib shows it to the letter: a ``$`` begins no formula, and what cannot be printed is escaped."""
+    return printable(text).replace("$", r"\$")
+
+
+def save_figure(path: str, figure: Any, **options: Any) -> None:
+    """Write a figure of matplotlib as PNG. A letter that its font lacks is a box, without a warning for each."""
+    with warnings.catch_warnings(), atomic_write(path) as file:
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")
+        figure.savefig(file, format="png", dpi=110, **options)
+
+
 class Row(NamedTuple):
-    """Images side by side, what is written beside the row, and above its images."""
+    """Images side by side, what is written beside the row, and above its images; ``plain_text`` shows names there."""
 
     label: str
     images: Sequence[Tensor | None]  # uint8 [3, H, W]; None leaves its place empty
@@ -50,8 +64,7 @@ def strip(path: str, rows: Sequence[Row], title: str) -> None:
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0)
     draw_rows(figure, rows)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=110, bbox_inches="tight", pad_inches=0.05)
+    save_figure(path, figure, bbox_inches="tight", pad_inches=0.05)
 
 
 def animation(path: str, images: Tensor, side: int = 256, milliseconds: int = 90) -> None:

@@ -14,8 +14,9 @@ from functools import partial
 
 from scripts import probe
 from scripts.cli import run
+from scripts.probe_options import ClassificationOptions
 
-main = partial(probe.main, probe.ClassificationOptions, __doc__)
+main = partial(probe.main, ClassificationOptions, __doc__)
 
 if __name__ == "__main__":
     run(main)

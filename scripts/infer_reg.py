@@ -12,8 +12,9 @@ from functools import partial
 
 from scripts import probe
 from scripts.cli import run
+from scripts.probe_options import RegressionOptions
 
-main = partial(probe.main, probe.RegressionOptions, __doc__)
+main = partial(probe.main, RegressionOptions, __doc__)
 
 if __name__ == "__main__":
     run(main)

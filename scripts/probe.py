@@ -2,114 +2,80 @@
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from math import ceil, sqrt
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from datasets import ImageDataset, labelled_splits
+from datasets import ImageDataset, Labelled, labelled_splits
 from datasets.tolerant import Tolerant
 from dbae import runtime
-from dbae.config import UserError, option, require_positive
-from dbae.io import atomic_write, fingerprint, to_float, write_tensors
+from dbae.config import UserError
+from dbae.io import atomic_write, check_outputs, differing, fingerprint, read_json, to_float, write_tensors
 from dbae.methods import AutoEncoder
 from eval.arrays import Arrays, read_arrays
 from eval.features import CachedFeatures, Encode, FeatureCache, encode_dataset, pca, reduced
-from eval.probe import Part, Result, fit, fit_fractions, predict, summary
+from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, predict, summary
 from eval.scores import json_safe
 from scripts.cli import Parser
-from scripts.common import ModelOptions, TrainedModel, load, parse, print_dry_run, result_folder
-from scripts.encoding import array_encoder, encode_to_file, identity
+from scripts.common import TrainedModel, load, parse, print_dry_run, result_folder
+from scripts.encoding import array_encoder, encode_to_file
 from scripts.probe_figure import draw, score_of
+from scripts.probe_options import BASELINES, RegressionOptions
 
-# Kind of the targets -> folder of the official results, data set that is probed by default, mirrored training images
-OFFICIAL = {
-    "binary": ("multitask_ema", "celeba", True),
-    "class": ("class_ema", "", True),
-    "real": ("regression_ema", "lfw", False),
-}
 SCORES = {"binary": "ap", "class": "accuracy", "real": "r"}
-BASELINES = (
-    "pixels",
-    "thumbnail",
-    "pca",
-)  # 16x16 pixels; pixels or principal components, as many as the code's numbers
+WRITTEN = ("results.json", "best.pt", "best.json", "test.txt", "attributes.png")
 
 
-@dataclass(frozen=True)
-class RegressionOptions(ModelOptions):
-    """What to probe, and how."""
-
-    kind = "real"
-    probe_data: str = option("", "labelled data set: celeba, celebahq, toyfaces, lfw or folder:PATH (default: by task)")
-    labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv)")
-    features: str = option("model", "the model's code, a baseline (pixels, thumbnail, pca), or a block of its network")
-    time: float | None = option(None, "time whose noise the images get for the features of a block")
-    solver: str = option("adam", "the official protocol, the exact solution, or neighbours", ("adam", "exact", "knn"))
-    epochs: int = option(15, "epochs of the official protocol")
-    probe_batch_size: int | None = option(None, "its batch size (default: 128 to classify, 64 to regress)")
-    probe_lr: float = option(1e-3, "its learning rate")
-    label_fraction: tuple[float, ...] = option((), "also repeat with shares of the labels, such as 0.01,0.1")
-    repeats: int = option(5, "random subsets per share of the labels")
-    baseline: str | None = option(None, "results.json of another probe, to draw beside")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("epochs", "probe_lr", "repeats", "probe_batch_size"):
-            if getattr(self, name) is not None:
-                require_positive(name, getattr(self, name))
-        if self.kind == "real" and self.solver == "knn":
-            raise UserError("solver: expected adam or exact for regression, got knn")
-        if (self.time is None) != (self.features in ("model", *BASELINES)):
-            raise UserError("time: expected one with --features BLOCK, and only there")
-        if not all(0 < share <= 1 for share in self.label_fraction):
-            raise UserError(f"label_fraction: expected shares in (0, 1] like 0.01,0.1, got {self.label_fraction}")
-
-    @property
-    def data(self) -> str:
-        """The labelled data set: as asked, the model's own where that has labels, else the official one."""
-        own = self.dataset == "toyfaces" or self.dataset.startswith("folder:")
-        return self.probe_data or (not own and OFFICIAL[self.kind][1]) or self.dataset
-
-    @property
-    def flips(self) -> bool:
-        """Whether training sees mirrored images."""
-        return OFFICIAL[self.kind][2] and self.solver == "adam"
-
-    @property
-    def folder(self) -> str:
-        """The official folder of results; another one, named by the data, where that is not the official one."""
-        name, official, _ = OFFICIAL[self.kind]
-        suffix = "_" + os.path.basename(os.path.normpath(self.data.partition(":")[2] or self.data))
-        name += suffix if self.data != official else ""
-        return result_folder(self.model_path, "downstream_inference", name)
+def settings_of(trained: TrainedModel, splits: dict[str, Labelled], options: RegressionOptions) -> dict[str, Any]:
+    """What a probe's results depend on: they stand in its results.json."""
+    names = ["features", "time", "solver", "label_fraction", "repeats", "latent", "seed"]
+    if options.solver == "adam":
+        names += ["epochs", "probe_batch_size", "probe_lr"]
+    settings = {"weights": fingerprint(options.model_path)} | noise_settings(trained, options)
+    for split, each in splits.items():
+        about = {**each.dataset.identity(), "labels": each.dataset.labels_digest(options.kind)}
+        settings |= {f"{split} {name}": value for name, value in about.items()}
+    return settings | {name: getattr(options, name) for name in names}
 
 
-@dataclass(frozen=True)
-class ClassificationOptions(RegressionOptions):
-    """What to probe, and how."""
+def noise_settings(trained: TrainedModel, options: RegressionOptions) -> dict[str, Any]:
+    """What features of images with noise depend on beside the images; codes need none."""
+    names = trained.model.OVERRIDABLE
+    noisy = options.time is not None or not isinstance(trained.model, AutoEncoder)
+    return {name: getattr(trained.model.config, name) for name in names} | {"seed": options.seed} if noisy else {}
 
-    kind: str = option("binary", "what the labels are: binary attributes, or one class of several", ("binary", "class"))
+
+def check_results(settings: dict[str, Any], inputs: Iterable[str], options: RegressionOptions) -> None:
+    """Raise UserError where results of other settings are there, or where an input would be overwritten."""
+    paths = [path for name in WRITTEN if os.path.exists(path := options.path(name))]
+    check_outputs(paths, inputs)
+    if not paths or options.overwrite:
+        return
+    report = options.path("results.json")
+    if others := differing(read_json(report).get("made_from") if os.path.exists(report) else {}, settings):
+        raise UserError(
+            f"{options.folder} holds a probe with another {others}; "
+            "give --overwrite true to replace it, --out another folder, or move it away"
+        )
 
 
 def model_features(
-    trained: TrainedModel, weights: str, data: ImageDataset, name: str, flip: bool, options: RegressionOptions
+    trained: TrainedModel, about: dict[str, Any], data: ImageDataset, name: str, flip: bool, options: RegressionOptions
 ) -> Arrays:
     """What the code is drawn from, or features of a block, read from a file that all processes encode their share of.
 
-    ``weights`` is the checkpoint's fingerprint, ``name`` that of the split. Only the first process reads the file.
+    ``about`` are weights and images, ``name`` is that of the split. Only the first process reads the file.
     """
-    settings = identity(weights, data, len(data), flip)
+    settings = about | {"flip": flip} | noise_settings(trained, options)
     block = "" if options.features == "model" else options.features
     if block:
         settings |= {"features": block, "time": options.time}
-    if block or not isinstance(trained.model, AutoEncoder):  # features of images with noise
-        settings["seed"] = options.seed
     file = f"{name}{'_flip' * flip}_{FeatureCache('', settings).key}.npz"
-    path = result_folder(options.model_path, "latents", file)
+    path = result_folder(options.model_path, "latents", file, out=options.out)
     how = (settings, options.batch_size, options.num_workers, f"encode {name}{' mirrored' * flip}")
     encode_to_file(path, array_encoder(trained, block, options.time), Tolerant(data), *how)
     return read_arrays(path)[0] if runtime.rank() == 0 else {}
@@ -160,28 +126,27 @@ def write(
     names: tuple[str, ...],
     options: RegressionOptions,
 ) -> str:
-    """Write report, picture and, where there is one, layer. Returns the report's path.
-
-    The official probe of the model's codes takes the official names, others carry theirs.
-    """
-    plain = (options.features, options.solver) == ("model", "adam")
-    at = "" if options.time is None else f"@{options.time:g}"
-    stem = os.path.join(options.folder, "{}" + ("" if plain else f"_{options.features}{at}_{options.solver}") + ".{}")
-    files = {("results", "json"): json.dumps(report, indent=2) + "\n"}
+    """Write report, picture and, where there is one, layer. Returns the report's path."""
+    files = {"results.json": json.dumps(report, indent=2) + "\n"}
     if result.layer is not None:
-        write_tensors(stem.format("best", "pt"), result.best.state_dict())
+        write_tensors(options.path("best.pt"), result.best.state_dict())
         beside = {"attributes": list(names), "normalisation": "none: the layer takes the code as it is"}
+        beside["weights"] = report["weights"]
         if options.kind == "binary":
             beside["codes"] = about_codes(result.best, train)
-        files["best", "json"] = json.dumps(beside, indent=2) + "\n"
+        files["best.json"] = json.dumps(beside, indent=2) + "\n"
     best = report["best"] if "last" in report and "best" in report else {}
-    lines = summary(report) | {f"{name} of the best epoch": best[name] for name in ("r", "mse") if best}
-    files["test", "txt"] = "".join(f"{name}: {value}\n" for name, value in lines.items())
+    lines: dict[str, Any] = summary(report) | {f"{name} of the best epoch": best[name] for name in ("r", "mse") if best}
+    if missing := left_out(report):
+        lines |= {"mean": coverage(report).strip(), "left out, with one value on test": ", ".join(missing)}
+    if absent := report.get("absent", {}).get("test"):
+        lines["classes without test images"] = ", ".join(absent)
+    files["test.txt"] = "".join(f"{name}: {value}\n" for name, value in lines.items())
     for name, text in files.items():
-        with atomic_write(stem.format(*name), "w") as file:
+        with atomic_write(options.path(name), "w") as file:
             file.write(text)
-    draw(stem.format("attributes", "png"), report, baseline)
-    return stem.format("results", "json")
+    draw(options.path("attributes.png"), report, baseline)
+    return options.path("results.json")
 
 
 def describe(scores: dict[str, float]) -> str:
@@ -198,11 +163,19 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
     trained = TrainedModel.of(load(options, about, runtime.setup(options.device)), options)
     size = trained.model.config.image_size
     splits = labelled_splits(options.data, options.kind, size, options.data_root, options.data_dir, options.labels)
+
+    def begin() -> dict[str, Any]:
+        settings = settings_of(trained, splits, options)
+        files = chain.from_iterable(each.dataset.files() for each in splits.values())
+        inputs = [options.model_path, *filter(None, (options.baseline, splits["train"].dataset.labels_path))]
+        check_results(settings, chain(inputs, files), options)
+        return settings
+
+    settings = runtime.on_first(begin)
     if options.check:
         return None
 
     # Features: those of the model by all processes, of pixels by the first alone
-    weights = fingerprint(options.model_path)
     example = trained.encode_arrays(torch.zeros(1, 3, size, size, dtype=torch.uint8), [0])
     pixels = options.features in BASELINES
     splits = {} if pixels and runtime.rank() else splits
@@ -214,10 +187,12 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
 
     codes = {}
     for split, each in splits.items():
+        about = {name: settings[f"{split} {name}"] for name in ("data", "size", "images", "digest of images")}
+        about["weights"] = settings["weights"]
         orientations = [
             encode_dataset(encode, each.dataset, options.batch_size, flip, f"{options.features} of {split}")
             if encode
-            else model_features(trained, weights, each.dataset, split, flip, options)
+            else model_features(trained, about, each.dataset, split, flip, options)
             for flip in ((False, True) if options.flips and split == "train" else (False,))
         ]
         codes[split] = CachedFeatures(*orientations, code=code, seed=options.seed)
@@ -236,7 +211,8 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
         result = fit(options.kind, parts, names, **how)
         report = {
             "checkpoint": options.model_path,
-            "weights": weights,
+            "weights": settings["weights"],
+            "made_from": settings,
             "data": options.data,
             "features": options.features,
             **({} if options.time is None else {"time": options.time}),
@@ -248,6 +224,6 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
             shares = (options.label_fraction, options.repeats, options.seed)
             report["label_fractions"] = fit_fractions(options.kind, parts, names, *shares, **how)
         path = write(result, report, baseline, parts["train"], names, options)
-        print(describe(summary(report)), f"({path})")
+        print(f"{describe(summary(report))}{coverage(report)}", f"({path})")
     runtime.cleanup()
     return None

@@ -3,7 +3,8 @@
 example:
   python -m scripts.probe_table --runs ckpt/celeba/sto,ckpt/celeba/det,ckpt/ffhq/sto --out table.md
 
-A run is a folder below which results.json files lie. Rows of the paper stand above ours; a .csv name writes CSV.
+A run is a folder below which results.json files lie. Rows of the paper stand above ours; a mean that
+leaves labels out says over how many it is; a .csv name writes CSV.
 """
 
 import csv
@@ -16,6 +17,7 @@ from typing import Any
 from dbae.checkpoint import read_config
 from dbae.config import UserError
 from dbae.io import atomic_write
+from eval.probe import coverage
 from scripts.cli import Parser, run
 
 HEADER = ("method", "trained on", "AP", "r", "MSE", "r (best epoch)", "probed on", "test images", "source")
@@ -50,11 +52,16 @@ def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
     for root, _, names in sorted(os.walk(run_dir)):
         for name in sorted(names):
             if "downstream_inference" in root and name.startswith("results") and name.endswith(".json"):
-                with open(os.path.join(root, name)) as file:
-                    report = json.load(file)
-                if report["solver"] != "knn" and report["task"] in ("classification", "regression"):
+                path = os.path.join(root, name)
+                try:
+                    with open(path, "rb") as file:
+                        report = json.loads(file.read())
                     key = (report["checkpoint"], report["features"], report["solver"])
-                    found.setdefault(key, {})[report["task"]] = report
+                    task = report["task"]
+                except (ValueError, KeyError, TypeError):
+                    raise UserError(f"{path}: expected the results of a probe") from None
+                if report["solver"] != "knn" and task in ("classification", "regression"):
+                    found.setdefault(key, {})[task] = report
     if not found:
         expected = f"expected probes below {run_dir} (sample_*/downstream_inference/*/results.json)"
         raise UserError(f"runs: {expected}, none there")
@@ -63,8 +70,8 @@ def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
         yield (
             f"{os.path.basename(run_dir.rstrip('/'))} {features} {solver}",
             (read_config(os.path.dirname(checkpoint)) or {}).get("dataset", ""),
-            f"{classes['test']['ap']:.3f}" if classes else "",
-            f"{real['last']['r']:.3f}" if real else "",
+            f"{classes['test']['ap']:.3f}{coverage(classes)}" if classes else "",
+            f"{real['last']['r']:.3f}{coverage(real)}" if real else "",
             f"{real['last']['mse']:.3f}" if real else "",
             f"{real['best']['r']:.3f}" if real and "best" in real else "",
             ", ".join(task["data"] for task in tasks.values()),
@@ -80,6 +87,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--out", default="", metavar="PATH", help="file to write, .md or .csv (default: print)")
     options = parser.parse_args(args)
 
+    if options.out and not options.out.endswith((".md", ".csv")):
+        raise UserError(f"out: expected a name that ends in .md or .csv, got {options.out!r}")
     rows = [*published_rows(), *(row for run_dir in options.runs.split(",") for row in rows_of(run_dir))]
     if options.out.endswith(".csv"):
         buffer = io.StringIO()

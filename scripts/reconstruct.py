@@ -14,17 +14,17 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
 from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
 from dbae.config import RuntimeConfig, SampleConfig, option
 from dbae.diffusion import nfe
-from dbae.io import save_grid
+from dbae.io import check_outputs, fingerprint, save_grid
 from dbae.methods import METHODS
 from dbae.progress import progress_bar
 from eval import samples
@@ -49,37 +49,43 @@ class ReconOptions(DataOptions, RuntimeConfig):
     evaluate: bool = option(False, "compute the metrics in the same pass")
     metrics: str = option("MSE,SSIM,SSIM_official,LPIPS", "metrics to compute with --evaluate")
     lpips_backbone: str | None = option(None, "file with AlexNet's features for LPIPS")
-    overwrite: bool = option(False, "replace reconstructions of other settings in the same folder")
 
 
-def settings_of(options: ReconOptions, trained: TrainedModel, images: int) -> dict[str, Any]:
-    """What the written numbers depend on: identifies a reconstruction and stands in metrics.json."""
-    names = ("dataset", "split", "split_range", "data_dir", "limit", "batch_size", "latent", "seed")
-    config = trained.model.config
-    return {
+def begin(options: ReconOptions, trained: TrainedModel, data: ImageDataset, folder: str) -> None:
+    """Make or go on with a folder of reconstructions.
+
+    What they depend on stands in its metrics.json. Raises UserError where the folder holds others.
+    """
+    names = ("dataset", "split", "split_range", "limit", "batch_size")
+    settings = {
         "checkpoint": os.path.basename(options.model_path),
+        "weights": fingerprint(options.model_path),
         **{name: getattr(options, name) for name in names},
-        "processes": runtime.world(),
-        "images": images,
-        **{name: getattr(config, name) for name in trained.model.OVERRIDABLE},
-        "precision": trained.model.precision,
-        **trained.sampling.as_dict(),
+        **data.identity(),
+        "processes": options.check or runtime.world(),
+        **trained.identity(),
     }
+    if not options.overwrite:
+        samples.check_folder(folder, settings)
+    check_outputs(samples.our_files(folder), [options.model_path, *data.files()])
+    if not options.check:
+        samples.open_folder(folder, settings, options.overwrite)
 
 
 def reconstruct_all(
     trained: TrainedModel, batches: Iterator, folder: str
-) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
-    """Write this process's batches that are not there yet; yields real and fake, uint8 NHWC on the CPU, and numbers.
+) -> Iterator[tuple[Tensor, Tensor, list[int], bool]]:
+    """Write this process's batches that are not there yet.
 
-    A batch without a good image is no batch.
+    Yields real and fake, uint8 NHWC on the CPU, the images' numbers, and whether they were computed. A batch without a
+    good image is no batch.
     """
     rank = runtime.rank()
     for i, (images, index) in enumerate(batches):
         real_path, fake_path = (samples.part_path(folder, rank, kind, i) for kind in ("real", "fake"))
         if os.path.exists(real_path) and os.path.exists(fake_path):
             real, (fake, numbers) = samples.read_part(real_path), samples.read_numbered(fake_path)
-            yield torch.from_numpy(real), torch.from_numpy(fake), numbers.tolist()
+            yield torch.from_numpy(real), torch.from_numpy(fake), numbers.tolist(), False
             continue
         if not len(images):
             continue
@@ -89,7 +95,7 @@ def reconstruct_all(
         real, fake = images.permute(0, 2, 3, 1), fake.permute(0, 2, 3, 1)
         samples.write_part(real_path, real.numpy(), index.numpy())
         samples.write_part(fake_path, fake.numpy(), index.numpy())
-        yield real, fake, index.tolist()
+        yield real, fake, index.tolist(), True
 
 
 def main(args: list[str] | None = None) -> None:
@@ -99,7 +105,7 @@ def main(args: list[str] | None = None) -> None:
     options, about, typed = parse(parser, ReconOptions, "reconstruction", args)
     method = METHODS[options.method]
     sampling = dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
-    folder = result_folder(options.model_path, method.result_name(sampling))
+    folder = result_folder(options.model_path, method.result_name(sampling), out=options.out)
     calls = nfe(sampling.sampler, sampling.steps, sampling.churn)
     if options.dry_run:
         return print_dry_run(options, about, sampling=sampling.as_dict(), nfe=calls, output=folder)
@@ -107,24 +113,22 @@ def main(args: list[str] | None = None) -> None:
     device = runtime.setup(options.device)
     trained = TrainedModel.of(load_autoencoder(options, about, device), options, sampling)
     size = trained.model.config.image_size
-    data = build_data(options, size, whole=options.on_bad_image == "fail" and options.limit is None)
+    data = build_data(options, size, whole=options.on_bad_image == "fail")
     names = options.metrics.split(",") if options.evaluate else []
     metrics = ReconstructionMetrics(names, device, options.lpips_backbone) if names else None
+    runtime.on_first(lambda: begin(options, trained, data, folder))
     if options.check:
         return None
 
     # Reconstruct: each process its share, each image once
-    images = min(len(data), options.limit or len(data))
-    rank, world = runtime.rank(), runtime.world()
-    if rank == 0:
-        samples.open_folder(folder, settings_of(options, trained, images), options.overwrite)
-    runtime.barrier()
+    images, rank, world = len(data), runtime.rank(), runtime.world()
     start = time.monotonic()
-    readable, kept = Tolerant(data, options.on_bad_image), []
-    batches = ordered_batches(readable, options.batch_size, rank, world, options.limit, options.num_workers)
+    readable, kept, computed = Tolerant(data, options.on_bad_image), [], False
+    batches = ordered_batches(readable, options.batch_size, rank, world, num_workers=options.num_workers)
     with progress_bar(images, "image", "reconstruct", enabled=rank == 0) as bar:
-        for real, fake, numbers in reconstruct_all(trained, batches, folder):
+        for real, fake, numbers, new in reconstruct_all(trained, batches, folder):
             kept += numbers
+            computed |= new
             if metrics:
                 metrics.update(real, fake)
                 bar.set_postfix_str(describe(metrics.means()), refresh=False)
@@ -133,6 +137,7 @@ def main(args: list[str] | None = None) -> None:
     # Combine and report
     runtime.barrier()
     kept = list(itertools.chain(*runtime.all_gather(kept)))
+    computed = any(runtime.all_gather(computed))
     if metrics:
         metrics.merge(runtime.all_gather((metrics.images, metrics.sums)))
     if rank == 0:
@@ -140,14 +145,15 @@ def main(args: list[str] | None = None) -> None:
         n, seconds = len(kept), round(time.monotonic() - start, 1)
         combined = os.path.join(folder, f"samples_{n}x{size}x{size}x3_nfe{calls}.npz")
         samples.write_combined(combined, samples.fake_images(folder), (n, size, size, 3))
-        samples.update_report(
-            folder, complete=True, nfe=calls, seconds=seconds, device=str(device), bad_images=images - n
-        )
+        cost = {"seconds": seconds, "device": str(device)} if computed else {}
+        samples.update_report(folder, complete=True, nfe=calls, bad_images=images - n, **cost)
         if metrics:
             samples.add_metrics(folder, metrics.means(), metrics.images)
             print(f"{describe(metrics.means())}  ({metrics.images} images)")
         readable.report(os.path.join(folder, FILE), images)
-        print(f"wrote {n} reconstructions to {folder}")
+        print(
+            f"wrote {n} reconstructions to {folder}" if computed else f"{folder} is complete already: nothing computed"
+        )
     runtime.cleanup()
     return None
 

@@ -24,11 +24,13 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datasets import build
+from datasets.base import ImageDataset
 from datasets.cache import PLACES, cached, check_room
 from datasets.loader import first_images, training_batches
 from datasets.tolerant import FILE, POLICIES, Tolerant
@@ -52,6 +54,7 @@ class RunOptions:
     data_dir: str | None = option(None, "exact path of the data set instead")
     split_range: str | None = option(None, "train on images A:B of the training split")
     workdir: str = option("workdir", "folder under which the run's own folder is made")
+    data_moved: bool = option(False, "resume with the same images (names and sizes) from another path")
     resume_checkpoint: str | None = option(None, "start from this checkpoint where the run has none of its own")
     device: str = option("auto", "auto, cpu or cuda")
     num_workers: int = option(2, "processes that read images, per training process")
@@ -92,21 +95,42 @@ def run_folder(options: RunOptions, model: object) -> str:
     return f"{options.workdir.rstrip('/')}/{method}{name}{model.name}"
 
 
-def check_run_folder(run_dir: str, method: str, model: object, training: TrainConfig) -> None:
-    """Raise UserError where the folder holds a run that these settings cannot continue."""
+def data_entry(options: RunOptions, data: ImageDataset, labels: str | None) -> dict[str, Any]:
+    """What config.json says of the data, ``labels`` being their kind where the model is trained on some."""
+    return {
+        "name": options.dataset.partition(":")[0],
+        "path": data.place,
+        "split_range": options.split_range,
+        "images": len(data),
+        "images_digest": data.digest(times=False),
+        "labels_digest": data.labels_digest(labels) if labels else None,
+    }
+
+
+def check_run_folder(
+    run_dir: str, method: str, model: object, training: TrainConfig, data: dict[str, Any], moved: bool = False
+) -> None:
+    """Raise UserError where the folder holds a run that these settings, or these ``data``, cannot continue.
+
+    Where they have ``moved``, their path does not count. Earlier versions did not note the data.
+    """
     earlier = read_config(run_dir)
     if earlier is None:
         return
     theirs = dataclasses.asdict(from_json(type(model), earlier["model"], f"{run_dir}/config.json"))
     trained = earlier.get("train")
-    theirs["ema_rate"] = (trained if isinstance(trained, dict) else {}).get("ema_rate", training.ema_rate)
+    ours = {"method": method, **dataclasses.asdict(model)}
     theirs["method"] = earlier.get("method", "dbae")
-    ours = {"method": method, **dataclasses.asdict(model), "ema_rate": training.ema_rate}
+    for name in ("ema_rate", "seed"):
+        ours[name] = getattr(training, name)
+        theirs[name] = (trained if isinstance(trained, dict) else {}).get(name, ours[name])
+    if isinstance(earlier.get("data"), dict):
+        ours, theirs = ours | data, theirs | {name: earlier["data"].get(name) for name in data}
     for name, value in ours.items():
-        if theirs[name] != value:
-            raise UserError(
-                f"{name}: the run in {run_dir} has {theirs[name]}, got {value}; give the same, or another --workdir"
-            )
+        if theirs[name] != value and not (name == "path" and moved):
+            advice = "give --data_moved true if it is the same data, or another --workdir"
+            advice = advice if name == "path" else "give the same, or another --workdir"
+            raise UserError(f"{name}: the run in {run_dir} has {theirs[name]}, got {value}; {advice}")
 
 
 def draw_preview(images: Tensor, run_dir: str, model: DiffusionModel, step: int) -> None:
@@ -155,8 +179,16 @@ def main(args: list[str] | None = None) -> None:
         options.dataset, "train", model_config.image_size, options.data_root, options.data_dir, options.split_range,
         whole=options.on_bad_image == "fail",
     )  # fmt: skip
+    labels = METHODS[options.method].TARGETS
+    targets = data.targets(labels).values if labels else None
     check_room(data, options.cache, device)
-    check_run_folder(run_dir, options.method, model_config, config)
+
+    def check_run() -> dict[str, Any]:
+        entry = data_entry(options, data, labels)
+        check_run_folder(run_dir, options.method, model_config, config, entry, options.data_moved)
+        return entry
+
+    entry = runtime.on_first(check_run)
     local_batch(config, options.check or runtime.world())
     if options.check:
         return
@@ -173,7 +205,7 @@ def main(args: list[str] | None = None) -> None:
         resumed = state.restore_from(options.resume_checkpoint)
     runtime.barrier()
     if runtime.rank() == 0:
-        write_config(run_dir, config_content(model, options.dataset, train=config))
+        write_config(run_dir, config_content(model, options.dataset, train=config) | {"data": entry})
 
     say = runtime.print0 if not options.quiet else lambda *_: None
     start = f", resumed from {resumed} after {state.images} images" if resumed else ""
@@ -187,7 +219,7 @@ def main(args: list[str] | None = None) -> None:
     stored = cached(images, options.cache, device, options.num_workers, options.quiet or runtime.rank() > 0)
     micro = training_batches(
         stored, config.batch_size, config.microbatch, config.seed, state.images, runtime.rank(), runtime.world(),
-        options.num_workers, device, data.targets(model.TARGETS).values if model.TARGETS else None,
+        options.num_workers, device, targets,
     )  # fmt: skip
     with runtime.Stop() as stop, closing(runtime.blocking_signals(micro)) as batches:
         signum = train(state, batches, config, run_dir, device, preview, stop, options.quiet)

@@ -3,17 +3,20 @@
 import argparse
 import json
 import os
+import tarfile
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from parity import released_state
 
-from dbae.checkpoint import complete_sets, config_content, load_model, save_weights, step_of, write_config
+from dbae.checkpoint import complete_sets, config_content, load_model, load_weights, save_weights, step_of, write_config
 from dbae.config import TrainConfig, UserError
 from dbae.io import atomic_write, read_tensors
 from dbae.io import write_tensors as write
 from dbae.methods.dbae import DBAE, DBAEConfig
+from dbae.state import TrainState
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,8 @@ def test_a_configuration_of_before_there_were_methods(tmp_path):
         ("{", "not valid JSON"),
         ("[]", "expected an object with"),
         ('{"model": 3}', "expected an object of settings"),
-        ('{"model": {"depth": 3}}', "unknown setting 'depth'"),
+        ('{"model": {"depth": 3}}', "unknown setting 'depth'; is it of a newer version"),
+        ('{"model": {}, "dataset": 3}', "expected an object with"),
         ('{"model": {"latent_dim": "many"}}', "latent_dim: expected int, got 'many'"),
         ('{"model": {"channel_mult": [1, "x"]}}', "channel_mult: expected"),
         ('{"model": {"image_size": 48}}', "image_size: expected 32, 64, 128 or 256, got 48"),
@@ -109,6 +113,14 @@ def test_damaged_config_json(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=message):
         load_model(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_config_json_from_an_editor_that_marks_its_encoding(tmp_path, encoding):
+    model, path = run_folder(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text(), encoding=encoding)
+    assert load_model(path).config == model.config
 
 
 def test_weights_that_do_not_fit(tmp_path):
@@ -152,7 +164,7 @@ def test_damaged_and_missing_files(tmp_path):
     path = tmp_path / "ema_0.9999_1.pt"
     torch.save({"a": torch.zeros(1000)}, path)
     whole = path.read_bytes()
-    for content in (b"", b"plain text", whole[:1500]):
+    for content in (b"plain text", whole[:1500]):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"ema_0.9999_1.pt: refused: damaged or no torch file"):
             read_tensors(str(path))
@@ -161,6 +173,122 @@ def test_damaged_and_missing_files(tmp_path):
         read_tensors(str(path))
     with pytest.raises(UserError, match="no such file"):
         read_tensors(str(tmp_path / "absent.pt"))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "a.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer .* `git lfs pull`"),
+        (b"\n<!DOCTYPE html><html></html>", "a web page in place of the file"),
+        (b'{"model": {}}', "text, such as JSON"),
+        (b"\x1f\x8b\x08\x00rest", "an archive, to be unpacked first"),
+        (b"\x89HDF\r\n", "an HDF5 file"),
+    ],
+)
+def test_files_that_are_no_weights_are_called_by_their_name(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: refused: {message}") as caught:
+        load_model(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+def test_archives_programs_and_folders_are_no_weights(tmp_path):
+    np.savez(tmp_path / "codes.npz", z=np.zeros(3))
+    with tarfile.open(tmp_path / "all.pt", "w") as archive:
+        archive.add(tmp_path / "codes.npz", "codes.npz")
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "program.pt")
+    for name, message in (
+        ("codes.npz", "refused: an archive, to be unpacked first"),
+        ("all.pt", "refused: an archive, to be unpacked first"),
+        ("program.pt", "refused: a TorchScript program"),
+        (".", "is a folder; expected a weight file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_model(str(tmp_path / name))
+
+
+def named(prefix):
+    return lambda state: {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["config.json", "bare"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        *map(named, ("module.", "_orig_mod.", "module._orig_mod.", "ema_model.", "model.")),
+        lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"lr": 1.0}},
+        lambda state: {"ema": named("module.")(state)},
+        lambda state: {"model": state, "statistics": {"mean": torch.zeros(3)}},
+        lambda state: {"pytorch-lightning_version": "2", "state_dict": {"w": torch.zeros(1)} | named("model.")(state)},
+        lambda state: {name: tensor.double() for name, tensor in state.items()},
+    ],
+)
+def test_weights_within_what_others_write_around_them(tmp_path, wrap, beside):
+    if beside:
+        model, _ = run_folder(tmp_path)
+        state, fields = model.to_official(model.state_dict()), {}
+    else:
+        state, fields = released_state(64, "det"), {"schedule": "vp"}
+    torch.save(wrap(state), tmp_path / "any name.bin")
+    loaded = load_model(str(tmp_path / "any name.bin"), **fields)
+    found = loaded.to_official(loaded.state_dict())
+    assert found.keys() == state.keys() and all(torch.equal(found[n], state[n]) for n in state)
+
+
+def test_several_sets_of_weights_are_refused_by_name(tmp_path):
+    model, _ = run_folder(tmp_path)
+    state, path = model.to_official(model.state_dict()), str(tmp_path / "both.pt")
+    for content, names in (
+        ({"model": state, "ema": state}, "model, ema"),
+        (named("model.")(state) | named("ema_model.")(state), "ema_model, model"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(UserError, match=rf"several sets of weights that fit \({names}\); save the right one alone"):
+            load_model(path)
+
+
+def test_files_whose_names_mislead(tmp_path):
+    model, path = run_folder(tmp_path)
+    save_weights(str(tmp_path / "a.safetensors"), model, config_content(model, "toyfaces"))
+    os.rename(path, tmp_path / "torch.safetensors")
+    os.rename(tmp_path / "a.safetensors", tmp_path / "safe.pt")
+    for name in ("torch.safetensors", "safe.pt"):
+        assert load_model(str(tmp_path / name)).config == model.config
+
+
+def test_half_precision_becomes_float32_and_other_numbers_are_refused(tmp_path):
+    model, path = run_folder(tmp_path)
+    state = model.to_official(model.state_dict())
+    floats = {n: v.bfloat16() if v.is_floating_point() else v for n, v in state.items()}
+    torch.save(floats, path)
+    assert {p.dtype for p in load_model(path).parameters()} == {torch.float32}
+    bias = state["out.2.bias"]
+    for wrong, message in (
+        (bias.int(), "another kind of number for 1 tensors, e.g. 'out.2.bias'"),
+        (bias.to_sparse(), "another kind of number"),
+        (bias + 1j, "another kind of number"),
+        (bias.double() * 0 + 1e300, "expected finite weights, 'out.2.bias' holds NaN or infinity"),
+        (bias * torch.nan, "expected finite weights, 'out.2.bias' holds NaN or infinity"),
+    ):
+        torch.save({**state, "out.2.bias": wrong}, path)
+        for load in (load_model, lambda path: load_weights(model, path)):
+            with pytest.raises(UserError, match=message):
+                load(path)
+    assert torch.equal(model.state_dict()["unet.out.2.bias"], bias)  # as it was
+
+
+@pytest.mark.parametrize("name", ["opt_000010.pt", "config.json", "."])
+def test_other_files_of_a_run_are_refused_in_a_line(tmp_path, name):
+    model, _ = run_folder(tmp_path)
+    config = TrainConfig(total_steps=1, batch_size=1)
+    state = TrainState.create(model, config, torch.device("cpu"), False)
+    write(str(tmp_path / "opt_000010.pt"), {"optimizer": state.optimizer.state_dict(), "step": 10, "scaler": {}})
+    for load in (load_model, state.restore_from):
+        with pytest.raises(UserError, match=r"give the ema_ or model_ file|JSON|is a folder") as caught:
+            load(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
 
 
 def test_only_complete_sets_count_and_steps_compare_as_numbers(tmp_path):

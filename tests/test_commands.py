@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -134,6 +135,51 @@ def test_several_processes_check_their_input_once(tmp_path):
     assert_one_line_error(bash("train_dbae.sh", *words, NPROC="3"), "batch_size", "multiple of the 3 processes", "32")
 
 
+def photos(folder, n=6, first=0):
+    """``folder:PATH`` of n images."""
+    folder.mkdir(parents=True)
+    for i in range(n):
+        (folder / f"{i}.png").write_bytes(encoded(picture(first + i)))
+    return f"folder:{folder}"
+
+
+def test_a_run_knows_its_data(tmp_path, program):
+    data, run_dir = tmp_path / "a" / "images", tmp_path / "run"
+    photos(data), photos(tmp_path / "b" / "images", first=10)
+    shutil.copytree(data, tmp_path / "c" / "images")
+    flags = [*tiny.FLAGS, "--stochastic=false", "--batch_size=2", "--num_workers=0", "--device=cpu", "--split_range=:5"]
+
+    def attempt(folder, steps, *more):
+        words = [f"--dataset=folder:{folder}", f"--workdir={run_dir}", f"--total_steps={steps}", *flags, *more]
+        return program(train, *words)
+
+    assert attempt(data, 1)[0] == 0
+    (config,) = run_dir.glob("*/config.json")
+    entry = json.loads(config.read_text())["data"]
+    assert entry["name"] == "folder" and entry["path"] == str(data) and entry["images"] == 5
+    for folder, words, parts in (
+        (tmp_path / "b" / "images", [], ["path: the run", "--data_moved true"]),
+        (tmp_path / "b" / "images", ["--data_moved"], ["images_digest: the run"]),
+        (tmp_path / "c" / "images", [], ["path: the run"]),
+        (data, ["--split_range=1:6"], ["split_range: the run", "has :5, got 1:6"]),
+        (data, ["--seed=1"], ["seed: the run", "has 0, got 1"]),
+    ):
+        before = config.read_text()
+        assert_one_line_error(attempt(folder, 2, *words), *parts)
+        assert config.read_text() == before
+
+    # The same images elsewhere; a run of an earlier version; another image under an old name
+    status, shown, error = attempt(tmp_path / "c" / "images", 2, "--data_moved")
+    assert status == 0 and "steps 1 to 2" in shown, error
+    content = json.loads(config.read_text())
+    assert content["data"] == entry | {"path": str(tmp_path / "c" / "images")}
+    config.write_text(json.dumps({name: value for name, value in content.items() if name != "data"}))
+    status, shown, error = attempt(data, 3)
+    assert status == 0 and "steps 2 to 3" in shown and json.loads(config.read_text())["data"] == entry, error
+    (data / "3.png").write_bytes(encoded(picture(30)))
+    assert_one_line_error(attempt(data, 4), "images_digest: the run")
+
+
 # What is refused
 
 
@@ -178,6 +224,34 @@ def test_wrong_training_arguments(program, words, parts):
 )
 def test_wrong_reconstruction_arguments(program, checkpoint, position, value, parts):
     assert_one_line_error(program(reconstruct, *recon_words(checkpoint, **{position: value})), *parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rho": "0.1", "steps": "5", "churn_step_ratio": "0"}, "rho, steps: expected finite times"),
+        ({"rho": "1e300"}, "rho, steps: expected finite times"),
+        ({"guidance": "1e308"}, "euler: expected settings that give finite factors, got churn 0.33, guidance 1e+308"),
+        ({"steps": "100001"}, "steps: expected 1 to 100000, got 100001"),
+    ],
+)
+def test_settings_without_finite_factors_end_before_any_work(program, checkpoint, changes, told):
+    before = sorted(checkpoint.parent.rglob("*"))
+    assert_one_line_error(program(reconstruct, *recon_words(checkpoint, **changes)), told)
+    assert sorted(checkpoint.parent.rglob("*")) == before
+
+
+def test_weights_that_are_not_finite_end_every_start(tmp_path, checkpoint, program):
+    folder = tmp_path / "run"
+    shutil.copytree(checkpoint.parent, folder, ignore=shutil.ignore_patterns("sample_*"))
+    path = folder / checkpoint.name
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "out.2.bias": state["out.2.bias"] * torch.inf}, path)
+    told = "expected finite weights, 'out.2.bias' holds NaN or infinity"
+    assert_one_line_error(program(reconstruct, *recon_words(path)), told)
+    words = ["--dataset=toyfaces", "--stochastic=true", *tiny.FLAGS, f"--workdir={tmp_path}", "--device=cpu"]
+    assert_one_line_error(program(train, *words, f"--resume_checkpoint={path}"), told)
+    assert_one_line_error(program(train, *words, f"--resume_checkpoint={folder}"), "is a folder")
 
 
 def test_checkpoint_of_another_kind(tmp_path, program):
@@ -278,6 +352,60 @@ def test_reconstruction_continues_and_does_not_mix(checkpoint, program):
     assert program(reconstruct, *words)[0] == 0
     assert kept.stat().st_mtime_ns == before and np.array_equal(read(folder, "fake", i=1), samples)
     assert_one_line_error(program(reconstruct, *words, "--seed=1"), "another seed", "--overwrite true")
+
+
+def folder_words(checkpoint, data, *more):
+    words = recon_words(checkpoint, dataset=data, sampler="one-step", churn_step_ratio="0", steps="1")
+    return [*words, "--evaluate", "--metrics=MSE", *map(str, more)]
+
+
+def test_reconstructions_are_identified_by_content(checkpoint, program, tmp_path):
+    """Of other images, weights or settings they are refused by name; of the same ones nothing is computed."""
+    data, weights = photos(tmp_path / "images"), tmp_path / "run" / checkpoint.name
+    shutil.copytree(checkpoint.parent, weights.parent)
+    words = folder_words(weights, data, "--out", tmp_path / "out")
+    status, shown, error = program(reconstruct, *words)
+    assert status == 0 and "wrote 6" in shown, error
+    (folder,) = (tmp_path / "out" / "sample_20").iterdir()
+    assert not (weights.parent / "sample_20" / folder.name).exists()
+    again = program(reconstruct, *words)
+    assert again[0] == 0 and again[1].splitlines()[0] == shown.splitlines()[0]
+    assert f"{folder} is complete already: nothing computed" in again[1] and "wrote" not in again[1]
+
+    photos(tmp_path / "other" / "images", first=6)
+    other = folder_words(weights, f"folder:{tmp_path / 'other' / 'images'}", "--out", tmp_path / "out")
+    assert_one_line_error(program(reconstruct, *other), str(folder), "another dataset", "--overwrite true")
+    os.utime(tmp_path / "images" / "2.png", ns=(1, 1))
+    assert_one_line_error(program(reconstruct, *words), "another digest", "--overwrite true")
+    assert_one_line_error(program(reconstruct, *words, "--check=1"), "another digest")
+    assert program(reconstruct, *words, "--overwrite")[0] == 0
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: tensor * 1.01 for name, tensor in state.items()}, weights)
+    assert_one_line_error(program(reconstruct, *words), "another weights")
+
+    # A folder of an earlier version, and one that is unfinished
+    report = json.loads((folder / "metrics.json").read_text())
+    del report["settings"]["weights"], report["settings"]["digest of images"]
+    (folder / "metrics.json").write_text(json.dumps(report))
+    assert_one_line_error(program(reconstruct, *words), "another weights (none, now ", "digest of images (none, now ")
+    for part in folder.glob("*_sample_0.npz"):
+        part.unlink()
+    np.savez(folder / "0_real_sample_0.npz", samples=np.zeros((1, 8, 8, 3), np.uint8))
+    np.savez(folder / "0_fake_sample_0.npz", samples=np.zeros((1, 8, 8, 3), np.uint8))
+    status, _, error = program(eval_reconstruction, f"--sample_path={folder}", "--metrics=MSE")
+    assert status == 2 and "expected 6 reconstructions, as metrics.json says, there are 1" in error
+    (folder / "metrics.json").write_text(json.dumps(report | {"complete": False}))
+    unfinished = program(eval_reconstruction, f"--sample_path={folder}", "--metrics=MSE")
+    assert_one_line_error(unfinished, "it is unfinished; run the reconstruction again")
+
+
+def test_reconstruction_does_not_remove_its_own_images(checkpoint, program, tmp_path):
+    data = tmp_path / "sample_20" / "one-step_7.0_1_w=1.0_churn=0.0"
+    data.mkdir(parents=True)
+    (data / "0_sample_0.png").write_bytes(encoded(picture(0)))
+    words = folder_words(checkpoint, f"folder:{data}", "--out", tmp_path, "--overwrite")
+    assert_one_line_error(program(reconstruct, *words), "0_sample_0.png is an input")
+    assert [path.name for path in data.iterdir()] == ["0_sample_0.png"]
 
 
 def test_an_image_does_not_depend_on_batches_or_processes(checkpoint, program):

@@ -9,7 +9,7 @@ from dbae.config import SampleConfig, TrainConfig, UserError, from_json
 from dbae.methods import DBAE, METHODS, preset
 from dbae.methods.dbae import DBAEConfig
 from scripts import reconstruct, train
-from scripts.cli import Parser
+from scripts.cli import Parser, peek
 
 ROWS = [(method, row) for method in METHODS.values() for row in method.PRESETS]
 
@@ -60,6 +60,8 @@ def test_another_size_gets_that_size_multipliers():
         (DBAEConfig, {"image_size": 32, "channel_mult": (1,) * 6}),
         (DBAEConfig, {"decoder_channels": 3}),
         (DBAEConfig, {"end_data": float("nan")}),
+        (DBAEConfig, {"end_data": 1e200}),  # whose square is no number
+        (DBAEConfig, {"sigma_data": 1e-200}),
         (TrainConfig, {"batch_size": 0}),
         (TrainConfig, {"microbatch": 0}),
         (TrainConfig, {"lr": float("nan")}),
@@ -160,3 +162,17 @@ def test_every_option_is_described(module, monkeypatch):
 
 class Done(Exception):
     pass
+
+
+def test_home_folder_in_values(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = Parser("")
+    for name in ("--a", "--b", "c"):
+        parser.add_argument(name)
+    found = parser.parse_args(["--a=~/x", "--b", "folder:~/x", "~/x"])
+    assert (found.a, found.b, found.c) == ("/home/me/x", "folder:/home/me/x", "/home/me/x")
+    assert peek(["--model-path=~/x"], "model_path") == "/home/me/x"
+
+
+def test_errors_are_one_line():
+    assert str(UserError("a\nb\x1b[1m\u00e9\\n")) == r"a\nb\x1b[1mé\n"

@@ -112,6 +112,9 @@ def test_nothing_is_replaced_unasked(tmp_path, weights):
         converted(weights, out)
     assert out.read_bytes() == b"mine"
     converted(weights, out, "--overwrite")
+    (tmp_path / "linked.safetensors").hardlink_to(weights)
+    with pytest.raises(UserError, match="is an input, and inputs are never overwritten"):
+        converted(weights, tmp_path / "linked.safetensors", "--overwrite")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text("mine")
     with pytest.raises(UserError, match=r"out: .*other/config.json is there already"):
@@ -125,10 +128,10 @@ def test_nothing_is_replaced_unasked(tmp_path, weights):
         (
             "run/ema_0.9999_000020.pt",
             "b.pt",
-            r"out: expected a name that ends in .safetensors for a .pt file, got .*b.pt",
+            r"out: expected a name that ends in .safetensors for this weight file, got .*b.pt",
         ),
-        ("a.safetensors", "b.safetensors", "out: expected a name that ends in .pt for a .safetensors file"),
-        ("a.pth", "b.safetensors", "model_path: expected a weight file .pt or .safetensors, got .*a.pth"),
+        ("a.safetensors", "b.safetensors", "out: expected a name that ends in .pt for this weight file"),
+        ("", "b.safetensors", " is a folder; expected a weight file"),
         ("absent.pt", "b.safetensors", r"no such file: .*absent.pt"),
         ("absent.safetensors", "b.pt", r"no such file: .*absent.safetensors"),
         ("run/opt_000020.pt", "b.safetensors", "expected tensors by name; 'optimizer' holds none"),
@@ -192,10 +195,10 @@ def test_damaged_files(whole):
             assert "\n" not in str(error)
 
 
-def test_without_the_package(tmp_path, monkeypatch, model):
+def test_without_the_package(tmp_path, monkeypatch, model, whole):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    for call in (lambda: load_model("a.safetensors"), lambda: save_pretrained(model, str(tmp_path))):
+    for call in (lambda: load_model(str(whole)), lambda: save_pretrained(model, str(tmp_path))):
         with pytest.raises(UserError, match="need the package safetensors: pip install safetensors"):
             call()
 

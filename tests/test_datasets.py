@@ -2,18 +2,23 @@
 
 import io
 import logging
+import struct
+import zipfile
 from itertools import chain, islice
 
 import numpy as np
 import pytest
 import torch
 from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL._util import DeferredError
 
 from datasets import DATASETS, build, images, sets, toyfaces
-from datasets.images import BadImage, cover, decode, image_names, to_rgb
+from datasets.images import BadImage, cover, decode, read_image, to_rgb
 from datasets.lfw import centre
+from datasets.listing import image_names
 from datasets.loader import Order, ordered_batches, training_batches
+from datasets.prepare import main as prepare
 from dbae.config import UserError
 
 CELEBA = "None-%07d"
@@ -62,6 +67,41 @@ def test_length_without_its_key_is_right_over_gaps_and_among_other_keys(tmp_path
     picked = {CELEBA % i: encoded(picture(i, 178, 218)) for i in (1, 2, 7)}
     path = write_lmdb(tmp_path / "celeba", {**picked, "zzz": b"", "Mone-0000099": b""})
     assert build("celeba", "train", 8, data_dir=path).length == 8
+
+
+@pytest.mark.parametrize("key", ["256-%d", "256-%05d"])
+@pytest.mark.parametrize("length", [None, "3", "12"])
+def test_every_image_is_read_whatever_keys_and_length_say(tmp_path, caplog, key, length):
+    images = {key % i: encoded(picture(i)) for i in range(12)}
+    path = write_lmdb(tmp_path / "own", images | ({"length": length.encode()} if length else {}))
+    dataset = build(f"folder:{path}", "train", 24, whole=True)
+    assert [dataset.name_of(i) for i in (2, 11)] == [key % 2, key % 11] and len(dataset) == 12
+    np.testing.assert_array_equal(pixels(dataset, 11), np.asarray(picture(11)))
+    assert ("the key length says 3, all 12 images that are there are used" in caplog.text) == (length == "3")
+
+
+def test_indices_outgrow_their_zeros(tmp_path):
+    path = write_lmdb(tmp_path / "ffhq", {f"256-{i:05d}": encoded(picture(0)) for i in (0, 9, 10_000, 99_999, 100_000)})
+    assert len(build("ffhq", "train", 8, data_dir=path)) == 100_001
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"256-0": b"", "256-00001": b""}, "expected keys 256-NUMBER of one kind"),
+        ({"256-001": b"", "256-00001": b""}, "expected keys 256-NUMBER of one kind"),
+        ({"256-1": b"", "256-2": b""}, "has no image 256-0: expected 256-0 to 256-2 without gaps"),
+        (
+            {"256-00000": b"", "256-00003": b"", "length": b"4"},
+            "has no image 256-00001: expected 256-00000 to 256-00003",
+        ),
+        ({"256-0": b"", "256-1": b"", "length": b"3"}, "has no image 256-2: expected 256-0 to 256-2 without gaps"),
+    ],
+)
+def test_keys_with_gaps_or_of_two_kinds_are_refused_at_once(tmp_path, entries, message):
+    path = write_lmdb(tmp_path / "own", entries)
+    with raises(message):
+        build(f"folder:{path}", "train", 8, whole=True)
 
 
 def test_crop_at_full_size_is_crop_then_resize(tmp_path):
@@ -204,14 +244,93 @@ def test_folder_turns_images_upright(tmp_path):
     np.testing.assert_array_equal(pixels(build(f"folder:{tmp_path}", "test", 32), 0), expected)
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "I;16", "I", "F"])
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr", "HSV", "I;16"])
 def test_every_colour_mode_becomes_rgb(mode):
     grey = Image.new("L", (4, 4), 255)
-    deep = Image.fromarray(np.full((4, 4), 200 * 256, np.uint16))
-    image = {"I;16": deep, "I": deep.convert("I")}.get(mode) or grey.convert("RGB" if mode == "CMYK" else "L")
-    rgb = to_rgb(image if mode.startswith("I") else image.convert(mode))
+    deep = Image.fromarray(np.full((4, 4), 200 * 256 + 255, np.uint16))
+    rgb = to_rgb(deep if mode == "I;16" else grey.convert("RGB" if mode in ("CMYK", "HSV") else "L").convert(mode))
     assert to_rgb(Image.new("RGBA", (2, 2), (9, 9, 9, 0))).getpixel((0, 0)) == (255, 255, 255)
-    assert (rgb.mode, rgb.getpixel((0, 0))) == ("RGB", (200,) * 3 if mode.startswith("I") else (255,) * 3)
+    assert (rgb.mode, rgb.getpixel((0, 0))) == ("RGB", (200,) * 3 if mode == "I;16" else (255,) * 3)
+
+
+def test_sixteen_bits_are_cut_to_eight_and_unknown_ranges_refused():
+    deep = Image.fromarray(np.array([[0, 255, 256, 40_000, 65_535]], np.uint16))
+    for kind in ("PNG", "PPM", "TIFF"):
+        assert np.asarray(decode(encoded(deep, kind)))[0, :, 0].tolist() == [0, 0, 1, 156, 255]
+    white_is_zero, twelve_bits = io.BytesIO(), io.BytesIO()
+    deep.save(white_is_zero, "TIFF", tiffinfo={262: 0})
+    assert np.asarray(decode(white_is_zero.getvalue()))[0, :, 0].tolist() == [255, 255, 254, 99, 0]
+    Image.fromarray(np.array([[0xF0FF, 0]], np.uint16)).save(twelve_bits, "TIFF")
+    bits = struct.pack("<HHI", 258, 3, 1)
+    twelve = twelve_bits.getvalue().replace(bits + struct.pack("<H", 16), bits + struct.pack("<H", 12))
+    assert decode(twelve).getpixel((0, 0))[0] == 255
+    for wide in (deep.convert("I"), deep.convert("F")):
+        with pytest.raises(BadImage, match="its pixels are signed or 32-bit numbers"):
+            decode(encoded(wide, "TIFF"))
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SWAPPED = SRGB.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")  # red for green
+GREY = (SRGB[:16] + b"GRAY" + SRGB[20:]).replace(b"rTRC", b"kTRC")
+LINEAR = GREY.replace(struct.pack(">i", round(2.4 * 65536)), struct.pack(">i", 65536))  # roughly: without gamma
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "profile", "expected"),
+    [
+        ("RGB", (250, 10, 90), SWAPPED, (10, 250, 90)),
+        ("RGBA", (255, 0, 0, 0), SWAPPED, (255, 255, 255)),
+        ("P", (255, 0, 0), SWAPPED, (0, 255, 0)),
+        ("L", 128, LINEAR, (192, 192, 192)),
+        ("LA", (128, 255), LINEAR, (192, 192, 192)),
+        ("L", 77, SWAPPED, (77, 77, 77)),
+    ],
+    ids=["RGB", "RGBA", "P", "L", "LA", "L with a profile of RGB"],
+)
+def test_colours_are_converted_to_srgb(mode, colour, profile, expected):
+    image = Image.new("RGB", (4, 4), colour).convert("P") if mode == "P" else Image.new(mode, (4, 4), colour)
+    image.info["icc_profile"] = profile
+    rgb = to_rgb(image)
+    assert np.abs(np.array(rgb.getpixel((0, 0))) - expected).max() <= 1
+    assert not rgb.info  # so that nobody stores the profile with it, and converts it again
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_colours_without_a_profile_of_use_are_kept(kind, caplog):
+    image, buffer = picture(0), io.BytesIO()
+    for profile in (SRGB, SRGB.replace(b"sRGB", b"mine"), SWAPPED[:300], b"nothing", GREY, None):
+        buffer = io.BytesIO()
+        image.save(buffer, kind, icc_profile=profile)
+        assert decode(buffer.getvalue()).tobytes() == decode(encoded(image, kind)).tobytes()
+    image.save(buffer := io.BytesIO(), kind, icc_profile=SWAPPED)
+    swapped = np.asarray(decode(buffer.getvalue())).astype(int)
+    assert np.abs(swapped - np.asarray(decode(encoded(image, kind)))[..., [1, 0, 2]]).max() <= 1
+
+
+def test_without_littlecms_profiles_are_left_alone(monkeypatch, caplog):
+    monkeypatch.setattr(ImageCms, "core", DeferredError(ImportError("no _imagingcms")))
+    image = Image.new("RGB", (4, 4), "red")
+    image.info["icc_profile"] = SWAPPED + b"never seen before"
+    assert to_rgb(image).getpixel((0, 0)) == (255, 0, 0) and "lacks littleCMS" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_images_are_turned_once_wherever_they_come_from(tmp_path, kind):
+    image, exif = picture(0, 32, 32), Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / f"a.{kind.lower()}"
+    lossless = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+    image.save(path, kind, exif=exif, **lossless.get(kind, {}))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(path, path.name)
+    expected = np.asarray(image.transpose(Image.Transpose.ROTATE_270)).astype(int)
+    found = [pixels(build(f"folder:{tmp_path}", "train", 32), 0)]
+    for source in (tmp_path / "a.zip", tmp_path):
+        out = f"{tmp_path}/{source.stem}.lmdb"
+        assert prepare(["folder", "--source", str(source), "--out", out, "--size", "32", "--workers", "1"]) == 0
+        found.append(pixels(build(f"folder:{out}", "train", 32), 0))
+    found.append(decode(path.read_bytes()))
+    assert all(np.abs(np.asarray(each) - expected).mean() < 3 for each in found)
 
 
 def test_pixel_bombs_are_bad_images(monkeypatch):
@@ -268,16 +387,47 @@ def test_only_picture_formats_are_opened(tmp_path):
         assert decode(encoded(picture(0), kind)).size == (24, 24)
 
 
-def test_links_to_folders_are_not_followed(tmp_path):
-    """So there are no circles; links to files are files."""
-    image_folder(tmp_path / "own", ["a.png", "sub/b.png"])
-    image_folder(tmp_path / "elsewhere", ["c.png"])
-    (tmp_path / "own/sub/circle").symlink_to(tmp_path / "own")
-    (tmp_path / "own/away").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "own/d.png").symlink_to(tmp_path / "elsewhere/c.png")
-    assert image_names(str(tmp_path / "own")) == ["a.png", "d.png", "sub/b.png"]
-    (tmp_path / "link").symlink_to(tmp_path / "own")
-    assert len(image_names(str(tmp_path / "link"))) == 3
+def test_every_format_is_found_by_its_ending(tmp_path, caplog):
+    kinds = {ending: kind for ending, kind in Image.EXTENSION.items() if kind in images.FORMATS and kind in Image.SAVE}
+    assert kinds.keys() >= {".jfif", ".jpe", ".gif", ".jp2", ".ppm", ".pgm", ".bmp", ".tif", ".webp", ".tga", ".ico"}
+    for ending, kind in kinds.items():
+        mode = "L" if ending in (".pgm", ".pbm", ".pfm") else "RGB"
+        picture(0, 32, 32).convert(mode).save(tmp_path / f"{ending[1:]}{ending.upper()}", kind)
+    for name in ("a.txt", "b.TXT", "c.mp4", "README", "labels.csv", ".hidden", "Thumbs.db", "__MACOSX"):
+        (tmp_path / name).touch()
+    names = image_names(str(tmp_path))
+    assert len(names) == len(kinds) and all(read_image(str(tmp_path / name)).size == (32, 32) for name in names)
+    left_out = f"4 of {len(kinds) + 4} files are no images by their ending, left out: .txt 2, no ending 1, .mp4 1"
+    assert [record.message for record in caplog.records] == [f"{tmp_path}: {left_out}"]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_the_first_of_several_frames_is_read(kind):
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9), "red").save(buffer, kind, save_all=True, append_images=[Image.new("RGB", (9, 9))])
+    assert decode(buffer.getvalue()).getpixel((4, 4))[0] > 240
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    """Without circles, and no folder comes twice; links to files are files."""
+    own = tmp_path / "own"
+    image_folder(own, ["a.png", "sub/b.png"])
+    image_folder(tmp_path / "elsewhere", ["c.png", "deep/d.png"])
+    for link, target in {
+        "sub/circle": own,
+        "again": own / "sub",
+        "away": tmp_path / "elsewhere",
+        "deeper": tmp_path / "elsewhere/deep",
+        "e.png": tmp_path / "elsewhere/c.png",
+        "gone.png": tmp_path / "nothing",
+    }.items():
+        (own / link).symlink_to(target)
+    names = ["a.png", "away/c.png", "away/deep/d.png", "e.png", "gone.png", "sub/b.png"]
+    assert image_names(str(own)) == names
+    (tmp_path / "link").symlink_to(own)
+    assert image_names(str(tmp_path / "link")) == names
+    with raises("own has a bad image gone.png: No such file"):
+        build(f"folder:{own}", "train", 8)[4]
 
 
 def test_folder_messages(tmp_path):
@@ -325,8 +475,9 @@ def test_folder_labels(tmp_path):
 def test_wrong_tables(tmp_path, table, message):
     root = image_folder(tmp_path, ["a.png", "b.png"])
     (tmp_path / "labels.csv").write_text(table)
+    dataset = build(f"folder:{root}", "train", 8)  # without labels it is read all the same
     with raises(message):
-        build(f"folder:{root}", "train", 8)
+        dataset.targets()
 
 
 # -- toy faces -------------------------------------------------------------------------------------------------------

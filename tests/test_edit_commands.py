@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,11 +15,15 @@ from parity import released_state
 from PIL import Image
 
 from datasets import toyfaces
-from dbae.config import SampleConfig
-from dbae.io import to_uint8
+from dbae.config import SampleConfig, UserError
+from dbae.io import fingerprint, to_uint8
+from eval.features import encode_batches
 from scripts import edit, interpolate, manipulate
 from scripts.cli import run
 from scripts.common import TrainedModel
+from scripts.edit_inputs import different
+from scripts.figures import Row, plain_text, strip
+from scripts.probe_figure import draw
 
 IMAGES = [str(ROOT / "assets" / f"img{i}.png") for i in range(1, 5)]
 
@@ -47,7 +52,12 @@ def classifier(checkpoint):
     torch.manual_seed(0)
     torch.save(torch.nn.Linear(8, 4).state_dict(), checkpoint.parent / "best.pt")
     names = ["Male", "Young", "Smiling", "Eyeglasses"]
-    about = {"attributes": names, "codes": {"std": [1.0] * 8, "median_logit_of_positives": [1.0] * 4}}
+    weights = fingerprint(str(checkpoint))
+    about = {
+        "attributes": names,
+        "weights": weights,
+        "codes": {"std": [1.0] * 8, "median_logit_of_positives": [1.0] * 4},
+    }
     (checkpoint.parent / "best.json").write_text(json.dumps(about))
 
 
@@ -64,7 +74,7 @@ def test_interpolation_launcher(checkpoint, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     folder = checkpoint.parent / "sample_20" / "interpolation_euler_7.0_2_w=1.0_churn=0.33"
-    names = {"a b-img2-img3_linear_4.png", "a b-img2-img3_linear_4.gif"}
+    names = {"a b-img2-img3_linear_4.png", "a b-img2-img3_linear_4.gif", "edits.json"}
     assert {path.name for path in folder.iterdir()} == names
     with Image.open(folder / "a b-img2-img3_linear_4.gif") as animation:
         assert animation.n_frames == 8 + 6 - 2  # there and back; the repeated middle image merges into one frame
@@ -75,7 +85,7 @@ def test_manipulation_of_a_data_sets_images(checkpoint, classifier, call, tmp_pa
     more = ["--split=test", "--indices=3,14", "--attributes", "smiling,3", "--scales", "-0.5,0.5"]
     call(manipulate, *words, *more, "--fix_xT=false", "--normalised")
     name = "toyfaces-011003-toyfaces-011014_Smiling-Eyeglasses_normalised_moved_xT"
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png", f"{name}.gif"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png", f"{name}.gif", "edits.json"}
     call(manipulate, *words, "--strength=median")
     assert (tmp_path / "img3-img4_Male-Young_median.png").exists()
 
@@ -99,7 +109,7 @@ def test_editor_reconstructs_and_pastes(checkpoint, call, tmp_path):
     call(edit, *words, "--images", tmp_path / "photo.jpg", IMAGES[0])
     assert pixels(tmp_path / "out" / "photo.png").shape == (32, 32, 3)
     assert (tmp_path / "out" / "photo-img1_reconstruction.png").exists()
-    call(edit, *words, "--images", tmp_path / "photo.jpg", "--paste")
+    call(edit, *words, "--images", tmp_path / "photo.jpg", "--paste", "--overwrite")
     whole, before = pixels(tmp_path / "out" / "photo.png"), pixels(tmp_path / "photo.jpg")
     assert whole.shape == (200, 300, 3)
     assert np.array_equal(whole[:, :50], before[:, :50])
@@ -113,6 +123,79 @@ def test_editor_encodes_and_manipulates(checkpoint, classifier, call, tmp_path):
         assert found["z"].shape == (3, 8) and list(found["name"]) == ["img1", "img2", "img3"]
     call(edit, "manipulate", *words, "--attributes=Eyeglasses", "--scales=0.1", "--paste")
     assert pixels(tmp_path / "img2_Eyeglasses_+0.1.png").shape == (256, 256, 3)
+
+
+def test_inputs_and_earlier_results_are_not_overwritten(checkpoint, call, tmp_path):
+    """Not a photo, whatever it is called, nor a file of somebody else, nor a result of other settings."""
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    shutil.copy(IMAGES[0], a), shutil.copy(IMAGES[1], b)
+    words = ["reconstruct", f"--model={checkpoint}", "--steps=1", "--out", tmp_path / "out", "--images", a]
+    before = a.read_bytes()
+    for out in (tmp_path, tmp_path / "linked"):
+        if out != tmp_path:
+            out.mkdir()
+            os.link(a, out / "a.png")
+        error = call(edit, *words, "--out", out, "--overwrite", status=2)
+        assert "a.png is an input" in error and a.read_bytes() == before
+    error = call(edit, *words[:3], "--out", tmp_path, "--images", tmp_path / "linked" / "..", "--limit=1", status=2)
+    assert "a.png is an input" in error
+
+    (tmp_path / "out").mkdir()
+    shutil.copy(b, tmp_path / "out" / "a.png")  # of somebody else
+    assert "a.png is there already with another origin" in call(edit, *words, status=2)
+    call(edit, *words, "--overwrite")
+    call(edit, *words)
+    made = (tmp_path / "out" / "a.png").read_bytes()
+    for more, told in ((["--steps=2"], "steps (1, now 2)"), (["--seed=1"], "seed (0, now 1)")):
+        assert told in call(edit, *words, *more, status=2)
+    shutil.copy(b, a)
+    assert "another images" in call(edit, *words, status=2)
+    assert (tmp_path / "out" / "a.png").read_bytes() == made
+    call(edit, *words, "--overwrite")
+    shutil.copy(IMAGES[0], a)
+    assert "another images" in call(edit, *words, status=2)  # the last one counts
+    for content in ("[]", '{"edits": [1]}', "{"):
+        (tmp_path / "out" / "edits.json").write_text(content)
+        assert "edits.json: " in call(edit, *words, status=2)
+
+
+def test_results_have_different_names(checkpoint, call, tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+        shutil.copy(IMAGES[0], folder / "x.png")
+    for name in ("x_0.png", "X.PNG", "x_2_0.png"):
+        shutil.copy(IMAGES[1], tmp_path / "a" / name)
+    words = ["reconstruct", f"--model={checkpoint}", "--steps=1", "--out", tmp_path / "out", "--images", *folders]
+    paths = [line.removeprefix("wrote ") for line in call(edit, *words).splitlines()]
+    assert len(paths) == 7 and len({path.casefold() for path in paths}) == 7 and all(map(os.path.exists, paths))
+    assert different(["a", "a", "a_1", "b"]) == ["a_0", "a_2", "a_1", "b"]
+    twice = ["manipulate", *words[1:], "--paste", "--attributes=0", "--scales=0.1,0.1"]
+    torch.save(torch.nn.Linear(8, 1).state_dict(), tmp_path / "best.pt")
+    error = call(edit, *twice, f"--classifier={tmp_path / 'best.pt'}", status=2)
+    assert "expected another name for every result" in error
+
+
+def test_a_classifier_of_other_weights(checkpoint, classifier, call, tmp_path):
+    """Is refused by name, or passed over where there is another."""
+    probe = tmp_path / "sample_20" / "downstream_inference" / "multitask_ema_faces"
+    probe.mkdir(parents=True)
+    for path in (checkpoint, checkpoint.parent / "config.json", *checkpoint.parent.glob("best.*")):
+        shutil.copy(path, tmp_path)
+    for path in tmp_path.glob("best.*"):
+        shutil.copy(path, probe)
+    words = ["manipulate", f"--model={tmp_path / checkpoint.name}", "--steps=1", "--out", tmp_path / "out"]
+    words += ["--images", IMAGES[0]]
+    about = json.loads((tmp_path / "best.json").read_text())
+    (tmp_path / "best.json").write_text(json.dumps(about | {"weights": "0" * 16}))
+    call(edit, *words)
+    error = call(edit, *words, f"--classifier={tmp_path / 'best.pt'}", status=2)
+    assert f"{tmp_path / 'best.pt'} is of the weights 0000" in error
+    del about["weights"]
+    (probe / "best.json").write_text(json.dumps(about))
+    assert "is of the weights 0000" in call(edit, *words, status=2)
+    (tmp_path / "best.pt").unlink()
+    assert "weights that its JSON does not state" in call(edit, *words, status=2)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +237,58 @@ def test_dry_run(checkpoint, call):
 
 def trained_tiny(**settings):
     return TrainedModel(tiny.model(), SampleConfig("euler", 2, churn=0.3), **settings)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_no_picture_and_no_code_from_what_is_not_finite(value):
+    trained, images = trained_tiny(), to_uint8(tiny.images(2))
+    z = trained.encode(images)
+    bias = trained.model.unet.out[2].bias
+    with torch.no_grad():
+        bias.fill_(value)
+        for made in (
+            lambda: trained.reconstruct(images),
+            lambda: trained.interpolate(images, 2, "linear"),
+            lambda: trained.shift(images, z, torch.zeros(1, 8), True),
+        ):
+            with pytest.raises(UserError, match="images: expected finite numbers"):
+                made()
+        list(trained.model.encoder.parameters())[-1].fill_(value)
+    for codes in (
+        lambda: trained.encode(images),
+        lambda: list(encode_batches(trained.encode_arrays, [(images, torch.arange(2))])),
+    ):
+        with pytest.raises(UserError, match="codes: expected finite numbers"):
+            codes()
+
+
+NAMES = ["$x^$", r"a\$b$", "a_b#[1]{}%", "x\udce9", "a\nb\x07", "名前 🙂", "_hidden"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_text_in_figures(tmp_path):
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    rows = [Row(plain_text(name), [image], [plain_text(name)]) for name in NAMES]
+    strip(str(tmp_path / "strip.png"), rows, "title")
+    scores = {name: {"ap": 0.5} for name in NAMES}
+    report = {"features": "model", "solver": "exact", "data": "folder:$x^$", "images": {"test": 9}}
+    draw(str(tmp_path / "bars.png"), report | {"test": {"ap": 0.5}, "attributes": scores})
+    assert plain_text("$x$") == r"\$x\$" and plain_text("a\n\udce9") == r"a\n\udce9"
+
+
+def test_names_of_files_are_text_in_programs(checkpoint, call, tmp_path):
+    paths = [os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/$x^$.png", b"/x\xe9.png", b"/a\nb.png")]
+    for path in paths:
+        with open(path, "wb") as file, open(IMAGES[0], "rb") as source:
+            file.write(source.read())
+    words = [f"--model={checkpoint}", "--images", *paths, f"--out={tmp_path / 'out'}", "--steps=1"]
+    call(edit, "reconstruct", *words)
+    call(edit, "encode", *words)
+    with np.load(tmp_path / "out/codes.npz") as codes:
+        assert codes["name"].tolist() == ["$x^$", "x\udce9", "a\nb"]
+    assert {"$x^$.png", "x\udce9.png", "a\nb.png"} < set(os.listdir(tmp_path / "out"))
+    error = call(edit, "encode", f"--model={checkpoint}", f"--images={tmp_path}/no\nfile\udce9", status=2)
+    assert r"no\nfile\udce9" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])

@@ -121,6 +121,10 @@ def test_wrong_classifiers(tmp_path):
         (tmp_path / "best.json").write_text(text)
         with pytest.raises(UserError, match=r"best\.json: expected"):
             read_classifier(path, 8)
-    torch.save({"weight": torch.zeros(2, 8)}, path)
-    with pytest.raises(UserError, match="weight and bias of a linear layer"):
+    for content in ({"weight": torch.zeros(2, 8)}, {"weight": 1, "bias": 2}, {3: torch.zeros(1)}):
+        torch.save(content, path)
+        with pytest.raises(UserError, match="weight and bias of a linear layer"):
+            read_classifier(path, 8)
+    torch.save({"weight": torch.full((2, 8), torch.nan), "bias": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match=r"classifier: .*: expected finite numbers, got NaN"):
         read_classifier(path, 8)

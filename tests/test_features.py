@@ -8,12 +8,13 @@ import tiny
 import torch
 from safetensors.numpy import load_file
 
+from datasets.tolerant import Tolerant
 from dbae.config import UserError
 from eval.arrays import read_arrays, write_arrays
 from eval.features import CachedFeatures, FeatureCache, encode_batches, encode_dataset
 from eval.probe import Part, fit
 from scripts.common import TrainedModel
-from scripts.encoding import array_encoder
+from scripts.encoding import array_encoder, encode_to_file
 
 DATA = [(((image + 1) * 127.5).to(torch.uint8), i) for i, image in enumerate(tiny.images(10, seed=3))]
 
@@ -88,11 +89,29 @@ def test_cache_resumes_and_collects_in_order(tmp_path, world):
     assert json.loads(about["settings"]) == {"images": 10} and about["names"] == "[]"
     assert np.allclose(arrays["z"], encode_dataset(encode, DATA)["z"], atol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["codes.npz"]
-    with pytest.raises(UserError, match="holds codes with weights None, expected other; move it away"):
+    with pytest.raises(
+        UserError, match=r"holds codes with another weights \(none, now other\); give another name, or move it away"
+    ):
         _ = FeatureCache(cache.path, {"images": 10, "weights": "other"}, world).finished
     write_arrays(cache.path, arrays)
-    with pytest.raises(UserError, match="holds codes with images None"):  # a file of somebody else
+    with pytest.raises(UserError, match="holds codes with another origin"):  # a file of somebody else
         _ = cache.finished
+
+
+def test_the_same_command_twice_at_once(tmp_path, capsys):
+    """The second to finish finds the file, keeps it and removes its own batches."""
+    encode, images = array_encoder(trained(tiny.model())), Tolerant(DATA)
+    path, settings = str(tmp_path / "codes.npz"), {"flip": False}
+
+    def slower(*batch):
+        if not (tmp_path / "codes.npz").exists():
+            assert encode_to_file(path, encode, images, settings)
+        return encode(*batch)
+
+    assert encode_to_file(path, slower, images, settings, batch_size=64)
+    assert [path.name for path in tmp_path.iterdir()] == ["codes.npz"]
+    assert not encode_to_file(path, slower, images, settings)
+    assert f"{path} is complete already: nothing computed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stochastic", [False, True])

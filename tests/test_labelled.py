@@ -10,7 +10,7 @@ from lmdb_fixtures import encoded, image_folder, image_lmdb, picture
 from PIL import Image
 
 from datasets import build, labelled_splits, toyfaces
-from datasets.labels import read_csv
+from datasets.label_files import parse_labels, parse_partition, read_labels
 from datasets.lfw import ORIGINS, centre
 from dbae.config import UserError
 from eval.reconstruction import import_torchvision
@@ -139,7 +139,7 @@ def test_missing_and_broken_images_of_lfw(lfw):
 def test_wrong_attributes_of_lfw(lfw, old, new, message):
     edit(lfw / "lfw_attributes.txt", old, new)
     with raises(f"lfw_attributes.txt: {message}"):
-        build("lfw", "train", 8, data_dir=str(lfw))
+        build("lfw", "train", 8, data_dir=str(lfw)).targets()
 
 
 @pytest.mark.parametrize("text", ["", "2\nBo_Li\t2\nJohn F Kennedy\t2\n", "2\nBo_Li\t2\nBo_Li\t2\n", "3\nBo_Li\t2\n"])
@@ -147,6 +147,116 @@ def test_wrong_people_of_lfw(lfw, text):
     (lfw / "peopleDevTest.txt").write_text(text)
     with raises("peopleDevTest.txt: expected a number on line 1, and as many rows of First_Last"):
         build("lfw", "test", 8, data_dir=str(lfw))
+
+
+# -- label files -----------------------------------------------------------------------------------------------------
+
+ROWS = [f"{i:06d}.jpg {1 if i % 2 else -1} -1" for i in range(1, 5)]
+OFFICIAL = "\n".join(["4", "Bald Young", *ROWS]) + "\n"
+CSV = "\n".join(["image_id,Bald,Young", *(row.replace(" ", ",") for row in ROWS)]) + "\n"
+IMAGES = [f"{i:06d}.jpg" for i in range(1, 5)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        OFFICIAL,
+        OFFICIAL.replace(" ", "   ").replace("\n", "\r\n\r\n"),
+        "\n \n" + CSV.replace("\n", "\r\n , ,\r\n"),
+        "\ufeff" + CSV,
+        "\ufeff" + OFFICIAL.replace("0000", "./0000"),
+        CSV.replace("0000", ".\\0000").replace(",", " , "),
+        CSV.encode("utf-16"),
+        OFFICIAL.encode("utf-16"),
+    ],
+)
+def test_forms_of_a_label_file(tmp_path, text):
+    (tmp_path / "labels").write_bytes(text if isinstance(text, bytes) else text.encode())
+    targets = read_labels(str(tmp_path / "labels")).targets(IMAGES, "binary")
+    assert (targets.names, targets.values.tolist()) == (("Bald", "Young"), [[1, 0], [0, 0]] * 2)
+
+
+def test_forty_columns_without_names_are_those_of_celeba():
+    for gap in ",", " ":
+        table = parse_labels("list", "".join(gap.join([name, *["-1"] * 40]) + "\n" for name in IMAGES))
+        assert table.names == toyfaces.ATTRIBUTES and table.targets(IMAGES, "binary").values.sum() == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.jpg 0\nb.jpg  2\n",
+        "a.jpg,0\r\nb.jpg,2\r\n",
+        "image_id,partition\n\n./a.jpg,0\nb.jpg, 2\n",
+        "file,split\nb.jpg,2\na.jpg,0",
+    ],
+)
+def test_forms_of_a_partition(text):
+    assert parse_partition("list", text).targets(["b.jpg", "a.jpg"]).values.tolist() == [[2], [0]]
+    with raises("list: expected a header line and labels, this looks like a partition"):
+        parse_labels("list", text)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "message"),
+    [
+        (parse_partition, OFFICIAL, "expected a partition, .*; this is a list of labels"),
+        (parse_partition, CSV, "expected a partition, .*; this is a list of labels"),
+        (parse_partition, "image_id,Bald\na.jpg,1\n", "this is a list of labels"),
+        (parse_partition, "a.jpg 0\nb.jpg\n", "expected a file name and 0, 1 or 2 on line 2, got 'b.jpg'"),
+        (parse_partition, "a.jpg 0\n./a.jpg 1\n", "expected one row for './a.jpg', line 2 is another"),
+        (
+            parse_labels,
+            OFFICIAL.replace("4", "9", 1),
+            "expected 9 rows, as it says on line 1, there are 4: the file is cut",
+        ),
+        (parse_labels, OFFICIAL[:-4], "expected 2 labels on line 6, got 1"),
+        (parse_labels, OFFICIAL[2:], "expected a header line"),
+        (parse_labels, "4\n", "expected a header line"),
+        (parse_labels, "\n".join(ROWS), "expected a header line"),
+    ],
+)
+def test_wrong_label_files(parse, text, message):
+    with raises(f"^list: .*{message}"):
+        parse("list", text)
+
+
+@pytest.mark.parametrize("data", [CSV.encode("utf-16-le"), "file,é\na,1".encode("latin-1"), b"PK\3\4\0\0"])
+def test_label_files_that_are_no_text(tmp_path, data):
+    (tmp_path / "labels.csv").write_bytes(data)
+    with raises("labels.csv: expected a readable text file, UTF-8 or UTF-16 with its mark"):
+        read_labels(str(tmp_path / "labels.csv"))
+    with raises("none.csv: expected a readable text file of labels: No such file"):
+        read_labels(str(tmp_path / "none.csv"))
+
+
+def test_names_find_their_rows(tmp_path, caplog):
+    """However paths and accents are written; rows that no image has are counted."""
+    root = image_folder(tmp_path, ["caf\u00e9.png", "x/cafe\u0301.png", "z.png"], 8, 8)
+    rows = ["./x/caf\u00e9.png,1", "cafe\u0301.png,2", "x\\..\\z.png,3", "y.png,4"]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,age", *rows]), encoding="utf-8")
+    dataset = build(f"folder:{root}", "train", 8)
+    values = dict(zip(map(dataset.name_of, range(3)), dataset.targets().values[:, 0].tolist(), strict=True))
+    assert values == {"caf\u00e9.png": 2, "x/cafe\u0301.png": 1, "z.png": 3}
+    assert "1 of 4 rows are for images that are not there" in caplog.text
+    image_folder(tmp_path, ["cafe\u0301.png"], 8, 8)
+    with raises("labels.csv: expected images with different names, some differ by the writing of accents"):
+        build(f"folder:{root}", "train", 8).targets()
+    (tmp_path / "labels.csv").write_text("file,age\n" + "".join(f"{i}.jpg,1\n" for i in range(4)))
+    with raises("there is none for 'caf.*.png' .its 4 rows begin with '0.jpg'"):
+        build(f"folder:{root}", "train", 8).targets()
+
+
+def test_celeba_reads_kaggles_files(tmp_path):
+    path = image_lmdb(tmp_path / "celeba", "None-%07d", 4, 178, 218)
+    (tmp_path / "celeba/list_attr_celeba.csv").write_text(CSV)
+    partition = tmp_path / "celeba/list_eval_partition.csv"
+    partition.write_text("image_id,partition\n" + "".join(f"{name},{i // 2}\n" for i, name in enumerate(IMAGES)))
+    dataset = build("celeba", "valid", 8, data_dir=path)
+    assert (dataset.indices, dataset.targets("binary").values.tolist()) == ([2, 3], [[1, 0], [0, 0]])
+    partition.write_text("".join(f"{name},0\n" for name in IMAGES[:3]))
+    with raises("list_eval_partition.csv: .* there is none for '000004.jpg'"):  # not 3 images without a word
+        build("celeba", "train", 8, data_dir=path)
 
 
 # -- splits with targets ---------------------------------------------------------------------------------------------
@@ -214,7 +324,7 @@ def test_celeba_with_minus_one_for_no(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "names", "message"),
     [
-        (["1 -1", "-1 1"] * 9, "Bald Young", "expected a row for every image, there is none for '000019.jpg'"),
+        (["1 -1", "-1 1"] * 9, "Bald Young", "expected 20 rows, as it says on line 1, there are 18: the file is cut$"),
         (["1 1"] * 19 + ["1 2"], "Bald Young", "column 'Young': expected 0 and 1, or -1 and 1, .* got 2$"),
         (["1 1"] * 18 + ["1 -1"] * 2, "Bald Young", "every label in every split, there are none of Young in test$"),
     ],
@@ -241,24 +351,45 @@ def test_celebahq_is_split_by_index_and_says_so_once(tmp_path, caplog):
 
 
 def test_folder_with_labels_inside_and_elsewhere(tmp_path):
-    name = own_folder(tmp_path, {"tall": [0, 1] * 10, "sure": [1] * 20, "old": [1, -1] * 10})
+    name = own_folder(tmp_path, {"tall": [0, 1] * 40, "sure": [1] * 80, "old": [1, -1] * 40}, 80)
     parts = labelled_splits(name, "binary", 8)
-    assert lengths(parts) == {"train": 16, "valid": 2, "test": 2}
+    assert lengths(parts) == {"train": 64, "valid": 8, "test": 8}
     assert parts["valid"].targets.names == ("tall", "sure", "old")
-    assert parts["valid"].targets.values.tolist() == [[0, 1, 1], [1, 1, 0]]
+    assert parts["valid"].targets.values.tolist() == [[i % 2, 1, 1 - i % 2] for i in parts["valid"].dataset.indices]
     other = tmp_path / "ages.csv"
-    other.write_text("file,age\n" + "".join(f"{i}.png,{i / 2}\n" for i in range(20)))
+    other.write_text("file,age\n" + "".join(f"{i}.png,{i / 2}\n" for i in range(80)))
     parts = labelled_splits(name, "real", 8, labels=str(other))
-    assert lengths(parts) == {"train": 16, "test": 4}
-    assert parts["test"].targets.names == ("age",) and parts["test"].targets.values.tolist() == [[8], [8.5], [9], [9.5]]
+    assert lengths(parts) == {"train": 64, "test": 16}
+    assert parts["test"].targets.names == ("age",)
+    assert parts["test"].targets.values.tolist() == [[i / 2] for i in parts["test"].dataset.indices]
     with raises("ages.csv, column 'age': expected 0 and 1, or -1 and 1, as binary, got 0.5"):
         labelled_splits(name, "binary", 8, labels=str(other))
+
+
+def test_a_sorted_folder_is_shuffled_before_it_is_split(tmp_path, caplog):
+    """As are its classes, and an LMDB that is made of it: to the same splits."""
+    name = own_folder(tmp_path, {"late": [0] * 100 + [1] * 100}, 200)
+    with caplog.at_level(logging.WARNING):
+        parts = labelled_splits(name, "binary", 8)
+    assert all(0.3 < part.targets.values.mean() < 0.7 for part in parts.values())
+    assert "own: no official split, so shuffled with seed 2, 80 % train" in caplog.text
+    indices = {split: part.dataset.indices for split, part in parts.items()}
+    assert sorted(i for each in indices.values() for i in each) == list(range(200))
+    assert indices["valid"][:5] == [16, 24, 41, 43, 46]  # on every machine
+    path = image_lmdb(tmp_path / "lmdb", "8-%05d", 200, 8, 8)
+    rows = "".join(f"8-{i:05d},{i // 100}\n" for i in range(200))
+    (tmp_path / "lmdb/labels.csv").write_text(f"key,late\n{rows}")
+    again = labelled_splits(f"folder:{path}", "binary", 8)
+    assert indices == {split: part.dataset.indices for split, part in again.items()}
+    classes = labelled_splits(name, "class", 8)
+    assert [part.targets.values.bincount().tolist() for part in classes.values()] == [[80, 80], [10, 10], [10, 10]]
+    assert all(part.dataset.indices != list(range(i, i + 10)) for part in classes.values() for i in (80, 90))
 
 
 @pytest.mark.parametrize(("task", "count"), [("binary", 5), ("real", 1)])
 def test_folder_that_is_too_small(tmp_path, task, count):
     name = own_folder(tmp_path, {"x": [1] * count}, count)
-    with raises(f"own: expected 10 images or more to split by index, got {count}"):
+    with raises(f"own: expected 10 images or more to split, got {count}"):
         labelled_splits(name, task, 8)
 
 
@@ -267,7 +398,7 @@ def test_folder_that_is_too_small(tmp_path, task, count):
     [
         ([0] + [1] * 18 + [-1], "labels.csv, column 'x': .* got 0 beside -1"),
         ([1] * 19 + ["nan"], "labels.csv: expected a number on line 21, column 'x', got 'nan'"),
-        ([0] * 16 + [1, 1, 0, 0], "labels.csv: .* there are none of x in train; x in test$"),
+        ([0] * 16 + [1, 1, 0, 0], "labels.csv: .* there are none of x in valid; x in test$"),
         ([-1] * 20, "labels.csv: .* there are none of x in train; x in valid; x in test$"),
     ],
 )
@@ -311,14 +442,14 @@ def test_classes_of_a_column(tmp_path, cells, names):
     other = tmp_path / "kinds.csv"
     rows = "".join(f"{i}.png,{cells[i % 3]},1\n" for i in range(30))
     other.write_text(f"file,kind,more\n{rows}")
-    table = read_csv(f"{other}:kind")
+    table = read_labels(f"{other}:kind")
     targets = table.targets([f"{i}.png" for i in (4, 0, 2)], "class")
     assert (targets.kind, targets.names, targets.values.dtype) == ("class", names, torch.int64)
     assert [names[c] for c in targets.values] == [cells[i].removesuffix(".0") for i in (1, 0, 2)]
     with raises("kinds.csv: expected one column for classes, .*got kind, more"):
-        read_csv(str(other)).targets(["0.png"], "class")
+        read_labels(str(other)).targets(["0.png"], "class")
     with raises("expected one of the columns kind, more, got 'age'"):
-        read_csv(f"{other}:age")
+        read_labels(f"{other}:age")
 
 
 def test_a_column_of_text_is_a_class_by_itself(tmp_path):
@@ -341,7 +472,7 @@ def test_folders_are_classes(tmp_path):
     for part in parts.values():
         named = [part.dataset.name_of(i).split("/")[0] for i in range(len(part.dataset))]
         assert [part.targets.names[c] for c in part.targets.values] == named
-    assert parts["test"].dataset.name_of(0) == "cat/9.png" and parts["test"].dataset[1][0].shape == (3, 8, 8)
+    assert parts["test"].dataset[1][0].shape == (3, 8, 8)
     image_folder(root, ["rare/1.png"])
     with raises("own: expected images of every class in train, there are none of rare in train"):
         labelled_splits(f"folder:{root}", "class", 8)
@@ -352,7 +483,10 @@ def test_folders_are_classes(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [(["a"] * 19 + [""], "expected a number on line 2"), ([1] * 19 + [0.5], "text or a whole number, on line 21")],
+    [
+        (["a"] * 19 + [""], "text or a whole number, on line 21, got ''"),
+        ([1] * 19 + [0.5], "text or a whole number, on line 21"),
+    ],
 )
 def test_columns_that_are_no_classes(tmp_path, values, message):
     name = own_folder(tmp_path, {"x": values})

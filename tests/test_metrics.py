@@ -107,6 +107,14 @@ def test_lpips_backbone_errors(tmp_path, backbone, monkeypatch):
         load_lpips()
 
 
+def test_a_metric_that_is_not_finite_is_an_error(backbone, tmp_path):
+    state = torch.load(backbone, weights_only=True)
+    torch.save({name: tensor * torch.nan for name, tensor in state.items()}, tmp_path / "nan.pth")
+    metrics = ReconstructionMetrics(["MSE", "LPIPS"], lpips_backbone=str(tmp_path / "nan.pth"))
+    with pytest.raises(UserError, match="LPIPS: expected finite values, got nan"):
+        metrics.update(*batch(size=64))
+
+
 def test_running_means_do_not_depend_on_batches(backbone):
     real, fake = batch(5, 64)
     whole = ReconstructionMetrics(METRICS, lpips_backbone=backbone)

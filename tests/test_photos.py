@@ -10,7 +10,8 @@ from lmdb_fixtures import image_folder, picture
 from PIL import Image
 
 from datasets.images import fit
-from datasets.photos import Photo, central_square, face_square, photo_paths, read_landmarks, read_photo
+from datasets.landmarks import match_landmarks, read_landmarks
+from datasets.photos import Photo, central_square, face_square, photo_paths, read_photo
 from datasets.toyfaces import describe, render
 from dbae.config import UserError
 
@@ -252,7 +253,7 @@ ROW = ",".join(f"{value}" for point in FACE for value in point)
 
 
 def test_read_landmarks(tmp_path):
-    expected = {"a.jpg": FACE, "b.png": tuple(moved(FACE, 2, 0))}
+    expected = {"a.jpg": FACE, "sub/b.png": tuple(moved(FACE, 2, 0))}
     table, tree = tmp_path / "marks.csv", tmp_path / "marks.json"
     table.write_text(f"{HEADER}\na.jpg,{ROW}\n\nsub/b.png,{','.join(str(2 * v) for p in FACE for v in p)}\n")
     tree.write_text(json.dumps({name: [list(p) for p in points] for name, points in expected.items()}))
@@ -260,11 +261,32 @@ def test_read_landmarks(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "names, paths, expected",
+    [
+        (["a.jpg", "b.jpg"], ["x/b.jpg", "y/a.jpg"], [1, 0]),
+        (["x/a.jpg", "y/a.jpg"], ["y/a.jpg", "x/a.jpg", "y/a.jpg"], [1, 0, 1]),
+        (["elsewhere/a.jpg"], ["x/a.jpg"], [0]),  # the folder has been renamed
+        (["a.jpg", "x/a.jpg"], ["x/a.jpg"], [1]),
+        (["C:\\x\\\u00e9.jpg"], ["x/e\u0301.jpg"], [0]),
+        (["a.jpg"], ["x/a.jpg", "y/a.jpg"], "expected folders in the names, 'a.jpg' is not the only one for .*y/a.jpg"),
+        (["p/a.jpg", "q/a.jpg"], ["x/a.jpg"], "expected folders in the names, 'p/a.jpg' is not the only one"),
+        (["a.jpg"], ["x/ba.jpg"], "expected some for every image, there are none for .*/x/ba.jpg"),
+    ],
+)
+def test_landmarks_of_photos_with_equal_names(names, paths, expected):
+    landmarks = {name: i for i, name in enumerate(names)}
+    if isinstance(expected, list):
+        assert match_landmarks(landmarks, paths) == expected
+    else:
+        with pytest.raises(UserError, match=f"landmarks: {expected}"):
+            match_landmarks(landmarks, paths)
+
+
+@pytest.mark.parametrize(
     "name, content, message",
     [
         ("a.csv", f"{HEADER}\na.jpg,{ROW[:-4]}\n", "line 2, got 9"),
         ("a.csv", f"{HEADER}\na.jpg,{ROW}\nb.jpg,{ROW[:-3]}nan\n", "line 3.*'nan'"),
-        ("a.csv", f"{HEADER}\na.jpg,{ROW}\nx/a.jpg,{ROW}\n", "'a.jpg' twice"),
         ("a.csv", f"{HEADER},more\n", "expected the header file,left_eye_x,.*got 12 columns"),
         ("a.json", b"\xff\xfe{", "expected a readable text file"),
         ("a.json", "[[1, 2]]", "expected a JSON object"),

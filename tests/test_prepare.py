@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
 from PIL import Image
 
 from datasets import build, images, originals, prepare, writer
-from datasets.images import BadImage, cover, natural_order
+from datasets.images import BadImage, cover
+from datasets.listing import natural_order
 from dbae.config import UserError
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -243,7 +245,7 @@ def test_a_damaged_zip_is_one_line_or_bad_images(tmp_path):
                 for name in found.names():
                     with contextlib.suppress(BadImage, OSError):
                         found.image(name)
-                found.companion("labels.csv")
+                found.companion(["labels.csv"], beside=False)
             except UserError as error:
                 assert "\n" not in str(error)
 
@@ -263,7 +265,7 @@ def test_a_label_file_that_cannot_be_unpacked_is_one_line(tmp_path, capsys):
 )
 def test_a_foreign_record_is_one_line(tmp_path, capsys, record):
     image = {"24-00000": encoded(picture(0))}
-    path = write_lmdb(tmp_path / "lmdb", {**image, writer.RECORD_KEY.decode(): record})
+    path = write_lmdb(tmp_path / "lmdb", {**image, writer.RECORD_KEY: record})
     assert prepare.main(["inspect", path]) == 2
     assert "lmdb: expected a preparation's record under dbae-prepare" in capsys.readouterr().err
 
@@ -289,6 +291,8 @@ def test_an_interrupted_command_continues(tmp_path, monkeypatch, capsys):
         patch.setattr(writer.Job, "convert", interrupted)
         assert run(*arguments, tmp_path / "out") == 130
     assert "length" not in entries(tmp_path / "out") and len(keys(tmp_path / "out")) == 7
+    with pytest.raises(UserError, match="out: its preparation is unfinished, run the same prepare command again"):
+        build(f"folder:{tmp_path / 'out'}", "train", 24)
     capsys.readouterr()
     assert prepare.main(["inspect", str(tmp_path / "out")]) == 1
     assert "unfinished: 8 of 20 originals" in capsys.readouterr().out
@@ -356,6 +360,117 @@ def test_other_settings_or_other_files_are_refused(tmp_path, capsys):
     assert len(keys(foreign)) == 2
 
 
+def test_changed_originals_are_refused(tmp_path, capsys):
+    source = image_folder(tmp_path / "mine", ["a.png", "b.png"])
+    archive = zipped(tmp_path / "mine.zip", source)
+    commands = [("folder", "--source", path, "--size", 24, "--out", f"{path}.out") for path in (source, archive)]
+    assert [run(*command) for command in commands * 2] == [0] * 4
+    assert capsys.readouterr().out.count("nothing to do") == 2
+    picture(7).save(tmp_path / "mine/b.png")
+    zipped(archive, source)
+    for command in commands:
+        assert run(*command) == 2
+        assert "with digest of the originals (names, sizes, times)" in capsys.readouterr().err
+
+
+# -- label files -----------------------------------------------------------------------------------------------------
+
+
+def kaggle(folder, cells=("-1", "1")):
+    """The label files of ten images, under the names and in the form that Kaggle has."""
+    rows = "".join(f"{name},{cells[i % 2]}\n" for i, name in enumerate(NUMBERED))
+    (folder / "list_attr_celeba.csv").write_text(f"image_id,Male\n{rows}")
+    rows = "".join(f"{name},{i // 4}\n" for i, name in enumerate(NUMBERED))
+    (folder / "list_eval_partition.csv").write_text(f"image_id,partition\n{rows}")
+    return folder / "list_attr_celeba.csv", folder / "list_eval_partition.csv"
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_kaggles_label_files_are_found_or_given(tmp_path, given):
+    image_folder(tmp_path / "originals/img_align_celeba", NUMBERED, 178, 218)
+    (tmp_path / "elsewhere").mkdir()
+    attributes, partition = kaggle(tmp_path / ("elsewhere" if given else "originals"))
+    words = ("--attributes", attributes, "--partition", partition) if given else ()
+    assert run("celeba", "--source", tmp_path / "originals/img_align_celeba", "--out", tmp_path / "celeba", *words) == 0
+    dataset = build("celeba", "valid", 8, data_root=str(tmp_path))
+    assert (list(dataset.indices), dataset.targets("binary").values[:, 0].tolist()) == ([4, 5, 6, 7], [0, 1] * 2)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "partition", "message"),
+    [
+        (
+            "list_eval_partition.txt",
+            "list_eval_partition.txt",
+            "expected a header line and labels, this looks like a part",
+        ),
+        ("list_attr_celeba.txt", "list_attr_celeba.txt", "expected a partition, .*this is a list of labels"),
+        ("short.txt", "list_eval_partition.txt", "short.txt: expected 10 rows, as it says on line 1, there are 9"),
+        ("png.txt", "list_eval_partition.txt", "there is none for '000001.jpg' .its 10 rows begin with '000001.png'"),
+        ("none.txt", "list_eval_partition.txt", "none.txt: expected a readable text file of labels: No such file"),
+    ],
+)
+def test_wrong_label_files_are_refused_before_anything_is_written(
+    tmp_path, celeba, capsys, attributes, partition, message
+):
+    official = (celeba / "list_attr_celeba.txt").read_text()
+    (celeba / "short.txt").write_text(official[: official.index("000010")])
+    (celeba / "png.txt").write_text(official.replace(".jpg", ".png"))
+    words = ("--attributes", celeba / attributes, "--partition", celeba / partition)
+    assert run("celeba", "--source", celeba, "--out", tmp_path / "celeba", *words) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1 and not (tmp_path / "celeba").exists()
+
+
+def test_a_corrected_label_file_replaces_the_one_of_before(tmp_path, celeba, capsys):
+    out, source = tmp_path / "celeba", celeba / "list_attr_celeba.txt"
+    words = ("celeba", "--source", celeba, "--out", out)
+    assert run(*words) == run(*words) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    corrected = source.read_text().replace("000003.jpg 1", "000003.jpg -1")
+    source.write_text(corrected)
+    assert run(*words) == 0
+    assert "finished before, wrote list_attr_celeba.txt anew" in capsys.readouterr().out
+    assert (out / "list_attr_celeba.txt").read_text() == corrected
+    (out / "list_attr_celeba.txt").write_text("10\nMine\n")
+    assert run(*words) == 2
+    assert "list_attr_celeba.txt: it is not from this command, and would be replaced" in capsys.readouterr().err
+    assert (out / "list_attr_celeba.txt").read_text() == "10\nMine\n"
+
+
+def test_the_labels_of_a_folder_lie_in_it(tmp_path, capsys):
+    source = image_folder(tmp_path / "mine", ["a.png", "b.png"])
+    (tmp_path / "labels.csv").write_text("file,x\na.png,1\nb.png,2\n")  # somebody else's
+    words = ("folder", "--source", source, "--size", 24, "--out", tmp_path / "out")
+    assert run(*words) == 0 and not (tmp_path / "out/labels.csv").exists()
+    table = tmp_path / "mine/labels.csv"
+    for row, value in (("b.png,2", 2), ("b.png,3", 3)):
+        table.write_text(f"file,x\na.png,1\n{row}\nc.png,9\n")
+        assert run(*words) == 0
+        printed = capsys.readouterr()
+        assert "wrote labels.csv anew" in printed.out and "note: 1 rows of" in printed.err
+        assert build(f"folder:{tmp_path / 'out'}", "train", 8).targets().values.tolist() == [[1], [value]]
+    before = table.read_bytes()
+    assert run(*words[:-1], source) == 2  # into the folder of the originals
+    assert "mine/labels.csv: it is not from this command" in capsys.readouterr().err
+    assert table.read_bytes() == before
+
+
+def test_inspect_parses_label_files(tmp_path, celeba, capsys):
+    assert run("celeba", "--source", celeba, "--out", tmp_path / "celeba") == 0
+    assert prepare.main(["inspect", str(tmp_path / "celeba")]) == 0
+    printed = capsys.readouterr().out
+    assert "list_attr_celeba.txt: 10 rows of 1 labels" in printed and "partition.txt: 10 rows of splits" in printed
+    _, partition = kaggle(tmp_path)
+    (tmp_path / "celeba/list_attr_celeba.txt").write_bytes(partition.read_bytes())
+    (tmp_path / "celeba/list_eval_partition.txt").write_text("000001.jpg 0\n")
+    (tmp_path / "celeba/labels.csv").write_text("key,x\nNone-0000000,1\n")
+    assert prepare.main(["inspect", str(tmp_path / "celeba")]) == 1
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM")]
+    for found, expected in zip(problems, ("looks like a partition", "for '000002.jpg'", "'None-0000001'"), strict=True):
+        assert expected in found
+
+
 def test_the_file_is_no_larger_than_needed_and_the_map_grows(tmp_path, monkeypatch):
     source = tmp_path / "mine"
     source.mkdir()
@@ -375,7 +490,7 @@ def test_the_file_is_no_larger_than_needed_and_the_map_grows(tmp_path, monkeypat
 def test_inspect_reports_bad_records(tmp_path, capsys):
     images = {f"256-{i:05d}": encoded(picture(i)) for i in range(4)}
     path = write_lmdb(tmp_path / "lmdb", {**images, "256-00002": b"broken", "length": b"4", "128-00000": b""})
-    (tmp_path / "lmdb/labels.csv").write_text("key,x\n")
+    (tmp_path / "lmdb/labels.csv").write_text("key,x\n" + "".join(f"256-{i:05d},1\n" for i in range(4)))
     assert prepare.main(["inspect", path, "--full"]) == 1
     printed = capsys.readouterr().out
     for expected in ("4 of format 256-%05d", "24x24, PNG", "1 bad images, the first is 256-00002", "labels.csv"):

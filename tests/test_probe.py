@@ -13,7 +13,8 @@ from dbae.config import UserError
 from eval import scores
 from eval.features import pca, reduced
 from eval.linear import logistic_regression, multinomial_regression, neighbour_votes, ridge_regression
-from eval.probe import Part, fit, fit_fractions, subsets, train_linear
+from eval.probe import Part, coverage, fit, fit_fractions, left_out, subsets, train_linear
+from scripts.probe_figure import bars
 
 NAMES = ("a", "b", "c")
 
@@ -66,8 +67,9 @@ def test_scores_by_hand():
     assert scores.mse(y, score) == pytest.approx([(0.01 + 0.64 + 0.09 + 0.01) / 4, 30 / 4, 14 / 4])
     assert scores.mean_defined(np.array([1, np.nan, 2])) == 1.5
     assert scores.json_safe(scores.mean_defined(np.array([np.nan]))) is None
-    with pytest.raises(UserError, match="finite predictions"):
-        scores.average_precision(y, np.full(y.shape, np.nan))
+    for score in (scores.average_precision, scores.auroc, scores.pearson, scores.mse, scores.top_k, scores.recall):
+        with pytest.raises(UserError, match="finite predictions"):
+            score(y, np.full(y.shape, np.nan))
 
 
 def test_recovers_planted_attributes():
@@ -97,9 +99,28 @@ def test_attributes_with_a_single_class_are_listed_and_left_out(solver):
     test[1][:, 2] = 1
     report = strictly_json(fit("binary", splits(train, valid, test), NAMES, solver).report)
     assert report["single_class"] == {"train": [], "valid": ["a"], "test": ["b", "c"]}
+    assert left_out(report) == ["b", "c"] and coverage(report) == " over 1 of 3 labels"
+    drawn, label = bars(report | {"features": "model", "solver": solver})
+    assert label.endswith(" over 1 of 3 labels") and drawn.keys() == {"a"}
     for name in "bc":
         assert {report["attributes"][name][key] for key in report["test"]} == {None}
     assert {key: report["attributes"]["a"][key] for key in report["test"]} == report["test"]
+
+
+def test_classes_without_images_are_listed():
+    train, valid, test = (classes(n, seed) for n, seed in ((400, 0), (200, 1), (200, 2)))
+    few = test[1] != 1
+    report = strictly_json(fit("class", splits(train, valid, (test[0][few], test[1][few])), NAMES, "exact").report)
+    assert report["absent"] == {"train": [], "valid": [], "test": ["b"]}
+    assert report["attributes"]["b"]["accuracy"] is None and left_out(report) == [] and coverage(report) == ""
+
+
+def test_labels_that_a_subset_does_not_vary_in_are_listed():
+    train, valid, test = (binary(n, seed) for n, seed in ((400, 0), (100, 1), (100, 2)))
+    train[1][:, 1] = 0
+    train[1][0, 1] = 1  # one positive: a subset of a few rows has it before others
+    few, many = fit_fractions("binary", splits(train, valid, test), NAMES, (0.005, 0.5), repeats=3, solver="exact")
+    assert "untrained" not in many and set(few["untrained"]) <= set(NAMES) and few["untrained"]
 
 
 def test_training_asks_for_each_epoch_and_keeps_the_order():
@@ -151,6 +172,7 @@ def test_real_numbers_report_last_and_best_and_constant_targets():
     test[1][:, 1] = 0.5
     result = fit("real", splits(train, train, test), NAMES, lr=2e-2)
     report = strictly_json(result.report)
+    assert coverage(report) == " over 2 of 3 labels"
     assert report["constant"] == ["b"] and report["attributes"]["b"]["last"]["r"] is None
     assert report["last"] == report["epochs"][-1] and report["last"]["r"] > 0.98
     assert report["best"]["r"] == max(entry["r"] for entry in report["epochs"])

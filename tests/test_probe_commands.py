@@ -1,6 +1,8 @@
 """Probes and encoding from the command line, on a bare released-format checkpoint and generated data."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from test_labelled import lfw  # noqa: F401 - a fixture
 
 from datasets import toyfaces
 from dbae.config import UserError
+from dbae.io import fingerprint
 from eval.arrays import read_arrays
-from scripts import encode, infer_class, infer_reg, probe_table
+from scripts import convert, edit, encode, infer_class, infer_reg, probe_table, reconstruct
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,44 @@ def test_table_and_baseline_picture(checkpoint, photos, tmp_path):
         assert "DBAE-d" in text and "0.650" in text and "toyfaces" in text
 
 
+@pytest.mark.parametrize("name", ["export [1] $x$.safetensors", "weights.bin"])
+def test_every_program_reads_weights_of_any_name(checkpoint, photos, tmp_path, name):
+    path, out = tmp_path / name, tmp_path / "out"
+    if name.endswith(".safetensors"):
+        convert.main([f"--model_path={checkpoint}", f"--out={path}"])
+    else:
+        path.write_bytes(checkpoint.read_bytes())
+        (tmp_path / "config.json").write_bytes((checkpoint.parent / "config.json").read_bytes())
+    infer_class.main(small(path, photos))
+    folder = tmp_path / f"sample_{path.stem}"
+    assert (folder / f"downstream_inference/multitask_ema_{photos.name}/results.json").exists()
+    words = [f"--dataset=folder:{photos}", f"--model_path={path}", "--device=cpu", "--limit=2"]
+    reconstruct.main([*words, "--steps=1", "--split=test"])
+    assert (folder / "euler_7.0_1_w=1.0_churn=0.0/metrics.json").exists()
+    encode.main([*words, f"--out={tmp_path / 'codes.npz'}"])
+    for action in (["reconstruct"], ["manipulate", "--attributes=left"]):  # along the probe that was made above
+        edit.main([*action, f"--model={path}", f"--images={photos / '000.png'}", f"--out={out}", "--steps=1"])
+    assert (out / "000_left.png").exists()
+
+
+def test_a_label_with_one_class_is_named_wherever_its_mean_stands(checkpoint, photos, tmp_path, capsys):
+    (tmp_path / "one.csv").write_text("file,all $,mix\n" + "".join(f"{i:03d}.png,1,{i // 2 % 2}\n" for i in range(40)))
+    for solver, score in (("adam", "ap"), ("knn", "accuracy")):
+        more = [f"--labels={tmp_path / 'one.csv'}", f"--solver={solver}", "--overwrite=true"]
+        infer_class.main(small(checkpoint, photos, *more))
+        assert " over 1 of 2 labels (" in capsys.readouterr().out
+        tag = "" if solver == "adam" else "_model_knn"
+        report = results(checkpoint, f"multitask_ema_{photos.name}", f"results{tag}.json")
+        assert report["test"][score] == report["attributes"]["mix"][score]
+        assert report["single_class"]["test"] == ["all $"] and report["attributes"]["all $"][score] is None
+        folder = checkpoint.parent / f"sample_20/downstream_inference/multitask_ema_{photos.name}"
+        assert (
+            "mean: over 1 of 2 labels\nleft out, with one value on test: all $"
+            in (folder / f"test{tag}.txt").read_text()
+        )
+    assert any(" over 1 of 2 labels" in row[2] for row in probe_table.rows_of(str(checkpoint.parent)))
+
+
 def test_a_launcher_without_its_arguments():
     assert_one_line_error(bash("infer_class_dbae.sh", "ffhq", "vp"), "four arguments", "got 2")
 
@@ -186,5 +227,97 @@ def test_encode(checkpoint, photos, tmp_path):
     before = out.stat().st_mtime_ns
     encode.main(words)
     assert out.stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="holds codes with seed 0, expected 3"):
+    with pytest.raises(UserError, match=r"holds codes with another seed \(0, now 3\)"):
         encode.main([*words, "--seed=3"])
+
+
+@pytest.fixture
+def changing(photos, checkpoint, tmp_path):
+    """A copy of the images and of the model, to be changed: words of its probe, and the folder of images."""
+    shutil.copytree(photos, tmp_path / "a" / "images")
+    shutil.copytree(photos, tmp_path / "b" / "images")
+    weights = tmp_path / "run" / checkpoint.name
+    weights.parent.mkdir()
+    for name in (checkpoint.name, "config.json"):
+        shutil.copy(checkpoint.parent / name, weights.parent)
+    return small(weights, tmp_path / "a" / "images"), tmp_path / "a" / "images"
+
+
+def test_probes_are_identified_by_content(changing, tmp_path, capsys):
+    """Of other images, labels, settings or weights, results are refused and codes computed anew."""
+    words, images = changing
+    folder = tmp_path / "run" / "sample_20" / "downstream_inference" / "multitask_ema_images"
+    codes, weights = tmp_path / "run" / "sample_20" / "latents", tmp_path / "run" / "ema_0.9999_000020.pt"
+    infer_class.main(words)
+    first = (folder / "results.json").read_text()
+    assert "nothing computed" not in capsys.readouterr().out and len(list(codes.iterdir())) == 4
+    assert json.loads((folder / "best.json").read_text())["weights"] == fingerprint(str(weights))
+    infer_class.main(words)
+    assert capsys.readouterr().out.count("is complete already: nothing computed") == 4
+    assert (folder / "results.json").read_text() == first
+
+    rows = (images / "labels.csv").read_text()
+    (images / "labels.csv").write_text(rows.replace("001.png,1,0", "001.png,1,1"))
+    with pytest.raises(UserError, match=r"another t.* labels \(.*--overwrite true"):
+        infer_class.main(words)
+    (images / "labels.csv").write_text(rows)
+    for more, message in (
+        (["--seed=1"], "another seed"),
+        ([f"--probe_data=folder:{tmp_path / 'b' / 'images'}"], "another train data"),
+        (["--check=2", "--epochs=3"], r"another epochs \(2, now 3\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            infer_class.main([*words, *more])
+    assert (folder / "results.json").read_text() == first and len(list(codes.iterdir())) == 4
+
+    os.utime(images / "000.png", ns=(1, 1))
+    with pytest.raises(UserError, match="another train digest"):
+        infer_class.main(words)
+    infer_class.main([*words, "--overwrite"])
+    assert len(list(codes.iterdir())) == 6  # of the training images, either way round
+    torch.save({name: tensor * 1.01 for name, tensor in torch.load(weights, weights_only=True).items()}, weights)
+    with pytest.raises(UserError, match="another weights"):
+        infer_class.main(words)
+    report = json.loads((folder / "results.json").read_text())
+    del report["made_from"]
+    (folder / "results.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match="another origin"):  # of an earlier version
+        infer_class.main(words)
+    infer_class.main([*words, f"--out={tmp_path / 'elsewhere'}"])
+    assert {path.name for path in (tmp_path / "elsewhere" / "sample_20").iterdir()} == {
+        "downstream_inference",
+        "latents",
+    }
+
+
+def test_codes_do_not_overwrite_what_they_are_made_from(changing, tmp_path, capsys):
+    words, images = changing
+    words, out = [f"--dataset=folder:{images}", *words[1:2], "--device=cpu"], tmp_path / "codes.npz"
+    weights = words[1].partition("=")[2]
+    for path in (images / "003.png", images / "labels.csv", weights):
+        out.unlink(missing_ok=True)
+        os.link(path, out)
+        with pytest.raises(UserError, match="is an input, and inputs are never overwritten"):
+            encode.main([*words, f"--out={out}", "--overwrite"])
+    out.unlink()
+    encode.main([*words, f"--out={out}"])
+    capsys.readouterr()
+    encode.main([*words, f"--out={out}"])
+    assert capsys.readouterr().out == f"{out} is complete already: nothing computed\n"
+    os.utime(images / "003.png", ns=(1, 1))
+    before = out.read_bytes()
+    with pytest.raises(UserError, match="holds codes with another digest"):
+        encode.main([*words, f"--out={out}"])
+    assert out.read_bytes() == before
+    encode.main([*words, f"--out={out}", "--overwrite"])
+    (images / "labels.csv").write_text((images / "labels.csv").read_text().replace("001.png,1", "001.png,0"))
+    with pytest.raises(UserError, match="holds codes with another labels"):
+        encode.main([*words, f"--out={out}"])
+
+
+def test_features_with_noise_depend_on_the_bridge(changing, tmp_path):
+    words, _ = changing
+    block = ["--features=input_blocks.1", "--time=0.2", "--overwrite"]
+    infer_class.main([*words, *block])
+    infer_class.main([*words, *block, "--end_data=0"])
+    assert len(list((tmp_path / "run" / "sample_20" / "latents").iterdir())) == 8

@@ -1,5 +1,6 @@
 """Sampling: grids, network and noise calls, precision, wrong settings, and the parity vectors of three methods."""
 
+import math
 import re
 from functools import partial
 
@@ -22,6 +23,7 @@ from dbae.diffusion import (
     inverted,
     nfe,
     sample,
+    solver_updates,
     time_grid,
 )
 
@@ -85,6 +87,11 @@ def test_index_grid_is_diffaes():
         (lambda: time_grid(CHAINS["linear"], 1001), "steps: expected at most 1000"),
         (lambda: inverted(DIFFUSIONS["vp"], torch.zeros(2)), "expected a discrete schedule, got VP"),
         (lambda: time_grid(DIFFUSIONS["vp"], 2, grid="cosine"), "grid: expected one of .* got 'cosine'"),
+        (lambda: time_grid(BRIDGES["bridge-vp"], 5, rho=0.1), "rho, steps: expected finite times .* got rho 0.1, 5"),
+        (lambda: time_grid(DIFFUSIONS["ve"], 5, rho=1e-3), "rho, steps: .* got rho 0.001"),
+        (lambda: time_grid(DIFFUSIONS["ve"], 5, rho=1e300), r"rho, steps: .* got rho 1e\+300"),
+        (lambda: time_grid(DIFFUSIONS["vp"], 50_000_000, grid="uniform"), "rho, steps: .* 50000000 steps, uniform"),
+        (lambda: time_grid(CHAINS["linear"], 5, rho=1e-3), "rho: expected one that tells .* got 0.001"),
     ],
 )
 def test_grids_that_do_not_exist(grid, message):
@@ -164,7 +171,22 @@ WRONG = [
     ("vp", "heun", {"guidance": 2.0}, "guidance: expected 1"),
     ("bridge-vp", "edm", {}, "edm: expected a diffusion"),
     ("linear", "heun", {}, "continuous time, got LinearBeta: edm and ddim"),
+    ("bridge-vp", "euler", {"guidance": 1e308}, "euler: expected settings that give finite factors, got .*guidance 1e"),
+    ("bridge-ve", "heun", {"guidance": -1e60, "churn": 0.5}, "heun: expected settings that give finite factors"),
+    ("ve", "edm", {"S_churn": 1.0, "S_noise": float("inf")}, "edm: .* finite factors, got S_churn 1.0, .*S_noise inf"),
+    ("linear", "edm", {"S_churn": 1.0, "S_noise": 1e300}, "edm: expected settings that give finite factors"),
 ]
+
+
+@over(PROCESSES, ["euler", "heun", "dbim", "dbim3", "dbm2", "ddpm", "edm", "one-step"])
+@pytest.mark.parametrize("steps, rho", [(1, 7.0), (1000, 7.0), (20, 0.5), (20, 1e3)])
+def test_extreme_grids_have_finite_factors_or_are_refused(process, steps, rho, sampler):
+    try:
+        updates = solver_updates(sampler, process, time_grid(process, steps, rho))
+    except ValueError as error:
+        assert "rho" in str(error)
+        return
+    assert all(math.isfinite(k) for update in updates for k in (*update.k_x, update.k_T, *update.k_D, update.k_eps))
 
 
 @pytest.mark.parametrize(("name", "sampler", "options", "message"), WRONG)

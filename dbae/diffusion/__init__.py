@@ -8,9 +8,10 @@ from dbae.diffusion.precond import Epsilon, Identity, Karras, Preconditioning
 from dbae.diffusion.process import Bridge, Diffusion, Process
 from dbae.diffusion.sampling import DEFAULTS, SOLVERS, check_settings, integrate, nfe, sample, solver_updates
 from dbae.diffusion.schedules import VE, VP, ConstantBeta, LinearBeta, Schedule
+from dbae.diffusion.solvers import Update
 
 __all__ = [
     "DEFAULTS", "GRIDS", "SOLVERS", "VE", "VP", "Bridge", "ConstantBeta", "Diffusion", "Epsilon", "Identity", "Karras",
-    "LinearBeta", "Preconditioning", "Process", "Schedule",
+    "LinearBeta", "Preconditioning", "Process", "Schedule", "Update",
     "check_settings", "index_grid", "integrate", "inverted", "nfe", "sample", "solver_updates", "time_grid",
 ]  # fmt: skip

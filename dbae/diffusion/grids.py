@@ -25,7 +25,8 @@ def time_grid(process: Process, steps: int = 100, rho: float = 7.0, grid: str = 
     ``karras`` is even in ``t^(1/rho)`` (EDM eq. 5), ``uniform`` in time, ``logsnr`` in ``log(b / c)``.
     Over a discrete schedule, int64: ``uniform`` is ``index_grid``; ``karras`` and ``logsnr`` are the distinct indices
     nearest to even spacing in ``sigma^(1/rho)`` and in ``log(b / c)`` from ``steps - 1`` of the schedule to 0, then -1.
-    Raises ValueError for an unknown grid, or a number of steps that the schedule does not have.
+    Raises ValueError for an unknown grid, a number of steps that the schedule does not have, or a ``rho`` so extreme or
+    steps so many that times are not finite or neighbours are equal in float32, a network's precision.
     """
     if grid not in GRIDS:
         raise ValueError(f"grid: expected one of {', '.join(GRIDS)}, got {grid!r}")
@@ -35,11 +36,18 @@ def time_grid(process: Process, steps: int = 100, rho: float = 7.0, grid: str = 
     ramp = torch.arange(steps, dtype=torch.float64, device="cpu") / max(steps - 1, 1)
     if not process.discrete:
         high, low = scale(process, ramp.new_tensor([process.t_start, process.t_min]), rho)
-        return torch.cat([inverse(process, high + ramp * (low - high), rho), ramp.new_zeros(1)])
+        ts = torch.cat([inverse(process, high + ramp * (low - high), rho), ramp.new_zeros(1)])
+        if not (ts.isfinite().all() and (ts.float().diff() < 0).all()):
+            raise ValueError(
+                f"rho, steps: expected finite times apart in float32, got rho {rho:g}, {steps} steps, {grid}"
+            )
+        return ts
 
     if steps > process.T:
         raise ValueError(f"steps: expected at most {process.T}, the length of the schedule, got {steps}")
     levels = scale(process, torch.arange(process.T, dtype=torch.float64, device="cpu"), rho)
+    if not (levels.isfinite().all() and (levels.diff() != 0).all()):
+        raise ValueError(f"rho: expected one that tells the noise levels apart, got {rho:g}")
     wanted = levels[-1] + ramp * (levels[0] - levels[-1])
     indices = [process.T]
     for i, index in enumerate((wanted[:, None] - levels).abs().argmin(1).tolist()):

@@ -32,6 +32,7 @@ DEFAULTS = {
     "S_max": math.inf,
     "S_noise": 1.0,
 }
+LARGEST = torch.finfo(torch.float32).max  # of a factor: the state, too, passes through float32
 RANGES = {  # those of the other settings begin at 0
     "churn": ("in [0, 1)", lambda value: 0 <= value < 1),
     "eta": ("in [0, 1]", lambda value: 0 <= value <= 1),
@@ -85,7 +86,7 @@ def solver_updates(sampler: str, process: Process, ts: Tensor, **settings: float
     """The updates that carry a state along the times ``ts``, ready for ``integrate``.
 
     Raises ValueError as ``check_settings`` does, for a process that the sampler does not take, and for times that it
-    cannot start from or, where it draws noise, that increase.
+    cannot start from or, where it draws noise, that increase; and where a factor is not finite, in float32 as well.
     """
     check_settings(sampler, **settings)
     ts, settings = ts.double().cpu(), {**DEFAULTS, **settings}
@@ -96,7 +97,15 @@ def solver_updates(sampler: str, process: Process, ts: Tensor, **settings: float
     # The variance of such a draw is negative, so the factor may be NaN, which is not 0 either
     if (ts.diff() >= 0).any() and any(update.k_eps != 0 for update in updates):
         raise ValueError(f"ts: expected decreasing times, since {sampler} draws noise with these settings")
-    return booting_noise(updates, process, ts[0]) if settings["boot"] else updates
+    updates = booting_noise(updates, process, ts[0]) if settings["boot"] else updates
+    factors = (k for update in updates for k in (*update.k_x, update.k_T, *update.k_D, update.k_eps))
+    if not all(abs(k) < LARGEST for k in factors):
+        shown = ", ".join(f"{name} {settings[name]}" for name in reads) or "no settings of its own"
+        raise ValueError(
+            f"{sampler}: expected settings that give finite factors, got {shown} over {len(ts) - 1} steps from "
+            f"{ts[0]:g} to {ts[-1]:g}"
+        )
+    return updates
 
 
 def integrate(denoise: Denoise, x_start: Tensor, updates: Sequence[Update], noise: Noise | None = None) -> Tensor:

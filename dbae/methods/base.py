@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dbae.config import SampleConfig, UserError
-from dbae.diffusion import Preconditioning, Process, integrate, inverted, solver_updates, time_grid
+from dbae.diffusion import Preconditioning, Process, Update, integrate, inverted, solver_updates, time_grid
 from dbae.io import Generators, randn_like, to_float
 
 Cond = dict[str, Tensor]
@@ -107,35 +107,41 @@ class DiffusionModel(nn.Module):
         """Images in [-1, 1] from the state ``x_start`` at the first time of the grid.
 
         The estimate of x_0 is clamped to [-1, 1] at every call. Noise comes from ``generator``, one or one per image.
-        Raises UserError for a sampler, or steps of a grid, that the process does not have.
+        What is not finite becomes NaN, as clamping would hide an infinity. Raises UserError as ``updates`` does.
         """
-        x = self._integrate(x_start, cond, sampling, generator=generator)
-        return x.clamp(-1, 1) if self.BOUNDED else x
+        return self._bounded(self._integrate(x_start, cond, self.updates(sampling), generator))
 
     def invert(self, x0: Tensor, cond: Cond, sampling: SampleConfig) -> Tensor:
         """The state x_T from which ``sample`` leads back to about x0 [N, 3, H, W]: DDIM's inversion.
 
-        The sampler's own rows on the increasing grid, of ``inversion_steps`` if there are some. Raises UserError for a
-        schedule in continuous time, and for a sampler that draws noise.
+        The sampler's own updates on the increasing grid. Raises UserError as ``updates`` does.
         """
-        steps = sampling.inversion_steps or sampling.steps
-        return self._integrate(x0, cond, dataclasses.replace(sampling, steps=steps), invert=True)
+        return self._integrate(x0, cond, self.updates(sampling, invert=True))
+
+    def updates(self, sampling: SampleConfig, invert: bool = False) -> list[Update]:
+        """What the sampler does in every step; or its inversion, of ``inversion_steps`` where there are some.
+
+        Raises UserError for a sampler, or steps of a grid, that the process does not have, for settings so extreme that
+        times or factors are not finite, and for the inversion of a sampler that draws noise.
+        """
+        steps = (invert and sampling.inversion_steps) or sampling.steps
+        try:
+            ts = time_grid(self.process, steps, sampling.rho, sampling.grid)
+            ts = inverted(self.process, ts) if invert else ts
+            return solver_updates(sampling.sampler, self.process, ts, **sampling.solver_settings)
+        except (ValueError, ArithmeticError) as error:
+            raise UserError(str(error)) from None
 
     @torch.no_grad()
-    def _integrate(
-        self, x: Tensor, cond: Cond, sampling: SampleConfig, invert: bool = False, generator: Generators = None
-    ) -> Tensor:
+    def _integrate(self, x: Tensor, cond: Cond, updates: Sequence[Update], generator: Generators = None) -> Tensor:
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            D_x = self.denoise(x_t, t, **cond)
-            return D_x.clamp(-1, 1) if self.BOUNDED else D_x
+            return self._bounded(self.denoise(x_t, t, **cond))
 
-        try:
-            ts = time_grid(self.process, sampling.steps, sampling.rho, sampling.grid)
-            ts = inverted(self.process, ts) if invert else ts
-            updates = solver_updates(sampling.sampler, self.process, ts, **sampling.solver_settings)
-        except ValueError as error:
-            raise UserError(str(error)) from None
         return integrate(denoise, x, updates, lambda x: randn_like(x, generator))
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        """Within [-1, 1] where x_0 is, with NaN for what is not finite, as clamping would hide an infinity."""
+        return torch.where(x.isfinite(), x, torch.nan).clamp(-1, 1) if self.BOUNDED else x
 
     def sampling(self, **settings: Any) -> SampleConfig:
         """The method's own way to sample with some settings changed, fields of SampleConfig. UserError for others."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dbae.config import SampleConfig, UserError, option, require_from_zero, require_positive
+from dbae.config import SampleConfig, UserError, option, require_positive
 from dbae.diffusion import VE, VP, Bridge, Identity, Karras
 from dbae.io import Generators
 from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig
@@ -43,11 +43,12 @@ class DBAEConfig(AutoEncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("head_channels", "sigma_data"):
-            require_positive(name, getattr(self, name))
-        require_from_zero("end_data", self.end_data)
+        require_positive("head_channels", self.head_channels)
         if self.decoder_channels < 2 or self.decoder_channels % 2:
             raise UserError(f"decoder_channels: expected an even number from 2, got {self.decoder_channels}")
+        for name, least in (("sigma_data", 1e-3), ("end_data", 0)):
+            if not least <= getattr(self, name) <= 1e3:
+                raise UserError(f"{name}: expected a number from {least:g} to 1000, got {getattr(self, name)}")
 
     @property
     def name(self) -> str:
@@ -139,8 +140,6 @@ class DBAE(AutoEncoder):
 
     @classmethod
     def official_config(cls, state: Mapping[str, Tensor], path: str, dataset: str | None, **fields: Any) -> DBAEConfig:
-        if fields.get("schedule") is None:
-            raise UserError(f"schedule: needed for {path}, which has no config.json beside it")
         size = next((int(m[1]) for m in (re.fullmatch(r"decoder\.to_(\d+)\.weight_orig", n) for n in state) if m), None)
         try:
             latent_dim = state["label_emb.weight"].shape[1]
@@ -155,6 +154,8 @@ class DBAE(AutoEncoder):
             raise UserError(f"{path}: not a DBAE checkpoint ({error} is missing)") from None
         if size is None:
             raise UserError(f"{path}: not a DBAE checkpoint (it has no endpoint decoder)")
+        if fields.get("schedule") is None:
+            raise UserError(f"schedule: needed for {path}, which has no config.json beside it")
         if dataset is not None and (expected := preset(cls, DBAEConfig, dataset, {}).image_size) != size:
             raise UserError(f"{path}: made for {size}x{size} images, but {dataset} is {expected}x{expected}")
         return DBAEConfig(**shapes, **{name: value for name, value in fields.items() if name not in shapes})

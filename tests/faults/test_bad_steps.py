@@ -9,6 +9,7 @@ from benchmarks.faults import MICRO_BATCHES, equal, run_here
 from dbae.checkpoint import complete_sets
 from dbae.config import UserError
 from dbae.methods.dbae import DBAE
+from scripts.train import draw_preview
 
 
 def faulty(first, last, harm):
@@ -114,3 +115,29 @@ def test_broken_weights_are_not_saved(tmp_path, capsys):
         run_here(tmp_path, network=faulty(2, 3, harm), max_bad_steps=2)
     assert complete_sets(str(tmp_path), 0.9) == [(1, "freq_"), (2, "freq_")]
     assert "the checkpoint of step 3 could not be written: the weights are not finite" in capsys.readouterr().err
+
+
+def test_a_preview_that_is_not_finite_is_a_warning(tmp_path, capsys):
+    def preview(model, step):
+        with torch.no_grad():
+            model.unet.out[2].bias.fill_(torch.nan)
+        draw_preview(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), str(tmp_path), model, step)
+
+    state, _ = run_here(tmp_path, total_steps=1, preview=preview)
+    assert state.step == 1 and not (tmp_path / "samples").exists()
+    assert "the pictures of step 1 could not be written: images: expected finite numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("harm", ["moments", "weights"])
+def test_a_run_does_not_go_on_from_what_is_not_finite(tmp_path, harm):
+    run_here(tmp_path, total_steps=1)
+    path = tmp_path / ("opt_000001.pt" if harm == "moments" else "model_000001.pt")
+    content = torch.load(path, weights_only=True)
+    harmed = content["optimizer"]["state"][0]["exp_avg"] if harm == "moments" else content["out.2.bias"]
+    harmed.fill_(torch.inf)
+    torch.save(content, path)
+    if harm == "weights":  # saved by a version that did not look, so with checksums that agree
+        saved = torch.load(tmp_path / "opt_000001.pt", weights_only=True)
+        torch.save({**saved, "fingerprints": {}}, tmp_path / "opt_000001.pt")
+    with pytest.raises(UserError, match="expected an undamaged checkpoint, none of its 1 can be used"):
+        run_here(tmp_path, total_steps=2)

@@ -15,12 +15,14 @@ import tiny
 import torch
 from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
 
-from datasets import build
+from datasets import build, labelled_splits
 from datasets.loader import ordered_batches, training_batches
+from datasets.prepare import main as prepare
 from datasets.tolerant import Tolerant
 from dbae.config import UserError
 from eval.arrays import read_arrays
 from eval.samples import read_numbered
+from scripts import cli
 from scripts import encode as dbae_encode
 from scripts import reconstruct as dbae_reconstruction
 from scripts import train as dbae_train
@@ -101,15 +103,15 @@ def test_bad_files_and_stored_faces_are_named(tmp_path):
 
 def test_an_lmdb_shorter_than_it_says_is_noticed_before_any_work(tmp_path):
     path = write_lmdb(tmp_path / "ffhq", {"256-00000": encoded(picture(0)), "length": b"3"})
-    with pytest.raises(UserError, match="ffhq has no image 256-00002: expected 256-00000 to 256-00002"):
+    with pytest.raises(UserError, match="ffhq has no image 256-00001: expected 256-00000 to 256-00002"):
         build("ffhq", "train", 8, data_dir=path, whole=True)
     assert build("ffhq", "train", 8, data_dir=path, whole=True, split_range="0:1")[0][0].shape == (3, 8, 8)
 
 
-@pytest.mark.parametrize("length", [b"0", b"-1", b"9" * 5000])
-def test_an_lmdb_without_images(tmp_path, length):
+@pytest.mark.parametrize("length", [b"", b"-1", b"9" * 5000])
+def test_an_lmdb_whose_length_is_no_number(tmp_path, length):
     path = write_lmdb(tmp_path / "ffhq", {"256-00000": encoded(picture(0)), "length": length})
-    with pytest.raises(UserError, match=r"ffhq: expected (images, there are none|a number under the key length)"):
+    with pytest.raises(UserError, match=r"ffhq: expected a number under the key length"):
         build("ffhq", "train", 8, data_dir=path)
 
 
@@ -309,13 +311,12 @@ def sampling_words(checkpoint, folder, *more):
 
 def test_a_reconstruction_goes_on_without_the_bad_ones(tmp_path, checkpoint, monkeypatch, capsys):
     folder = broken_folder(tmp_path / "images")
+    (tmp_path / "images/4.jpg").write_bytes(b"text")  # now a whole batch, 4 and 5, is bad
     words = sampling_words(checkpoint, folder, "--steps=2", "--evaluate", "--metrics=MSE")
     with pytest.raises(UserError, match=r"has a bad image 2.jpg"):
         program(monkeypatch, dbae_reconstruction, *words, "--overwrite")
     (results,) = (checkpoint.parent / "sample_20").glob("euler_7.0_2_*")
     before = (results / "0_fake_sample_0.npz").stat().st_mtime_ns
-    picture(6, 32, 32).save(tmp_path / "images/7.jpg")
-    (tmp_path / "images/4.jpg").write_bytes(b"text")  # now a whole batch, 4 and 5, is bad
     for _ in range(2):  # goes on, then is complete
         program(monkeypatch, dbae_reconstruction, *words, "--on_bad_image=skip")
         kept = [0, 1, 3, 7, 8, 9]
@@ -350,6 +351,11 @@ def test_codes_go_on_without_the_bad_ones(tmp_path, checkpoint, monkeypatch, cap
     (tmp_path / "images/labels.csv").write_text("file,x\n" + "".join(f"{i}.jpg,{i}\n" for i in range(10)))
     words = sampling_words(checkpoint, folder, f"--out={out}")
     (tmp_path / "images/4.jpg").write_bytes(b"text")
+    rows = (tmp_path / "images/labels.csv").read_text()
+    (tmp_path / "images/labels.csv").write_text(rows.replace("9.jpg,9", "9.jpg,x"))
+    with pytest.raises(UserError, match=r"expected a number on line 11, column 'x', got 'x'"):  # before the images
+        program(monkeypatch, dbae_encode, *words, "--check=1")
+    (tmp_path / "images/labels.csv").write_text(rows)
     with pytest.raises(UserError, match=r"has a bad image 2.jpg"):
         program(monkeypatch, dbae_encode, *words)
     program(monkeypatch, dbae_encode, *words, "--on_bad_image=skip")
@@ -370,6 +376,42 @@ def test_codes_go_on_without_the_bad_ones(tmp_path, checkpoint, monkeypatch, cap
     with pytest.raises(UserError, match=r"expected a good image, all 10 are bad; the first: .*has a bad image 0.jpg"):
         program(monkeypatch, dbae_encode, *words[:-1], f"--out={tmp_path / 'none.npz'}", "--on_bad_image=skip")
     assert not list(tmp_path.glob("none*"))
+
+
+ODD = [
+    "$x^$.png",
+    "a\nb.png",
+    "caf\udce9/1.png",
+    "-x.png",
+    "~.png",
+    "~root/[a] #_'\".png",
+    "e\u0301.png",
+    "\x1b[1m.png",
+]
+
+
+def test_names_are_text(tmp_path, checkpoint, capsys):
+    """Whatever is in them: in lists, messages and files."""
+    folder, out = image_folder(tmp_path / "im\udce9", ODD, 32, 32), tmp_path / "codes.npz"
+    for name in ("a\nb.png", "caf\udce9/1.png"):
+        (tmp_path / "im\udce9" / name).write_bytes(b"text")
+    words = sampling_words(checkpoint, folder, f"--out={out}")
+    with pytest.raises(SystemExit):
+        cli.run(lambda: dbae_encode.main(words))
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ") and not out.exists()
+    cli.run(lambda: dbae_encode.main([*words, "--on_bad_image=skip"]))
+    shown = capsys.readouterr()
+    assert r"a\nb.png: no image format" in shown.out and r"caf\udce9/1.png: no image format" in shown.out
+    assert set(json.loads(read_arrays(str(out))[1]["names"])) == {*ODD} - {"a\nb.png", "caf\udce9/1.png"}
+    assert {name for _, name in listed(tmp_path / "codes_bad_images.json")} == {"a\nb.png", "caf\udce9/1.png"}
+
+
+def test_folders_with_names_that_are_no_text_become_classes(tmp_path):
+    folder = image_folder(tmp_path / "own", [f"{kind}/{i}.png" for kind in ("caf\udce9", "tea") for i in range(10)])
+    assert prepare(["folder", "--source", folder, "--out", f"{tmp_path}/lmdb", "--size", "8", "--workers", "1"]) == 0
+    for name in (folder, f"{tmp_path}/lmdb"):
+        parts = labelled_splits(f"folder:{name}", "class", 8)
+        assert [len(part.targets) for part in parts.values()] == [16, 2, 2]
 
 
 def test_codes_go_on_with_another_batch_size(tmp_path, checkpoint, monkeypatch):
