@@ -89,7 +89,7 @@ def measure(
     seconds = time.monotonic() - begin
     for real, fake in zip(images.split(trained.batch_size), reconstructions.split(trained.batch_size), strict=True):
         metrics.update(real.permute(0, 2, 3, 1), fake.permute(0, 2, 3, 1))
-    cost = {"nfe": nfe(sampling.sampler, sampling.steps, sampling.churn), "ms": 1000 * seconds / len(images)}
+    cost = {"nfe": trained.model.nfe(sampling), "ms": 1000 * seconds / len(images)}
     return {"setting": trained.model.result_name(sampling), **sampling.as_dict(), **cost, **metrics.means()}
 
 

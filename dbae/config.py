@@ -170,7 +170,7 @@ class SampleConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """What the result depends on, ready for JSON: sampler, grid, and the settings that the sampler reads."""
-        names = ("sampler", "steps", "grid", "rho", *SOLVERS[self.sampler].reads)
+        names = ("sampler", "steps", "grid", "rho", "x_T", "inversion_steps", *SOLVERS[self.sampler].reads)
         return {name: "inf" if getattr(self, name) == inf else getattr(self, name) for name in names}
 
 

@@ -26,6 +26,11 @@ def mse(real: Tensor, fake: Tensor) -> Tensor:
     return (real - fake).square().mean(dim=(1, 2, 3))
 
 
+def psnr(real: Tensor, fake: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio [N] in dB, ``-10 log10(MSE)``; of equal images 100."""
+    return -10 * mse(real, fake).clamp(min=1e-10).log10()
+
+
 def ssim(real: Tensor, fake: Tensor) -> Tensor:
     """Structural similarity [N] of images [N, C, H, W] in [0, 1] (Wang et al., 2004), mean over the whole map.
 
@@ -45,7 +50,7 @@ def ssim_official(real: Tensor, fake: Tensor) -> Tensor:
     return ssim(real.permute(0, 2, 3, 1), fake.permute(0, 2, 3, 1))
 
 
-FUNCTIONS = {"MSE": mse, "SSIM": ssim, "SSIM_official": ssim_official}
+FUNCTIONS = {"MSE": mse, "PSNR": psnr, "SSIM": ssim, "SSIM_official": ssim_official}
 METRICS = (*FUNCTIONS, "LPIPS")
 
 

@@ -163,7 +163,7 @@ class TrainedModel:
     def of(cls, model: DiffusionModel, options: ModelOptions, sampling: SampleConfig | None = None) -> "TrainedModel":
         """With the settings that the options name. Raises UserError for a ``sampling`` that the model does not have."""
         if sampling:
-            model.updates(sampling)
+            model.check_sampling(sampling)
         return cls(model, sampling or model.SAMPLING, options.latent, options.seed, options.batch_size)
 
     @property
@@ -210,7 +210,7 @@ class TrainedModel:
             generators = image_generators(self.seed, numbers, self.device)
             x = to_float(batch.to(self.device))
             z = self.model.encode(x, self.latent == "sample", generators)
-            x_T = self.model.infer_xT(x, z)
+            x_T = self.model.infer_xT(x, z, generators, **self.settings)
             x_0 = self.model.generate_from(z, x_T, generators, **self.settings)
             made.append((to_uint8(x_T).cpu(), to_uint8(x_0).cpu()))
         return tuple(map(torch.cat, zip(*made, strict=True)))
@@ -219,15 +219,14 @@ class TrainedModel:
         """States and images [n - 1, frames, 3, H, W] on the CPU, from each image to the next."""
         x, z = to_float(images.to(self.device)), self.encode(images)
         parts = self._split(frames, x[:-1], x[1:], z[:-1], z[1:])
-        return self._render([self.model.interpolation(*part, frames, path) for part in parts])
+        return self._render([self.model.interpolation(*part, frames, path, **self.settings) for part in parts])
 
     def shift(self, images: Tensor, z: Tensor, shifts: Tensor, fix_xT: bool) -> tuple[Tensor, Tensor]:
         """States and images [n, F, 3, H, W] on the CPU: codes z moved by ``shifts`` [F, latent] or [n, F, latent]."""
         x, shifts = to_float(images.to(self.device)), shifts.expand(len(z), -1, -1)
-        frames = shifts.shape[1]
-        parts = self._split(frames, x, z, shifts)
+        parts = self._split(shifts.shape[1], x, z, shifts)
         return self._render(
-            [self.model.shifted(*part, fix_xT, self._shared_noise(len(part[0]) * frames)) for part in parts]
+            [self.model.shifted(*part, fix_xT, self._shared_noise(len(part[0])), **self.settings) for part in parts]
         )
 
     @torch.no_grad()

@@ -23,7 +23,6 @@ from datasets.loader import ordered_batches
 from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
 from dbae.config import RuntimeConfig, SampleConfig, option
-from dbae.diffusion import nfe
 from dbae.io import check_outputs, fingerprint, save_grid
 from dbae.methods import METHODS
 from dbae.progress import progress_bar
@@ -90,7 +89,7 @@ def reconstruct_all(
         if not len(images):
             continue
         endpoint, fake = trained.reconstruct(images, index.tolist())
-        rows = [("input", images), ("endpoint", endpoint), ("reconstruction", fake)]
+        rows = [("input", images), ("x_T", endpoint), ("reconstruction", fake)]
         save_grid(os.path.join(folder, f"{rank}_sample_{i}.png"), [(label, row[:16]) for label, row in rows])
         real, fake = images.permute(0, 2, 3, 1), fake.permute(0, 2, 3, 1)
         samples.write_part(real_path, real.numpy(), index.numpy())
@@ -106,7 +105,7 @@ def main(args: list[str] | None = None) -> None:
     method = METHODS[options.method]
     sampling = dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
     folder = result_folder(options.model_path, method.result_name(sampling), out=options.out)
-    calls = nfe(sampling.sampler, sampling.steps, sampling.churn)
+    calls = method.nfe(sampling)
     if options.dry_run:
         return print_dry_run(options, about, sampling=sampling.as_dict(), nfe=calls, output=folder)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from datasets.photos import read_photo
 from dbae.config import UserError
-from dbae.diffusion import nfe
 from dbae.methods.codes import attribute_step
 from eval.classifier import AttributeClassifier
 from scripts.common import TrainedModel
@@ -135,6 +134,6 @@ class Studio:
 
 
 def _cost(trained: TrainedModel, images: int, start: float) -> str:
-    calls = nfe(trained.sampling.sampler, trained.sampling.steps, trained.sampling.churn)
+    calls = trained.model.nfe(trained.sampling)
     shown = f"{images} images, " * (images > 1) + f"{calls} network call{'s' * (calls > 1)}" + " each" * (images > 1)
     return f"Last call: {shown}, {time.monotonic() - start:.2f} s"

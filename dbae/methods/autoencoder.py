@@ -185,14 +185,13 @@ class AutoEncoder(DiffusionModel):
         edited = z[:, None] + shifts
         if fix_xT:
             return edited, self.infer_xT(x, z, generator, **settings)[:, None].expand(-1, edited.shape[1], -1, -1, -1)
-        return edited, self.start(edited.flatten(0, 1), generator).unflatten(0, edited.shape[:2])
+        x_T = self.start(edited.flatten(0, 1), _repeated(generator, edited.shape[1]))
+        return edited, x_T.unflatten(0, edited.shape[:2])
 
     def render(self, z: Tensor, x_T: Tensor, generator: Generators = None, **settings: Any) -> Tensor:
         """Images [N, F, 3, H, W] of codes [N, F, latent] from states; with one generator each, images share noise."""
         frames = z.shape[1]
-        if isinstance(generator, Sequence):
-            generator = [each.clone_state() for each in generator for _ in range(frames)]
-        x_0 = self.generate_from(z.flatten(0, 1), x_T.flatten(0, 1), generator, **settings)
+        x_0 = self.generate_from(z.flatten(0, 1), x_T.flatten(0, 1), _repeated(generator, frames), **settings)
         return x_0.unflatten(0, (-1, frames))
 
     @torch.no_grad()
@@ -234,3 +233,10 @@ class AutoEncoder(DiffusionModel):
         shifts = torch.as_tensor(scales, dtype=w.dtype, device=w.device)[:, None] * w
         z = self.encode(x, sample, generator)
         return self.render(*self.shifted(x, z, shifts, fix_xT, generator, **settings), generator, **settings)
+
+
+def _repeated(generator: Generators, frames: int) -> Generators:
+    """Of one generator per image, one for each of its frames, which draw the same."""
+    if isinstance(generator, Sequence):
+        return [each.clone_state() for each in generator for _ in range(frames)]
+    return generator

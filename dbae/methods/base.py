@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dbae.config import SampleConfig, UserError
-from dbae.diffusion import Preconditioning, Process, Update, integrate, inverted, solver_updates, time_grid
+from dbae.diffusion import Preconditioning, Process, Update, integrate, inverted, nfe, solver_updates, time_grid
 from dbae.io import Generators, randn_like, to_float
 
 Cond = dict[str, Tensor]
@@ -36,6 +36,7 @@ class DiffusionModel(nn.Module):
     TARGETS: ClassVar[str | None] = None  # kind of label that training conditions on: binary, class or real
     FEATURES: ClassVar[tuple[str, float]]  # the block, and the time, whose features stand for an image
     BOUNDED: ClassVar[bool] = True  # whether x_0 lies in [-1, 1]: estimates of it are clamped in sampling
+    INVERTS: ClassVar[bool] = False  # whether reconstruction infers x_T by inversion
 
     process: Process
     precond: Preconditioning
@@ -131,6 +132,22 @@ class DiffusionModel(nn.Module):
             return solver_updates(sampling.sampler, self.process, ts, **sampling.solver_settings)
         except (ValueError, ArithmeticError) as error:
             raise UserError(str(error)) from None
+
+    def check_sampling(self, sampling: SampleConfig) -> None:
+        """Raise UserError as ``updates`` does, and for settings of an inversion that the method does not have."""
+        self.updates(sampling)
+        if self.INVERTS and sampling.x_T == "inferred":
+            self.updates(sampling, invert=True)
+        elif not self.INVERTS and (sampling.x_T != "inferred" or sampling.inversion_steps):
+            raise UserError(f"x_T, inversion_steps: {self.method} infers x_T without an inversion")
+
+    @classmethod
+    def nfe(cls, sampling: SampleConfig) -> int:
+        """Network calls per reconstructed image, with those of an inversion."""
+        steps = [sampling.steps]
+        if cls.INVERTS and sampling.x_T == "inferred":
+            steps.append(sampling.inversion_steps or sampling.steps)
+        return sum(nfe(sampling.sampler, n, sampling.churn) for n in steps)
 
     @torch.no_grad()
     def _integrate(self, x: Tensor, cond: Cond, updates: Sequence[Update], generator: Generators = None) -> Tensor:

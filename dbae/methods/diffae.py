@@ -107,6 +107,7 @@ class DiffAE(AutoEncoder):
     Config = DiffAEConfig
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     SAMPLING = SampleConfig("ddim", 100, grid="uniform")
+    INVERTS = True
 
     def __init__(self, config: DiffAEConfig) -> None:
         super().__init__(config)
@@ -167,3 +168,9 @@ class DiffAE(AutoEncoder):
             raise UserError(f"{path}: not a DiffAE checkpoint ({error} is missing)") from None
         size = size or preset(cls, DiffAEConfig, dataset, {}).image_size
         return DiffAEConfig(image_size=size, **shapes, **{n: value for n, value in fields.items() if n not in shapes})
+
+    @classmethod
+    def result_name(cls, sampling: SampleConfig) -> str:
+        """``ddim_{steps}_xT={inferred or random}``, and what else is not the default."""
+        sampler, steps, *rest = super().result_name(sampling).split("_")
+        return "_".join([sampler, steps, f"xT={sampling.x_T}", *(part for part in rest if not part.startswith("x"))])
