@@ -3,16 +3,19 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
+from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
 from datasets.tolerant import Tolerant
 from dbae import runtime
 from dbae.io import image_generators, to_float
+from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
-from eval.arrays import Arrays
-from eval.features import Encode, FeatureCache, encode_batches
-from scripts.common import TrainedModel
+from eval.arrays import Arrays, read_arrays
+from eval.features import Code, Encode, FeatureCache, encode_batches
+from scripts.common import ModelOptions, TrainedModel, result_folder
 
 
 def array_encoder(trained: TrainedModel, block: str = "", time: float | None = None) -> Encode:
@@ -75,3 +78,45 @@ def encode_to_file(
 
     runtime.on_first(collect)
     return True
+
+
+def cached_features(
+    trained: TrainedModel,
+    options: ModelOptions,
+    about: dict[str, Any],
+    data: ImageDataset,
+    name: str,
+    flip: bool = False,
+    block: str = "",
+    time: float | None = None,
+) -> Arrays:
+    """What the code is drawn from, or features of a ``block``, from a file that all processes encode their share of.
+
+    ``about`` are weights and images, ``name`` is that of the split; the file lies with the results of the checkpoint,
+    in ``latents``, under a name made of all settings. Only the first process reads it; the others get nothing.
+    """
+    settings = about | {"flip": flip} | noise_settings(trained, time)
+    if block:
+        settings |= {"features": block, "time": time}
+    file = f"{name}{'_flip' * flip}_{FeatureCache('', settings).key}.npz"
+    path = result_folder(options.model_path, "latents", file, out=options.out)
+    how = (settings, options.batch_size, options.num_workers, f"encode {name}{' mirrored' * flip}")
+    encode_to_file(path, array_encoder(trained, block, time), Tolerant(data), *how)
+    return read_arrays(path)[0] if runtime.rank() == 0 else {}
+
+
+def noise_settings(trained: TrainedModel, time: float | None) -> dict[str, Any]:
+    """What features of images with noise depend on beside the images; codes need none."""
+    names = trained.model.OVERRIDABLE
+    noisy = time is not None or not isinstance(trained.model, AutoEncoder)
+    return {name: getattr(trained.model.config, name) for name in names} | {"seed": trained.seed} if noisy else {}
+
+
+def drawn_code(trained: TrainedModel) -> Code:
+    """How the codes of an epoch are made from what was computed once: the noise of a stochastic encoder drawn anew."""
+
+    def code(arrays: dict[str, Tensor], generator: Generator) -> Tensor:
+        noise = torch.randn(next(iter(arrays.values())).shape, generator=generator)
+        return trained.model.code(arrays, noise if trained.latent == "sample" else None)
+
+    return code

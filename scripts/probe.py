@@ -8,21 +8,18 @@ from math import ceil, sqrt
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from datasets import ImageDataset, Labelled, labelled_splits
-from datasets.tolerant import Tolerant
 from dbae import runtime
 from dbae.config import UserError
 from dbae.io import atomic_write, check_outputs, differing, fingerprint, read_json, to_float, write_tensors
-from dbae.methods import AutoEncoder
-from eval.arrays import Arrays, read_arrays
-from eval.features import CachedFeatures, Encode, FeatureCache, encode_dataset, pca, reduced
+from eval.features import CachedFeatures, Encode, encode_dataset, pca, reduced
 from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, predict, summary
 from eval.scores import json_safe
 from scripts.cli import Parser
-from scripts.common import TrainedModel, load, parse, print_dry_run, result_folder
-from scripts.encoding import array_encoder, encode_to_file
+from scripts.common import TrainedModel, load, parse, print_dry_run
+from scripts.encoding import cached_features, drawn_code, noise_settings
 from scripts.probe_figure import draw, score_of
 from scripts.probe_options import BASELINES, RegressionOptions
 
@@ -35,18 +32,11 @@ def settings_of(trained: TrainedModel, splits: dict[str, Labelled], options: Reg
     names = ["features", "time", "solver", "label_fraction", "repeats", "latent", "seed"]
     if options.solver == "adam":
         names += ["epochs", "probe_batch_size", "probe_lr"]
-    settings = {"weights": fingerprint(options.model_path)} | noise_settings(trained, options)
+    settings = {"weights": fingerprint(options.model_path)} | noise_settings(trained, options.time)
     for split, each in splits.items():
         about = {**each.dataset.identity(), "labels": each.dataset.labels_digest(options.kind)}
         settings |= {f"{split} {name}": value for name, value in about.items()}
     return settings | {name: getattr(options, name) for name in names}
-
-
-def noise_settings(trained: TrainedModel, options: RegressionOptions) -> dict[str, Any]:
-    """What features of images with noise depend on beside the images; codes need none."""
-    names = trained.model.OVERRIDABLE
-    noisy = options.time is not None or not isinstance(trained.model, AutoEncoder)
-    return {name: getattr(trained.model.config, name) for name in names} | {"seed": options.seed} if noisy else {}
 
 
 def check_results(settings: dict[str, Any], inputs: Iterable[str], options: RegressionOptions) -> None:
@@ -61,24 +51,6 @@ def check_results(settings: dict[str, Any], inputs: Iterable[str], options: Regr
             f"{options.folder} holds a probe with another {others}; "
             "give --overwrite true to replace it, --out another folder, or move it away"
         )
-
-
-def model_features(
-    trained: TrainedModel, about: dict[str, Any], data: ImageDataset, name: str, flip: bool, options: RegressionOptions
-) -> Arrays:
-    """What the code is drawn from, or features of a block, read from a file that all processes encode their share of.
-
-    ``about`` are weights and images, ``name`` is that of the split. Only the first process reads the file.
-    """
-    settings = about | {"flip": flip} | noise_settings(trained, options)
-    block = "" if options.features == "model" else options.features
-    if block:
-        settings |= {"features": block, "time": options.time}
-    file = f"{name}{'_flip' * flip}_{FeatureCache('', settings).key}.npz"
-    path = result_folder(options.model_path, "latents", file, out=options.out)
-    how = (settings, options.batch_size, options.num_workers, f"encode {name}{' mirrored' * flip}")
-    encode_to_file(path, array_encoder(trained, block, options.time), Tolerant(data), *how)
-    return read_arrays(path)[0] if runtime.rank() == 0 else {}
 
 
 def pixel_encoder(train: ImageDataset, length: int, options: RegressionOptions) -> Encode:
@@ -181,10 +153,7 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
     splits = {} if pixels and runtime.rank() else splits
     encode = pixel_encoder(splits["train"].dataset, example["z"].shape[1], options) if pixels and splits else None
 
-    def code(arrays: dict[str, Tensor], generator: Generator) -> Tensor:
-        noise = torch.randn(next(iter(arrays.values())).shape, generator=generator)
-        return trained.model.code(arrays, noise if options.latent == "sample" else None)
-
+    block = "" if options.features == "model" else options.features
     codes = {}
     for split, each in splits.items():
         about = {name: settings[f"{split} {name}"] for name in ("data", "size", "images", "digest of images")}
@@ -192,10 +161,10 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
         orientations = [
             encode_dataset(encode, each.dataset, options.batch_size, flip, f"{options.features} of {split}")
             if encode
-            else model_features(trained, about, each.dataset, split, flip, options)
+            else cached_features(trained, options, about, each.dataset, split, flip, block, options.time)
             for flip in ((False, True) if options.flips and split == "train" else (False,))
         ]
-        codes[split] = CachedFeatures(*orientations, code=code, seed=options.seed)
+        codes[split] = CachedFeatures(*orientations, code=drawn_code(trained), seed=options.seed)
 
     # Probe and report
     if runtime.rank() == 0:

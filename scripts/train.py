@@ -21,6 +21,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,7 @@ from dbae.config import TrainConfig, UserError, from_json, option
 from dbae.io import save_grid, to_float, to_uint8
 from dbae.methods import METHODS, DiffusionModel, preset, preset_name
 from dbae.state import TrainState
-from dbae.training import local_batch, micro_batches, train
+from dbae.training import Batches, local_batch, micro_batches, train
 from scripts.cli import Parser, given, peek, run
 
 
@@ -174,7 +175,7 @@ def main(args: list[str] | None = None) -> None:
 
     # Everything that can be wrong
     device = runtime.setup(options.device, options.timeout)
-    dtype = runtime.amp_dtype(config.precision, device)
+    runtime.amp_dtype(config.precision, device)
     data = build(
         options.dataset, "train", model_config.image_size, options.data_root, options.data_dir, options.split_range,
         whole=options.on_bad_image == "fail",
@@ -193,40 +194,71 @@ def main(args: list[str] | None = None) -> None:
     if options.check:
         return
 
-    # Model and state, new or resumed
+    # Train
     torch.manual_seed(config.seed)
     model = METHODS[options.method](model_config).to(device)
+    images = Tolerant(data, options.on_bad_image, replace=True, path=f"{run_dir}/{FILE}")
+
+    def stream(state: TrainState) -> Batches:
+        stored = cached(images, options.cache, device, options.num_workers, options.quiet or runtime.rank() > 0)
+        return training_batches(
+            stored, config.batch_size, config.microbatch, config.seed, state.images, runtime.rank(), runtime.world(),
+            options.num_workers, device, targets,
+        )  # fmt: skip
+
+    content = config_content(model, options.dataset, train=config) | {"data": entry}
+    about = f"data: {len(data)} images of {options.dataset}, {model_config.image_size} px"
+    preview = partial(draw_preview, first_images(images, 8).to(device), run_dir)
+    signum, step = fit(
+        model, config, run_dir, content, about, stream, preview, options.resume_checkpoint, options.quiet
+    )
+    images.merge(runtime.all_gather(images.faults))
+    if runtime.rank() == 0:
+        images.report(f"{run_dir}/{FILE}")
+    end(run_dir, step, signum, options.quiet)
+
+
+def fit(
+    model: DiffusionModel,
+    config: TrainConfig,
+    run_dir: str,
+    content: Mapping[str, Any],
+    about: str,
+    stream: Callable[[TrainState], Batches],
+    preview: Callable[[DiffusionModel, int], None],
+    resume_checkpoint: str | None = None,
+    quiet: bool = False,
+) -> tuple[int, int]:
+    """Train a new model, or go on with the run in ``run_dir``; returns what ``training.train`` does, and the last step.
+
+    ``content`` is written to config.json, ``about`` says what data there are, and ``stream`` yields the batches from
+    where a state stands.
+    """
+    device = next(model.parameters()).device
+    dtype = runtime.amp_dtype(config.precision, device)
     model.use_amp(dtype, config.autocast)
     if config.checkpointing:
         runtime.use_checkpointing(model)
     state = TrainState.create(model, config, device, scaled=dtype == torch.float16)
     resumed = state.restore_newest(run_dir)
-    if resumed is None and options.resume_checkpoint:
-        resumed = state.restore_from(options.resume_checkpoint)
+    if resumed is None and resume_checkpoint:
+        resumed = state.restore_from(resume_checkpoint)
     runtime.barrier()
     if runtime.rank() == 0:
-        write_config(run_dir, config_content(model, options.dataset, train=config) | {"data": entry})
-
-    say = runtime.print0 if not options.quiet else lambda *_: None
+        write_config(run_dir, content)
     start = f", resumed from {resumed} after {state.images} images" if resumed else ""
-    say(f"run: {run_dir}, steps {state.step} to {config.total_steps}{start}")
-    say(f"data: {len(data)} images of {options.dataset}, {model_config.image_size} px")
-    say(summary(model, config, device, runtime.use_compile(model, config.compile, device)))
+    compiled = runtime.use_compile(model, config.compile, device)
+    if not quiet:
+        runtime.print0(f"run: {run_dir}, steps {state.step} to {config.total_steps}{start}\n{about}")
+        runtime.print0(summary(model, config, device, compiled))
+    with runtime.Stop() as stop, closing(runtime.blocking_signals(stream(state))) as batches:
+        return train(state, batches, config, run_dir, device, preview, stop, quiet), state.step
 
-    # Train
-    images = Tolerant(data, options.on_bad_image, replace=True, path=f"{run_dir}/{FILE}")
-    preview = partial(draw_preview, first_images(images, 8).to(device), run_dir)
-    stored = cached(images, options.cache, device, options.num_workers, options.quiet or runtime.rank() > 0)
-    micro = training_batches(
-        stored, config.batch_size, config.microbatch, config.seed, state.images, runtime.rank(), runtime.world(),
-        options.num_workers, device, targets,
-    )  # fmt: skip
-    with runtime.Stop() as stop, closing(runtime.blocking_signals(micro)) as batches:
-        signum = train(state, batches, config, run_dir, device, preview, stop, options.quiet)
-    images.merge(runtime.all_gather(images.faults))
-    if runtime.rank() == 0:
-        images.report(f"{run_dir}/{FILE}")
-    say(f"{'stopped' if signum else 'done'}: {run_dir} holds step {state.step}")
+
+def end(run_dir: str, step: int, signum: int, quiet: bool) -> None:
+    """Say how the run ended, and exit with a signal's status."""
+    if not quiet:
+        runtime.print0(f"{'stopped' if signum else 'done'}: {run_dir} holds step {step}")
     runtime.cleanup()
     if signum:
         raise SystemExit(128 + signum)

@@ -136,16 +136,16 @@ class DiffusionModel(nn.Module):
     def check_sampling(self, sampling: SampleConfig) -> None:
         """Raise UserError as ``updates`` does, and for settings of an inversion that the method does not have."""
         self.updates(sampling)
-        if self.INVERTS and sampling.x_T == "inferred":
+        if self.INVERTS and sampling.xT == "inferred":
             self.updates(sampling, invert=True)
-        elif not self.INVERTS and (sampling.x_T != "inferred" or sampling.inversion_steps):
-            raise UserError(f"x_T, inversion_steps: {self.method} infers x_T without an inversion")
+        elif not self.INVERTS and (sampling.xT != "inferred" or sampling.inversion_steps):
+            raise UserError(f"xT, inversion_steps: {self.method} infers x_T without an inversion")
 
     @classmethod
     def nfe(cls, sampling: SampleConfig) -> int:
         """Network calls per reconstructed image, with those of an inversion."""
         steps = [sampling.steps]
-        if cls.INVERTS and sampling.x_T == "inferred":
+        if cls.INVERTS and sampling.xT == "inferred":
             steps.append(sampling.inversion_steps or sampling.steps)
         return sum(nfe(sampling.sampler, n, sampling.churn) for n in steps)
 

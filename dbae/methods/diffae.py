@@ -128,9 +128,9 @@ class DiffAE(AutoEncoder):
         return randn_like(z.new_empty(len(z), 3, size, size), generator)
 
     def infer_xT(self, x: Tensor, z: Tensor | None = None, generator: Generators = None, **settings: Any) -> Tensor:
-        """The stochastic code: the inversion of x given z, or for ``x_T="random"`` noise."""
+        """The stochastic code: the inversion of x given z, or for ``xT="random"`` noise."""
         sampling = self.sampling(**settings)
-        if sampling.x_T == "random":
+        if sampling.xT == "random":
             return randn_like(x, generator)
         return self.invert(self.checked(x), self.condition(x, z=z), sampling)
 
@@ -173,4 +173,4 @@ class DiffAE(AutoEncoder):
     def result_name(cls, sampling: SampleConfig) -> str:
         """``ddim_{steps}_xT={inferred or random}``, and what else is not the default."""
         sampler, steps, *rest = super().result_name(sampling).split("_")
-        return "_".join([sampler, steps, f"xT={sampling.x_T}", *(part for part in rest if not part.startswith("x"))])
+        return "_".join([sampler, steps, f"xT={sampling.xT}", *(part for part in rest if not part.startswith("x"))])

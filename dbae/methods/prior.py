@@ -88,11 +88,11 @@ class LatentPrior(DiffusionModel):
     def network(self, x: Tensor, c_noise: Tensor) -> Tensor:
         return self.compute("latent_net", x, c_noise)
 
+    def decode(self, noise: Tensor, generator: Generators = None, **settings: Any) -> Tensor:
+        """Codes [n, latent] of the autoencoder from ``noise`` like them; ``settings`` are fields of SampleConfig."""
+        return self.sample(noise, {}, self.sampling(**settings), generator) * self.std + self.mean
+
     def generate(self, n: int, generator: Generators = None, **settings: Any) -> Tensor:
         """``n`` codes [n, latent] of the autoencoder; ``settings`` are fields of SampleConfig."""
         noise = randn_like(self.mean.new_empty(n, self.config.latent_dim), generator)
-        return self.sample(noise, {}, self.sampling(**settings), generator) * self.std + self.mean
-
-    def preview(self, images: Tensor) -> list[tuple[str, Tensor]]:
-        """None: codes are no pictures."""
-        return []
+        return self.decode(noise, generator, **settings)

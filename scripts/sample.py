@@ -1,0 +1,177 @@
+"""Generate images: from a latent prior, from one Gaussian of the codes, from codes of real images, or from noise alone.
+
+examples:
+  bash sample_dbae.sh toyfaces ckpt/toyfaces/det/ema_0.9999_016000.pt 64 dbim 10
+  bash diffae/sample.sh toyfaces CKPT 50000 100 --codes gaussian
+
+Images go to sample_STEP/generated_CODES_SETTINGS/ as 000000.png, 000001.png, ..., with grid.png of the first and
+settings.json. Image i draws its code and its noise from (seed, i), whatever the batch size and the number of processes;
+running the command again makes those that are missing, also with a larger number.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from dbae import runtime
+from dbae.checkpoint import NAME, load_model, read_config
+from dbae.config import RuntimeConfig, SampleConfig, UserError, option, require_positive
+from dbae.io import atomic_write, differing, fingerprint, image_generators, listdir, read_json, save_grid, to_uint8
+from dbae.methods import METHODS, AutoEncoder, LatentPrior
+from dbae.progress import progress_bar
+from eval.features import CachedFeatures
+from scripts.cli import Parser, given, run
+from scripts.common import DataOptions, TrainedModel, build_data, load, parse, print_dry_run, result_folder
+from scripts.encoding import cached_features, drawn_code
+
+SHOWN = 64  # images in the grid
+CODES = ("prior", "gaussian", "encoded")
+Codes = Callable[[list[int]], Tensor]  # numbers of images -> their codes [n, latent]
+
+
+@dataclass(frozen=True)
+class SampleOptions(DataOptions, RuntimeConfig):
+    """How many images, and from which codes."""
+
+    num: int = option(64, "images to make")
+    codes: str = option(
+        "prior", "prior: the latent prior; gaussian: one Gaussian; encoded: codes of real images", CODES
+    )
+    prior: str | None = option(None, "weight file of the prior (default: the newest in sample_STEP/prior)")
+    latent_steps: int = option(100, "steps in which the prior makes a code")
+    overwrite: bool = option(False, "replace images that were made with other settings")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num", "latent_steps"):
+            require_positive(name, getattr(self, name))
+        if self.prior and self.codes != "prior":
+            raise UserError(f"prior: expected with --codes prior, got it with {self.codes}")
+
+
+def find_prior(options: SampleOptions) -> str:
+    """Weight file of the prior, its newest average by default. Raises UserError where there is none."""
+    if options.prior:
+        return options.prior
+    folder = result_folder(options.model_path, "prior", out=options.out)
+    found = [match for match in map(NAME.fullmatch, listdir(folder)) if match and match["rate"] and not match["prefix"]]
+    if not found:
+        raise UserError(f"prior: none in {folder}; fit one with train_prior, or give --codes gaussian or encoded")
+    return os.path.join(folder, max(found, key=lambda match: int(match["step"]))[0])
+
+
+def load_prior(options: SampleOptions, weights: str, device: torch.device) -> LatentPrior:
+    """The prior. Raises UserError for one of another autoencoder."""
+    path = find_prior(options)
+    prior = load_model(path, "prior", device=device)
+    entry = (read_config(os.path.dirname(path)) or {}).get("data", {})
+    if entry.get("weights", weights) != weights:
+        raise UserError(f"prior: {path} is of the codes of other weights ({entry['weights']}, these are {weights})")
+    return prior
+
+
+def noise(options: SampleOptions, index: list[int], length: int, stream: int) -> Tensor:
+    """Standard normal values [n, length] of images by number, on the CPU; each ``stream`` is another draw."""
+    generators = image_generators(options.seed, [(1 << 40) * stream + i for i in index])
+    return torch.stack([torch.randn(length, generator=generator) for generator in generators])
+
+
+def codes_of(options: SampleOptions, trained: TrainedModel, weights: str) -> tuple[Codes, dict[str, Any]]:
+    """Where codes come from, and what stands for it among the settings."""
+    length = trained.model.config.latent_dim
+    if options.codes == "prior":
+        prior = load_prior(options, weights, trained.device)
+        about = {"prior": fingerprint(find_prior(options)), "latent_steps": options.latent_steps}
+        prior.check_sampling(prior.sampling(steps=options.latent_steps))
+        return lambda index: prior.decode(
+            noise(options, index, length, 1).to(trained.device), steps=options.latent_steps
+        ), about
+
+    data = build_data(options, trained.model.config.image_size, whole=True)
+    whose = {"weights": weights, **data.identity()}
+    arrays = runtime.all_gather(cached_features(trained, options, whose, data, options.split))[0]
+    z = CachedFeatures(arrays, code=drawn_code(trained), seed=options.seed).draw(0)
+    if options.codes == "encoded":
+        order = torch.randperm(len(z), generator=Generator().manual_seed(options.seed))
+        return lambda index: z[order[torch.tensor(index) % len(z)]].to(trained.device), whose
+    mean, covariance = z.double().mean(dim=0), torch.cov(z.double().T)
+    root = torch.linalg.cholesky(covariance + 1e-9 * covariance.diagonal().mean() * torch.eye(length))
+    return lambda index: (mean + noise(options, index, length, 1).double() @ root.T).float().to(trained.device), whose
+
+
+@torch.no_grad()
+def make(trained: TrainedModel, codes: Codes | None, index: list[int]) -> Tensor:
+    """Images by number, uint8 [n, 3, H, W] on the CPU."""
+    generators = image_generators(trained.seed, index, trained.device)
+    if codes:
+        return to_uint8(trained.model.generate_from(codes(index), None, generators, **trained.settings)).cpu()
+    return to_uint8(trained.model.generate(len(index), generators, **trained.settings)).cpu()
+
+
+def open_folder(folder: str, settings: dict[str, Any], overwrite: bool) -> None:
+    """Begin or continue. Raises UserError where images of other settings are there, unless ``overwrite``."""
+    path = os.path.join(folder, "settings.json")
+    images = [name for name in listdir(folder) if name.removesuffix(".png").isdecimal()]
+    others = differing(read_json(path) if os.path.exists(path) else {}, settings) if images else []
+    if others and not overwrite:
+        raise UserError(f"{folder} holds images with another {others}; give --overwrite true, or another --out")
+    for name in images if others else []:
+        os.remove(os.path.join(folder, name))
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(settings, indent=2) + "\n")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse, load, and make what is not there yet."""
+    parser = Parser(__doc__)
+    parser.add_config("sampling", SampleConfig)
+    options, about, typed = parse(parser, SampleOptions, "generation", args)
+    method = METHODS[options.method]
+    sampling = dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
+    source = options.codes if issubclass(method, AutoEncoder) else "noise"
+    folder = result_folder(options.model_path, f"generated_{source}_{method.result_name(sampling)}", out=options.out)
+    if options.dry_run:
+        return print_dry_run(options, about, sampling=sampling.as_dict(), output=folder)
+
+    device = runtime.setup(options.device)
+    weights = fingerprint(options.model_path)
+    trained = TrainedModel.of(load(options, about, device), options, sampling)
+    if options.check:
+        return None
+    codes, made_from = None, {}
+    if source != "noise":
+        codes, made_from = codes_of(options, trained, weights)
+    settings = {"weights": weights, "codes": source, **made_from, **sampling.as_dict(), **trained.identity()}
+    runtime.on_first(lambda: open_folder(folder, settings, options.overwrite))
+
+    # Each process its share of what is missing, image i under its number
+    names = set(listdir(folder))
+    missing = [i for i in range(options.num) if f"{i:06d}.png" not in names][runtime.rank() :: runtime.world()]
+    with progress_bar(len(missing), "image", "sample", enabled=runtime.rank() == 0) as bar:
+        for first in range(0, len(missing), options.batch_size):
+            index = missing[first : first + options.batch_size]
+            for i, image in zip(index, make(trained, codes, index), strict=True):
+                with atomic_write(os.path.join(folder, f"{i:06d}.png")) as file:
+                    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="PNG")
+            bar.update(len(index))
+    runtime.barrier()
+    if runtime.rank() == 0:
+        shown = [Image.open(os.path.join(folder, f"{i:06d}.png")) for i in range(min(SHOWN, options.num))]
+        rows = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in shown]).split(8)
+        save_grid(os.path.join(folder, "grid.png"), [("", row) for row in rows])
+        done = "nothing computed, all are there" if len(names) > options.num else f"wrote {options.num} images"
+        print(f"{done}: {folder}")
+    runtime.cleanup()
+    return None
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,157 @@
+"""Fit the latent prior of an autoencoder: a diffusion over the codes of its training images.
+
+examples:
+  bash train_prior_dbae.sh toyfaces ckpt/toyfaces/det/ema_0.9999_016000.pt
+  bash diffae/train_prior.sh ffhq CKPT --total_steps 100000 --flip true
+
+The images are encoded once, to sample_STEP/latents/; a stochastic encoder's noise is drawn anew in every epoch. The run
+lies in sample_STEP/prior/, with checkpoints, progress.csv and codes.json: how far codes from the prior, and from one
+Gaussian fitted to the codes, are from codes of images that the prior was not trained on. Running the command again goes
+on where it stopped. Exit statuses are those of training.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from datasets import build
+from datasets.loader import Order
+from datasets.tolerant import Tolerant
+from dbae import runtime
+from dbae.checkpoint import config_content
+from dbae.config import TrainConfig, UserError, option
+from dbae.io import atomic_write, fingerprint
+from dbae.methods import LatentPrior, preset
+from dbae.methods.prior import PriorConfig
+from dbae.state import TrainState
+from dbae.training import Batches, local_batch
+from eval.features import CachedFeatures
+from eval.generation import frechet_distance
+from scripts.cli import Parser, given, run
+from scripts.common import DataOptions, TrainedModel, build_data, load_autoencoder, parse, result_folder
+from scripts.encoding import cached_features, drawn_code
+from scripts.train import check_run_folder, end, fit
+
+
+@dataclass(frozen=True)
+class PriorOptions(DataOptions):
+    """Whose codes, and of which images."""
+
+    held_out: str = option("test", "split whose codes the prior is compared with at the end", ("valid", "test"))
+    compared: int = option(10_000, "codes that are drawn for this comparison, at most")
+    quiet: bool = option(False, "print rows of progress.csv and warnings, nothing else")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.compared < 2:
+            raise UserError(f"compared: expected 2 or more, got {self.compared}")
+
+
+def code_batches(
+    codes: CachedFeatures, n: int, config: TrainConfig, state: TrainState, device: torch.device
+) -> Iterator[tuple[Tensor, None]]:
+    """Endless micro-batches [m, latent] of this process from where the state stands, which the seed determines."""
+    share = local_batch(config, runtime.world())
+    order, epoch, table = Order(n, config.seed), -1, torch.empty(0)
+    for first in count(state.images, config.batch_size):
+        if first // n != epoch:
+            epoch = first // n
+            table = codes.draw(epoch).to(device)
+        begin = first + runtime.rank() * share
+        rows = table[torch.tensor(order.indices(begin, begin + share), device=device)]
+        yield from ((part, None) for part in rows.split(config.microbatch if config.microbatch > 0 else share))
+
+
+def compare(prior: LatentPrior, train: Tensor, held_out: Tensor, n: int, seed: int) -> dict[str, float]:
+    """Frechet distances to ``held_out`` codes: of n codes from the prior, n from a Gaussian, and the training codes."""
+    generator = torch.Generator().manual_seed(seed)
+    device = prior.mean.device
+    noise = torch.randn(n, prior.config.latent_dim, generator=generator).to(device)
+    sampled = torch.cat([prior.decode(part) for part in noise.split(4096)]).cpu()
+    root = torch.linalg.cholesky(torch.cov(train.double().T) + 1e-9 * torch.eye(train.shape[1]))
+    gaussian = train.double().mean(dim=0) + torch.randn(n, train.shape[1], generator=generator).double() @ root.T
+    sets = {"prior": sampled, "gaussian": gaussian, "training codes": train}
+    return {name: frechet_distance(z.numpy(), held_out.numpy()) for name, z in sets.items()}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse, encode what is not cached, train, compare."""
+    parser = Parser(__doc__, "The data set's preset overrides the defaults shown; --dry_run prints what results.")
+    parser.add_config("prior", PriorConfig, ("layers", "width"))
+    taken = {f.name for f in dataclasses.fields(PriorOptions)}
+    training = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name not in taken)
+    parser.add_config("training", TrainConfig, training)
+    options, about, typed = parse(parser, PriorOptions, "codes", args)
+    config = preset(LatentPrior, TrainConfig, options.dataset, given(typed, TrainConfig, training))
+    both = given(typed, TrainConfig, ("batch_size", "seed"))  # of the encoding, too
+    config = dataclasses.replace(config, **both)
+    run_dir = result_folder(options.model_path, "prior", out=options.out)
+    if options.dry_run:
+        layers = preset(LatentPrior, PriorConfig, options.dataset, given(typed, PriorConfig))
+        shown = {"codes": options, "prior": layers, "train": config}
+        print(json.dumps({n: dataclasses.asdict(v) for n, v in shown.items()} | {"run_dir": run_dir}, indent=2))
+        return
+
+    # Everything that can be wrong
+    device = runtime.setup(options.device)
+    trained = TrainedModel.of(load_autoencoder(options, about, device), options)
+    own = {**given(typed, PriorConfig), "latent_dim": trained.model.config.latent_dim}
+    prior_config = preset(LatentPrior, PriorConfig, options.dataset, own)
+    size = trained.model.config.image_size
+    data = build_data(options, size, whole=True)
+    held_out = build(options.dataset, options.held_out, size, options.data_root, options.data_dir)
+    local_batch(config, options.check or runtime.world())
+
+    def begin() -> dict[str, str]:
+        entry = {"weights": fingerprint(options.model_path), **data.identity()}
+        check_run_folder(run_dir, "prior", prior_config, config, entry)
+        return entry
+
+    entry = runtime.on_first(begin)
+    if options.check:
+        return
+
+    # Codes, once
+    names = (False, True) if config.flip else (False,)
+    images = {"train": (data, names), options.held_out: (held_out, (False,))}
+    arrays = {}
+    for split, (each, orientations) in images.items():
+        whose = {"weights": entry["weights"], **each.identity()}
+        found = [cached_features(trained, options, whose, Tolerant(each).dataset, split, flip) for flip in orientations]
+        arrays[split] = runtime.all_gather(found)[0]
+    codes = {
+        split: CachedFeatures(*found, code=drawn_code(trained), seed=options.seed) for split, found in arrays.items()
+    }
+
+    # The prior
+    torch.manual_seed(config.seed)
+    prior = LatentPrior(prior_config)
+    unflipped = dataclasses.replace(codes["train"], flipped=None).draw(0)
+    prior.fit_statistics(unflipped)
+    prior.to(device)
+    content = config_content(prior, options.dataset, train=config) | {"data": entry}
+    text = f"data: {len(unflipped)} codes of {options.dataset}, {prior_config.latent_dim} numbers each"
+
+    def stream(state: TrainState) -> Batches:
+        return code_batches(codes["train"], len(unflipped), config, state, device)
+
+    def report(model: LatentPrior, step: int) -> None:
+        n = min(options.compared, len(unflipped))
+        found = {"step": step, "codes": n} | compare(model, unflipped, codes[options.held_out].draw(0), n, options.seed)
+        with atomic_write(f"{run_dir}/codes.json", "w") as file:
+            file.write(json.dumps(found | {"held_out": options.held_out}, indent=2) + "\n")
+        if not options.quiet:
+            scores = ", ".join(f"{name} {found[name]:.4g}" for name in ("prior", "gaussian", "training codes"))
+            runtime.print0(f"step {step}: Frechet distance to {options.held_out} codes: {scores}")
+
+    signum, step = fit(prior, config, run_dir, content, text, stream, report, quiet=options.quiet)
+    end(run_dir, step, signum, options.quiet)
+
+
+if __name__ == "__main__":
+    run(main)
