@@ -86,19 +86,25 @@ launch() {
     exec "$PYTHON" -m torch.distributed.run "${meet[@]}" --max-restarts="$RESTARTS" --nproc-per-node="$NPROC" -m "$module" "$@"
 }
 
+# expect MODULE "NAME NAME ..." WORD...: the program's help where it is asked for; fails unless a value is there for every name.
+expect() {
+    local module=$1 names=$2 wanted i
+    shift 2
+    [[ ${1:-} == --help || ${1:-} == -h ]] && exec "$PYTHON" -m "scripts.$module" --help
+    wanted=$(wc -w <<<"$names")
+    (($# >= wanted)) || fail "expected $wanted argument$( ((wanted == 1)) || echo s): $names; got $#"
+    for ((i = 1; i <= wanted; i++)); do
+        [[ ${!i} != --* ]] || fail "argument $i: expected a value for one of $names, got ${!i}"
+    done
+    options_from_here "${@:wanted+1}"
+}
+
 # launch_sampling MODULE DATASET SCHEDULE MODEL_PATH CHURN GUIDANCE SPLIT RHO SAMPLER N STO [OPTION...]
 launch_sampling() {
     local module=$1
     shift
-    [[ ${1:-} == --help || ${1:-} == -h ]] && exec "$PYTHON" -m "scripts.$module" --help
-    local names="DATASET SCHEDULE MODEL_PATH CHURN_STEP_RATIO GUIDANCE SPLIT RHO GEN_SAMPLER N STO"
-    (($# >= 10)) || fail "expected ten arguments: $names; got $#"
-    [[ $3 != "$4" ]] || fail "MODEL_PATH is given twice; expected once: $names"
-    local positions=("${@:1:10}") i
-    for ((i = 0; i < 10; i++)); do
-        [[ ${positions[i]} != --* ]] || fail "argument $((i + 1)): expected a value for one of $names, got ${positions[i]}"
-    done
-    options_from_here "${@:11}"
+    expect "$module" "DATASET SCHEDULE MODEL_PATH CHURN_STEP_RATIO GUIDANCE SPLIT RHO GEN_SAMPLER N STO" "$@"
+    [[ $3 != "$4" ]] || fail "MODEL_PATH is given twice; expected once"
     launch "$module" --dataset="$(data_from_here "$1")" --schedule="$2" --model_path="$(from_here "$3")" \
         --churn_step_ratio="$4" --guidance="$5" --split="$6" --rho="$7" --sampler="$8" --steps="$9" \
         --stochastic="${10}" --data_root="$DATA_ROOT" ${OPTIONS[@]+"${OPTIONS[@]}"}
@@ -108,9 +114,15 @@ launch_sampling() {
 launch_probe() {
     local module=$1
     shift
-    [[ ${1:-} == --help || ${1:-} == -h ]] && exec "$PYTHON" -m "scripts.$module" --help
-    (($# >= 4)) || fail "expected four arguments: DATASET SCHEDULE MODEL_PATH STO; got $#"
-    options_from_here "${@:5}"
+    expect "$module" "DATASET SCHEDULE MODEL_PATH STO" "$@"
     launch "$module" --dataset="$(data_from_here "$1")" --schedule="$2" --model_path="$(from_here "$3")" \
         --stochastic="$4" --data_root="$DATA_ROOT" ${OPTIONS[@]+"${OPTIONS[@]}"}
+}
+
+# launch_trained MODULE DATASET MODEL_PATH OPTION...: a program on a trained model, with the options set by expect on top.
+launch_trained() {
+    local module=$1 dataset=$2 path=$3
+    shift 3
+    launch "$module" --dataset="$(data_from_here "$dataset")" --model_path="$(from_here "$path")" \
+        --data_root="$DATA_ROOT" "$@" ${OPTIONS[@]+"${OPTIONS[@]}"}
 }

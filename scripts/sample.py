@@ -136,6 +136,7 @@ def main(args: list[str] | None = None) -> None:
     options, about, typed = parse(parser, SampleOptions, "generation", args)
     method = METHODS[options.method]
     sampling = dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
+    sampling = dataclasses.replace(sampling, xT="random") if method.INVERTS else sampling  # there is no image to invert
     source = options.codes if issubclass(method, AutoEncoder) else "noise"
     folder = result_folder(options.model_path, f"generated_{source}_{method.result_name(sampling)}", out=options.out)
     if options.dry_run:

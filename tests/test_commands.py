@@ -100,7 +100,7 @@ def test_launchers_refuse_and_explain(checkpoint):
     assert_one_line_error(bash("train_dbae.sh", "celeba", "vp"), "DATASET SCHEDULE STO [CKPT]")
     words = ["toyfaces", "vp", checkpoint, checkpoint, "0.0", "1", "test", "7", "euler", "3", "true"]
     assert_one_line_error(bash("recon_dbae.sh", *words), "MODEL_PATH is given twice")
-    assert_one_line_error(bash("recon_dbae.sh", *words[:3]), "ten arguments", "got 3")
+    assert_one_line_error(bash("recon_dbae.sh", *words[:3]), "10 arguments", "got 3")
     status, text, _ = bash("recon_dbae.sh", "--help")
     assert status == 0 and "--dry_run" in text and "example" in text
 

@@ -10,7 +10,7 @@ from parity import FOLDER, fill, images, worst
 from dbae.config import TrainConfig
 from dbae.methods import DDIM, DiffAE, LatentPrior
 from dbae.methods.codes import lerp, slerp
-from dbae.methods.diffae import DiffAEConfig
+from dbae.methods.diffae import DDIMConfig, DiffAEConfig
 from dbae.methods.prior import PriorConfig
 from dbae.runtime import Stop
 from dbae.state import TrainState
@@ -110,7 +110,7 @@ def test_loss_and_gradients(model, x):
 
 
 def test_baseline(x):
-    made = filled(DDIM(CONFIG))
+    made = filled(DDIM(DDIMConfig(image_size=64, num_channels=64)))
     with torch.no_grad():
         assert worst(made.unet(x[:1], torch.tensor([500.0])), vector("net/64_ddim/unet_t500")) < 1e-4
     assert all(not name.startswith("time_embed.time") for name in made.to_official(made.state_dict()))

@@ -176,7 +176,7 @@ def test_a_label_with_one_class_is_named_wherever_its_mean_stands(checkpoint, ph
 
 
 def test_a_launcher_without_its_arguments():
-    assert_one_line_error(bash("infer_class_dbae.sh", "ffhq", "vp"), "four arguments", "got 2")
+    assert_one_line_error(bash("infer_class_dbae.sh", "ffhq", "vp"), "4 arguments", "got 2")
 
 
 @pytest.mark.parametrize(

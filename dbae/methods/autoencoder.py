@@ -20,7 +20,7 @@ ENCODER_MULT = {32: (1, 2, 4, 4), 64: (1, 2, 4, 8, 8), 128: (1, 1, 2, 3, 4, 4), 
 
 @dataclass(frozen=True)
 class AutoEncoderConfig:
-    """What the networks of all autoencoders have. Raises UserError where the values do not fit together."""
+    """What the networks of ADM's kind have. Raises UserError where the values do not fit together."""
 
     image_size: int = option(128, "height and width in pixels: 32, 64, 128 or 256")
     num_channels: int = option(128, "base width of the U-Net and the encoder, a multiple of norm_groups")
@@ -45,7 +45,7 @@ class AutoEncoderConfig:
             if min(factors) < 1 or self.image_size >> (len(factors) - 1) < 2:
                 raise UserError(f"{name}: expected positive factors that fit {self.image_size} px, got {factors}")
         check_choices(self)
-        for name in ("norm_groups", "num_res_blocks", "latent_dim"):
+        for name in ("norm_groups", "num_res_blocks"):
             require_positive(name, getattr(self, name))
         if self.num_channels < 1 or self.num_channels % self.norm_groups:
             raise UserError(

@@ -131,7 +131,7 @@ class DiffusionModel(nn.Module):
             ts = inverted(self.process, ts) if invert else ts
             return solver_updates(sampling.sampler, self.process, ts, **sampling.solver_settings)
         except (ValueError, ArithmeticError) as error:
-            raise UserError(str(error)) from None
+            raise UserError(f"inversion: {error}" if invert else str(error)) from None
 
     def check_sampling(self, sampling: SampleConfig) -> None:
         """Raise UserError as ``updates`` does, and for settings of an inversion that the method does not have."""

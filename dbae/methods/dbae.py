@@ -43,7 +43,8 @@ class DBAEConfig(AutoEncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive("head_channels", self.head_channels)
+        for name in ("head_channels", "latent_dim"):
+            require_positive(name, getattr(self, name))
         if self.decoder_channels < 2 or self.decoder_channels % 2:
             raise UserError(f"decoder_channels: expected an even number from 2, got {self.decoder_channels}")
         for name, least in (("sigma_data", 1e-3), ("end_data", 0)):

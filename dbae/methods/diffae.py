@@ -25,27 +25,41 @@ TIME, OFFICIAL_TIME = "unet.time_embed.", "time_embed.time_embed."
 
 
 @dataclass(frozen=True)
-class DiffAEConfig(AutoEncoderConfig):
-    """What is needed to rebuild a model around its weights. Raises UserError where the values do not fit together."""
+class DDIMConfig(AutoEncoderConfig):
+    """What is needed to rebuild the baseline around its weights. Raises UserError where values do not fit together."""
 
     emb_channels: int = option(512, "width of the embedding of time; 512 in all published models")
+    latent_dim: int = option(0, "0: the baseline has no code")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("emb_channels", self.emb_channels)
+        if self.latent_dim and type(self) is DDIMConfig:
+            raise UserError(f"latent_dim: expected 0 for the baseline, which has no code, got {self.latent_dim}")
 
-    def unet(self, latent_dim: int) -> UNet:
+    def unet(self) -> UNet:
         """The noise predictor; the code, if any, scales the norm of every block."""
         attention = partial(Attention1d, heads=1, groups=self.norm_groups)
         return UNet(
             self.image_size, 3, self.num_channels, self.channel_mult, self.num_res_blocks, self.attention_sizes,
-            attention, self.norm_groups, self.dropout, self.emb_channels, latent_dim, scales=True,
+            attention, self.norm_groups, self.dropout, self.emb_channels, self.latent_dim, scales=True,
         )  # fmt: skip
 
     @property
     def name(self) -> str:
         """``{size}_{channels}_{latent}d``."""
         return f"{self.image_size}_{self.num_channels}_{self.latent_dim}d"
+
+
+@dataclass(frozen=True)
+class DiffAEConfig(DDIMConfig):
+    """The same for the autoencoder."""
+
+    latent_dim: int = option(512, "length of the code z")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("latent_dim", self.latent_dim)
 
 
 # One row per data set: what differs from the defaults of DiffAEConfig and TrainConfig. Steps are the official numbers
@@ -74,16 +88,19 @@ class DDIM(DiffusionModel):
     """The baseline: the same diffusion and U-Net without a code. Its representation is a block of the network."""
 
     method = "ddim"
-    Config = DiffAEConfig
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    Config = DDIMConfig
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        dataset: {name: value for name, value in row.items() if name != "latent_dim"}
+        for dataset, row in PRESETS.items()
+    }
     SIZE_DEPENDENT = ("channel_mult", "encoder_mult")
     SAMPLING = SampleConfig("ddim", 100, grid="uniform")
     FEATURES = ("middle_block", 100)
 
-    def __init__(self, config: DiffAEConfig) -> None:
+    def __init__(self, config: DDIMConfig) -> None:
         super().__init__(config)
         self.process, self.precond = Diffusion(LinearBeta()), Epsilon()
-        self.unet = config.unet(0).to(memory_format=torch.channels_last)
+        self.unet = config.unet().to(memory_format=torch.channels_last)
 
     def condition(self, x0: Tensor | None = None, y: Tensor | None = None) -> Cond:
         return {}
@@ -113,7 +130,7 @@ class DiffAE(AutoEncoder):
         super().__init__(config)
         self.process, self.precond = Diffusion(LinearBeta()), Epsilon()
         self.encoder = config.encoder(config.latent_dim).to(memory_format=torch.channels_last)
-        self.unet = config.unet(config.latent_dim).to(memory_format=torch.channels_last)
+        self.unet = config.unet().to(memory_format=torch.channels_last)
 
     def condition(
         self, x0: Tensor | None = None, y: Tensor | None = None, z: Tensor | None = None, x_T: Tensor | None = None

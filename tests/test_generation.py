@@ -1,0 +1,158 @@
+"""Latent priors, generation, and DiffAE in the programs that all methods share."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from dbae import load_model
+from dbae.checkpoint import config_content, save_weights, write_config
+from dbae.config import TrainConfig, UserError
+from dbae.methods import DDIM, DiffAE
+from dbae.methods.diffae import DDIMConfig, DiffAEConfig
+from eval.generation import frechet_distance, nearest
+from scripts import infer_class, interpolate, manipulate, reconstruct, sample, train_prior
+
+SMALL = {
+    "image_size": 32, "num_channels": 8, "channel_mult": (1, 1), "encoder_mult": (1, 1), "num_res_blocks": 1,
+    "attention_sizes": (16,), "encoder_attention_sizes": (16,), "norm_groups": 4, "emb_channels": 16, "dropout": 0.0,
+}  # fmt: skip
+IMAGES = [str(ROOT / "assets" / f"img{i}.png") for i in (1, 2)]
+
+
+def written(folder, model):
+    """The averaged weights of a run folder with this model, whose zero-initialised layers are filled."""
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    write_config(str(folder), config_content(model, "toyfaces", train=TrainConfig()))
+    save_weights(str(folder / "ema_0.9999_000020.pt"), model)
+    return folder / "ema_0.9999_000020.pt"
+
+
+@pytest.fixture(scope="module")
+def diffae(tmp_path_factory):
+    torch.manual_seed(0)
+    return written(tmp_path_factory.mktemp("diffae"), DiffAE(DiffAEConfig(**SMALL, latent_dim=6)))
+
+
+def words(path, *more):
+    return ["--dataset=toyfaces", f"--model_path={path}", "--device=cpu", "--limit=24", *more]
+
+
+def prior_words(path, *more):
+    small = ["--layers=3", "--width=16", "--batch_size=8", "--sample_interval=4", "--compared=24", "--held_out=valid"]
+    return words(path, "--method=diffae", *small, "--save_interval=4", "--total_steps=8", *more)
+
+
+@pytest.fixture(scope="module")
+def prior(diffae):
+    """A prior of the model's codes, whose run was stopped half-way and resumed."""
+    with pytest.MonkeyPatch.context() as patch:
+        real = train_prior.build  # held-out codes of a few faces are enough
+        patch.setattr(train_prior, "build", lambda *args: real(*args).part(range(24)))
+        train_prior.main(prior_words(diffae)[:-1] + ["--total_steps=4"])
+        train_prior.main(prior_words(diffae))
+    return diffae.parent / "sample_20" / "prior"
+
+
+def generated(path, codes, settings="ddim_2_xT=random"):
+    folder = path.parent / "sample_20" / f"generated_{codes}_{settings}"
+    return [np.asarray(Image.open(file)) for file in sorted(folder.glob("0*.png"))], folder
+
+
+def test_a_prior_resumes_and_is_compared(prior):
+    model = load_model(str(prior / "ema_0.9999_000008.pt"))
+    assert model.method == "prior" and model.mean.abs().max() > 0 and model.generate(3).shape == (3, 6)
+    report = json.loads((prior / "codes.json").read_text())
+    assert report["step"] == 8 and report["prior"] > 0 and report["gaussian"] < 10 * report["training codes"] + 1
+    assert [row.split(",")[0] for row in (prior / "progress.csv").read_text().splitlines()] == ["step", "4", "8"]
+
+
+@pytest.mark.parametrize("codes", ["prior", "gaussian", "encoded"])
+def test_images_do_not_depend_on_batches_and_are_completed(diffae, prior, codes, capsys):
+    how = words(diffae, "--steps=2", "--latent_steps=10", f"--codes={codes}")
+    sample.main([*how, "--num=3", "--batch_size=3"])
+    first, folder = generated(diffae, codes)
+    sample.main([*how, "--num=5", "--batch_size=2"])
+    made, _ = generated(diffae, codes)
+    assert len(made) == 5 and all(np.array_equal(a, b) for a, b in zip(first, made, strict=False))
+    (folder / "000001.png").unlink()
+    sample.main([*how, "--num=5", "--batch_size=5"])
+    assert all(np.array_equal(a, b) for a, b in zip(made, generated(diffae, codes)[0], strict=True))
+    capsys.readouterr()
+    sample.main([*how, "--num=5"])
+    assert "nothing computed" in capsys.readouterr().out and (folder / "grid.png").exists()
+    with pytest.raises(UserError, match="images with another seed"):
+        sample.main([*how, "--num=5", "--seed=1"])
+
+
+def test_wrong_priors(diffae, prior, tmp_path):
+    torch.manual_seed(1)
+    other = written(tmp_path, DiffAE(DiffAEConfig(**SMALL, latent_dim=6)))
+    with pytest.raises(UserError, match="prior: none in"):
+        sample.main(words(other))
+    with pytest.raises(UserError, match="is of the codes of other weights"):
+        sample.main(words(other, f"--prior={prior / 'ema_0.9999_000008.pt'}"))
+    with pytest.raises(UserError, match="expected with --codes prior"):
+        sample.main(words(other, "--prior=x", "--codes=gaussian"))
+    with pytest.raises(UserError, match="layers: expected 2 or more"):
+        train_prior.main(prior_words(other, "--layers=1"))
+
+
+def test_the_baseline_samples_from_noise(tmp_path):
+    path = written(tmp_path, DDIM(DDIMConfig(**SMALL)))
+    sample.main(words(path, "--num=2", "--steps=2"))
+    assert len(generated(path, "noise", "ddim_2")[0]) == 2
+    with pytest.raises(UserError, match="expected an autoencoder"):
+        reconstruct.main(words(path, "--split=test", "--steps=2"))
+    with pytest.raises(UserError, match="latent_dim: expected 0"):
+        DDIMConfig(latent_dim=3)
+
+
+def test_reconstruction_by_inversion_and_from_noise(diffae):
+    reports = {}
+    for start in ("inferred", "random"):
+        reconstruct.main(
+            words(diffae, "--split=test", "--steps=10", f"--xT={start}", "--evaluate", "--metrics=MSE,PSNR")
+        )
+        folder = diffae.parent / "sample_20" / f"ddim_10_xT={start}"
+        reports[start] = json.loads((folder / "metrics.json").read_text())
+    assert reports["inferred"]["nfe"] == 20 and reports["random"]["nfe"] == 10
+    scores = reports["inferred"]["metrics"]
+    assert scores["PSNR"] >= -10 * math.log10(scores["MSE"]) - 1e-6  # Jensen: a mean of logarithms
+    assert scores["MSE"] < reports["random"]["metrics"]["MSE"]
+    with pytest.raises(UserError, match=r"steps: expected 36 or 38"):
+        reconstruct.main(words(diffae, "--split=test", "--steps=37"))
+    with pytest.raises(UserError, match="inversion: .*decreasing times"):
+        reconstruct.main(words(diffae, "--split=test", "--steps=10", "--eta=1"))
+
+
+def test_probe_and_edits(diffae, tmp_path):
+    infer_class.main(
+        [f"--model_path={diffae}", "--dataset=toyfaces", "--device=cpu", "--solver=exact", "--limit=1"][:4]
+    )
+    probe = next((diffae.parent / "sample_20" / "downstream_inference").glob("*/best_model_exact.pt"))
+    edit = [f"--model_path={diffae}", "--device=cpu", "--steps=3", "--images", *IMAGES]
+    interpolate.main([*edit, "--frames=3", f"--out={tmp_path / 'i'}"])
+    manipulate.main([*edit, "--attributes=Male", f"--classifier={probe}", f"--out={tmp_path / 'm'}"])
+    assert list((tmp_path / "i").glob("*.gif")) and list((tmp_path / "m").glob("*.png"))
+
+
+def test_frechet_distance_of_gaussians():
+    """Of two sets with exact moments it is the closed form; of a set to itself 0; a shift adds its square."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 4))
+    white = np.linalg.solve(np.linalg.cholesky(np.cov(x.T)), (x - x.mean(0)).T).T
+    a, b = np.array([1.0, 2, 3, 4]), np.array([2.0, 2, 1, 0.5])
+    expected = np.square(a - b).sum() + 9
+    assert frechet_distance(white * a, white * b + [3, 0, 0, 0]) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(UserError, match="two rows or more"):
+        frechet_distance(x[:1], x)
+    index, distance = nearest(x[:3] + 1e-3, x)
+    assert index.tolist() == [0, 1, 2] and distance == pytest.approx([2e-3] * 3)
