@@ -128,7 +128,7 @@ def test_reconstruction_by_inversion_and_from_noise(diffae):
     assert scores["MSE"] < reports["random"]["metrics"]["MSE"]
     with pytest.raises(UserError, match=r"steps: expected 36 or 38"):
         reconstruct.main(words(diffae, "--split=test", "--steps=37"))
-    with pytest.raises(UserError, match="inversion: .*decreasing times"):
+    with pytest.raises(UserError, match=r"inversion: .*decreasing times"):
         reconstruct.main(words(diffae, "--split=test", "--steps=10", "--eta=1"))
 
 
