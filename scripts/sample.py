@@ -3,6 +3,7 @@
 examples:
   bash sample_dbae.sh toyfaces ckpt/toyfaces/det/ema_0.9999_016000.pt 64 dbim 10
   bash diffae/sample.sh toyfaces CKPT 50000 100 --codes gaussian
+  bash diffae/sample.sh celeba CKPT 5000 100 --class Male --labelled 100 --unlabelled 10000
 
 Images go to sample_STEP/generated_CODES_SETTINGS/ as 000000.png, 000001.png, ..., with grid.png of the first and
 settings.json. Image i draws its code and its noise from (seed, i), whatever the batch size and the number of processes;
@@ -21,15 +22,17 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from datasets import labelled_splits
 from dbae import runtime
 from dbae.checkpoint import NAME, load_model, read_config
-from dbae.config import RuntimeConfig, SampleConfig, UserError, option, require_positive
+from dbae.config import RuntimeConfig, SampleConfig, UserError, option, require_from_zero, require_positive
 from dbae.io import atomic_write, differing, fingerprint, image_generators, listdir, read_json, save_grid, to_uint8
 from dbae.methods import METHODS, AutoEncoder, LatentPrior
 from dbae.progress import progress_bar
 from eval.features import CachedFeatures
 from scripts.cli import Parser, given, run
 from scripts.common import DataOptions, TrainedModel, build_data, load, parse, print_dry_run, result_folder
+from scripts.conditional import Candidates, accepted, few_shot
 from scripts.encoding import cached_features, drawn_code
 
 SHOWN = 64  # images in the grid
@@ -47,12 +50,19 @@ class SampleOptions(DataOptions, RuntimeConfig):
     )
     prior: str | None = option(None, "weight file of the prior (default: the newest in sample_STEP/prior)")
     latent_steps: int = option(100, "steps in which the prior makes a code")
+    class_name: str = option("", "only images of this label, or with ! before it without it", alias="class")
+    labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv)")
+    labelled: int = option(100, "images whose labels the classifier of --class sees")
+    unlabelled: int = option(0, "of positives alone: images that count as negative, unseen (official: 10000)")
     overwrite: bool = option(False, "replace images that were made with other settings")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num", "latent_steps"):
+        for name in ("num", "latent_steps", "labelled"):
             require_positive(name, getattr(self, name))
+        require_from_zero("unlabelled", self.unlabelled)
+        if self.class_name and self.codes == "encoded":
+            raise UserError("class: expected with --codes prior or gaussian, got encoded")
         if self.prior and self.codes != "prior":
             raise UserError(f"prior: expected with --codes prior, got it with {self.codes}")
 
@@ -84,16 +94,20 @@ def noise(options: SampleOptions, index: list[int], length: int, stream: int) ->
     return torch.stack([torch.randn(length, generator=generator) for generator in generators])
 
 
-def codes_of(options: SampleOptions, trained: TrainedModel, weights: str) -> tuple[Codes, dict[str, Any]]:
-    """Where codes come from, and what stands for it among the settings."""
+def candidates_of(options: SampleOptions, trained: TrainedModel, weights: str) -> tuple[Candidates, dict[str, Any]]:
+    """Where codes come from, by the numbers of images and of a try; and what stands for it among the settings."""
     length = trained.model.config.latent_dim
     if options.codes == "prior":
         prior = load_prior(options, weights, trained.device)
         about = {"prior": fingerprint(find_prior(options)), "latent_steps": options.latent_steps}
         prior.check_sampling(prior.sampling(steps=options.latent_steps))
-        return lambda index: prior.decode(
-            noise(options, index, length, 1).to(trained.device), steps=options.latent_steps
-        ), about
+
+        def from_prior(index: list[int], attempt: int) -> Tensor:
+            return prior.decode(
+                noise(options, index, length, 1 + attempt).to(trained.device), steps=options.latent_steps
+            )
+
+        return from_prior, about
 
     data = build_data(options, trained.model.config.image_size, whole=True)
     whose = {"weights": weights, **data.identity()}
@@ -101,10 +115,36 @@ def codes_of(options: SampleOptions, trained: TrainedModel, weights: str) -> tup
     z = CachedFeatures(arrays, code=drawn_code(trained), seed=options.seed).draw(0)
     if options.codes == "encoded":
         order = torch.randperm(len(z), generator=Generator().manual_seed(options.seed))
-        return lambda index: z[order[torch.tensor(index) % len(z)]].to(trained.device), whose
+        return lambda index, attempt: z[order[torch.tensor(index) % len(z)]].to(trained.device), whose
     mean, covariance = z.double().mean(dim=0), torch.cov(z.double().T)
     root = torch.linalg.cholesky(covariance + 1e-9 * covariance.diagonal().mean() * torch.eye(length))
-    return lambda index: (mean + noise(options, index, length, 1).double() @ root.T).float().to(trained.device), whose
+
+    def from_gaussian(index: list[int], attempt: int) -> Tensor:
+        return (mean + noise(options, index, length, 1 + attempt).double() @ root.T).float().to(trained.device)
+
+    return from_gaussian, whose
+
+
+def codes_of(options: SampleOptions, trained: TrainedModel, weights: str) -> tuple[Codes, dict[str, Any]]:
+    """Codes by the numbers of images, of a class if one is asked for; and what stands for them among the settings."""
+    candidates, about = candidates_of(options, trained, weights)
+    if not options.class_name:
+        return lambda index: candidates(index, 0), about
+    size = trained.model.config.image_size
+    part = labelled_splits(options.dataset, "binary", size, options.data_root, options.data_dir, options.labels)[
+        "train"
+    ]
+    name = options.class_name.removeprefix("!")
+    if name not in part.targets.names:
+        raise UserError(f"class: expected one of {', '.join(part.targets.names)}, got {name!r}")
+    has = part.targets.values[:, part.targets.names.index(name)]
+    has = 1 - has if options.class_name.startswith("!") else has
+    whose = {"weights": weights, **part.dataset.identity()}
+    arrays = runtime.all_gather(cached_features(trained, options, whose, part.dataset, "train"))[0]
+    z = CachedFeatures(arrays, code=drawn_code(trained), seed=options.seed).draw(0)
+    few = {"labelled": options.labelled, "unlabelled": options.unlabelled}
+    about |= {"class": options.class_name, **few, "labels": part.dataset.labels_digest("binary")}
+    return accepted(candidates, few_shot(z, has, **few, seed=options.seed), options.seed), about
 
 
 @torch.no_grad()
@@ -138,7 +178,8 @@ def main(args: list[str] | None = None) -> None:
     sampling = dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
     sampling = dataclasses.replace(sampling, xT="random") if method.INVERTS else sampling  # there is no image to invert
     source = options.codes if issubclass(method, AutoEncoder) else "noise"
-    folder = result_folder(options.model_path, f"generated_{source}_{method.result_name(sampling)}", out=options.out)
+    shown = source + f"-{options.class_name}".replace("/", "_") * bool(options.class_name)
+    folder = result_folder(options.model_path, f"generated_{shown}_{method.result_name(sampling)}", out=options.out)
     if options.dry_run:
         return print_dry_run(options, about, sampling=sampling.as_dict(), output=folder)
 

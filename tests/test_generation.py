@@ -16,6 +16,7 @@ from dbae.methods import DDIM, DiffAE
 from dbae.methods.diffae import DDIMConfig, DiffAEConfig
 from eval.generation import frechet_distance, nearest
 from scripts import infer_class, interpolate, manipulate, reconstruct, sample, train_prior
+from scripts.conditional import accepted, few_shot
 
 SMALL = {
     "image_size": 32, "num_channels": 8, "channel_mult": (1, 1), "encoder_mult": (1, 1), "num_res_blocks": 1,
@@ -141,6 +142,35 @@ def test_probe_and_edits(diffae, tmp_path):
     interpolate.main([*edit, "--frames=3", f"--out={tmp_path / 'i'}"])
     manipulate.main([*edit, "--attributes=Male", f"--classifier={probe}", f"--out={tmp_path / 'm'}"])
     assert list((tmp_path / "i").glob("*.gif")) and list((tmp_path / "m").glob("*.png"))
+
+
+@pytest.mark.parametrize("unlabelled", [0, 400])
+def test_codes_of_a_class(unlabelled):
+    """A classifier of few labels finds the class, and its codes do not depend on which others are asked for."""
+    z = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
+    has = (z[:, 0] + 0.1 * z[:, 1] > 0.8).float()
+    probability = few_shot(z, has, 100, unlabelled, seed=0)
+    right = ((probability(z) > 0.5) == (has > 0)).float().mean()
+    assert right > 0.85
+
+    def candidates(index, attempt):
+        return torch.stack([torch.randn(4, generator=torch.Generator().manual_seed(97 * i + attempt)) for i in index])
+
+    codes = accepted(candidates, probability, seed=0)
+    made = codes(list(range(60)))
+    assert torch.equal(codes([7, 3]), made[[7, 3]])
+    assert (made[:, 0] > 0.4).float().mean() > 0.9 and (probability(made) >= 0.5).all()
+    with pytest.raises(UserError, match="both classes, 0 have it"):
+        few_shot(z, torch.zeros(1000), 100, unlabelled, seed=0)
+
+
+@pytest.mark.slow
+def test_images_of_a_class(diffae):
+    how = [f"--model_path={diffae}", "--dataset=toyfaces", "--device=cpu", "--codes=gaussian", "--steps=2", "--num=3"]
+    sample.main([*how, "--class=!Male"])
+    assert len(generated(diffae, "gaussian-!Male")[0]) == 3
+    with pytest.raises(UserError, match=r"class: expected one of .*, got 'Tall'"):
+        sample.main([*how, "--class=Tall"])
 
 
 def test_frechet_distance_of_gaussians():
