@@ -133,10 +133,9 @@ def test_reconstruction_by_inversion_and_from_noise(diffae):
         reconstruct.main(words(diffae, "--split=test", "--steps=10", "--eta=1"))
 
 
+@pytest.mark.slow
 def test_probe_and_edits(diffae, tmp_path):
-    infer_class.main(
-        [f"--model_path={diffae}", "--dataset=toyfaces", "--device=cpu", "--solver=exact", "--limit=1"][:4]
-    )
+    infer_class.main([f"--model_path={diffae}", "--dataset=toyfaces", "--device=cpu", "--solver=exact"])
     probe = next((diffae.parent / "sample_20" / "downstream_inference").glob("*/best_model_exact.pt"))
     edit = [f"--model_path={diffae}", "--device=cpu", "--steps=3", "--images", *IMAGES]
     interpolate.main([*edit, "--frames=3", f"--out={tmp_path / 'i'}"])
