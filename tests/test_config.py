@@ -109,7 +109,8 @@ def test_folder_names_of_sampling_settings(values, name):
 
 def test_recorded_settings_are_those_that_count():
     assert SampleConfig("dbim", 3, eta=0.5).as_dict() == {
-        "sampler": "dbim", "steps": 3, "grid": "karras", "rho": 7.0, "eta": 0.5, "boot": False
+        "sampler": "dbim", "steps": 3, "grid": "karras", "rho": 7.0, "xT": "inferred", "inversion_steps": 0, "eta": 0.5,
+        "boot": False,
     }  # fmt: skip
     json.loads(json.dumps(SampleConfig("edm").as_dict()), parse_constant=pytest.fail)
 
