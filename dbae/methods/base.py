@@ -20,6 +20,7 @@ from dbae.diffusion import Preconditioning, Process, Update, integrate, inverted
 from dbae.io import Generators, randn_like, to_float
 
 Cond = dict[str, Tensor]
+BESIDE = ("x_T", "conds_mean", "conds_std")  # what official files hold beside the tensors of networks
 
 
 class DiffusionModel(nn.Module):
@@ -260,6 +261,11 @@ class DiffusionModel(nn.Module):
     @staticmethod
     def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse."""
+        return dict(state)
+
+    @classmethod
+    def own_tensors(cls, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+        """Of the tensors of an official file, which may hold other models as well, those of this one."""
         return dict(state)
 
     @classmethod
