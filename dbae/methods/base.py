@@ -116,7 +116,7 @@ class DiffusionModel(nn.Module):
     def invert(self, x0: Tensor, cond: Cond, sampling: SampleConfig) -> Tensor:
         """The state x_T from which ``sample`` leads back to about x0 [N, 3, H, W]: DDIM's inversion.
 
-        The sampler's own updates on the increasing grid. Raises UserError as ``updates`` does.
+        The sampler's own updates on the times that ``inverted`` gives. Raises UserError as ``updates`` does.
         """
         return self._integrate(x0, cond, self.updates(sampling, invert=True))
 
@@ -129,7 +129,7 @@ class DiffusionModel(nn.Module):
         steps = (invert and sampling.inversion_steps) or sampling.steps
         try:
             ts = time_grid(self.process, steps, sampling.rho, sampling.grid)
-            ts = inverted(self.process, ts) if invert else ts
+            ts = inverted(self.process, ts, sampling.x_T == "retraced") if invert else ts
             return solver_updates(sampling.sampler, self.process, ts, **sampling.solver_settings)
         except (ValueError, ArithmeticError) as error:
             raise UserError(str(error)) from None
@@ -137,7 +137,7 @@ class DiffusionModel(nn.Module):
     def check_sampling(self, sampling: SampleConfig) -> None:
         """Raise UserError as ``updates`` does, and for settings of an inversion that the method does not have."""
         self.updates(sampling)
-        if self.INVERTS and sampling.x_T == "inferred":
+        if self.INVERTS and sampling.x_T != "random":
             self.updates(sampling, invert=True)
         elif not self.INVERTS and (sampling.x_T != "inferred" or sampling.inversion_steps):
             raise UserError(f"x_T, inversion_steps: {self.method} infers x_T without an inversion")
@@ -146,7 +146,7 @@ class DiffusionModel(nn.Module):
     def nfe(cls, sampling: SampleConfig) -> int:
         """Network calls per reconstructed image, with those of an inversion."""
         steps = [sampling.steps]
-        if cls.INVERTS and sampling.x_T == "inferred":
+        if cls.INVERTS and sampling.x_T != "random":
             steps.append(sampling.inversion_steps or sampling.steps)
         return sum(nfe(sampling.sampler, n, sampling.churn) for n in steps)
 

@@ -173,7 +173,7 @@ class DiffAE(AutoEncoder):
 
     @classmethod
     def result_name(cls, sampling: SampleConfig) -> str:
-        """``ddim_{steps}_xT={inferred or random}``, and what else is not the default."""
+        """``ddim_{steps}_xT={inferred, retraced or random}``, and what else is not the default."""
         sampler, steps, *rest = super().result_name(sampling).split("_")
         return "_".join([sampler, steps, f"xT={sampling.x_T}", *(part for part in rest if not part.startswith("x"))])
 
