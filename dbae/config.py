@@ -143,10 +143,10 @@ class SampleConfig:
     )
     eta: float = option(DEFAULTS["eta"], "stochasticity of DDIM and DBIM, in [0, 1]; 0 draws no noise (ddim, dbim)")
     boot: bool = option(DEFAULTS["boot"], "booting noise: begin with a draw from the bridge, not at x_T (dbim*, dbm2)")
-    x_T: str = option(
+    xT: str = option(
         "inferred",
-        "where a reconstruction starts: inferred from the image as officially; retraced, by an inversion along the very "
-        "times of the sampler, for few steps; or random",
+        "where a reconstruction starts: inferred from the image as officially; retraced: by an inversion along the "
+        "sampler's own times, for few steps; or random",
         ("inferred", "retraced", "random"),
     )
     inversion_steps: int = option(0, "steps in which x_T is inferred, where that is an inversion; 0: as many as steps")
@@ -173,7 +173,7 @@ class SampleConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """What the result depends on, ready for JSON: sampler, grid, and the settings that the sampler reads."""
-        names = ("sampler", "steps", "grid", "rho", "x_T", "inversion_steps", *SOLVERS[self.sampler].reads)
+        names = ("sampler", "steps", "grid", "rho", "xT", "inversion_steps", *SOLVERS[self.sampler].reads)
         return {name: "inf" if getattr(self, name) == inf else getattr(self, name) for name in names}
 
 

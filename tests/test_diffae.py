@@ -206,5 +206,5 @@ def test_random_start_draws_by_image(model, x):
     alone = model.start(z[:1], [torch.Generator().manual_seed(7)])
     both = model.start(z, [torch.Generator().manual_seed(6), torch.Generator().manual_seed(7)])
     assert torch.equal(alone[0], both[1])
-    random = model.infer_xT(x[:1], z[:1], [torch.Generator().manual_seed(7)], x_T="random")
+    random = model.infer_xT(x[:1], z[:1], [torch.Generator().manual_seed(7)], xT="random")
     assert torch.equal(random, alone)

@@ -21,7 +21,7 @@ from scripts import convert
 
 CONFIG = DiffAEConfig(image_size=32, num_channels=32, emb_channels=16, latent_dim=8)
 PRIOR = PriorConfig(latent_dim=8, layers=3, width=16)
-MODELS = {"diffae": (DiffAE, CONFIG), "ddim": (DDIM, DiffAEConfig(image_size=32, num_channels=32, emb_channels=16))}
+MODELS = {"diffae": (DiffAE, CONFIG), "ddim": (DDIM, DDIM.Config(image_size=32, num_channels=32, emb_channels=16))}
 
 
 class Hostile:

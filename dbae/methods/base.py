@@ -34,6 +34,7 @@ class DiffusionModel(nn.Module):
     SIZE_DEPENDENT: ClassVar[tuple[str, ...]] = ()  # of Config: their values in a preset belong to its image size
     FLOAT32: ClassVar[tuple[str, ...]] = ()  # networks that autocast leaves alone
     SAMPLING: ClassVar[SampleConfig] = SampleConfig()  # how the method is sampled unless told otherwise
+    OFFICIAL_SAMPLING: ClassVar[tuple[SampleConfig, ...]] = ()  # of its published reconstructions
     TARGETS: ClassVar[str | None] = None  # kind of label that training conditions on: binary, class or real
     FEATURES: ClassVar[tuple[str, float]]  # the block, and the time, whose features stand for an image
     BOUNDED: ClassVar[bool] = True  # whether x_0 lies in [-1, 1]: estimates of it are clamped in sampling
@@ -129,7 +130,7 @@ class DiffusionModel(nn.Module):
         steps = (invert and sampling.inversion_steps) or sampling.steps
         try:
             ts = time_grid(self.process, steps, sampling.rho, sampling.grid)
-            ts = inverted(self.process, ts, sampling.x_T == "retraced") if invert else ts
+            ts = inverted(self.process, ts, sampling.xT == "retraced") if invert else ts
             return solver_updates(sampling.sampler, self.process, ts, **sampling.solver_settings)
         except (ValueError, ArithmeticError) as error:
             raise UserError(str(error)) from None
@@ -137,16 +138,16 @@ class DiffusionModel(nn.Module):
     def check_sampling(self, sampling: SampleConfig) -> None:
         """Raise UserError as ``updates`` does, and for settings of an inversion that the method does not have."""
         self.updates(sampling)
-        if self.INVERTS and sampling.x_T != "random":
+        if self.INVERTS and sampling.xT != "random":
             self.updates(sampling, invert=True)
-        elif not self.INVERTS and (sampling.x_T != "inferred" or sampling.inversion_steps):
-            raise UserError(f"x_T, inversion_steps: {self.method} infers x_T without an inversion")
+        elif not self.INVERTS and (sampling.xT != "inferred" or sampling.inversion_steps):
+            raise UserError(f"xT, inversion_steps: {self.method} infers x_T without an inversion")
 
     @classmethod
     def nfe(cls, sampling: SampleConfig) -> int:
         """Network calls per reconstructed image, with those of an inversion."""
         steps = [sampling.steps]
-        if cls.INVERTS and sampling.x_T != "random":
+        if cls.INVERTS and sampling.xT != "random":
             steps.append(sampling.inversion_steps or sampling.steps)
         return sum(nfe(sampling.sampler, n, sampling.churn) for n in steps)
 

@@ -117,6 +117,7 @@ class DiffAE(AutoEncoder):
     Config = DiffAEConfig
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     SAMPLING = SampleConfig("ddim", 100, grid="uniform")
+    OFFICIAL_SAMPLING = (SAMPLING, SampleConfig("ddim", 100, grid="uniform", xT="random"))
     INVERTS = True
 
     def __init__(self, config: DiffAEConfig) -> None:
@@ -138,9 +139,9 @@ class DiffAE(AutoEncoder):
         return randn_like(z.new_empty(len(z), 3, size, size), generator)
 
     def infer_xT(self, x: Tensor, z: Tensor | None = None, generator: Generators = None, **settings: Any) -> Tensor:
-        """The stochastic code: the inversion of x given z, or for ``x_T="random"`` noise."""
+        """The stochastic code: the inversion of x given z, or for ``xT="random"`` noise."""
         sampling = self.sampling(**settings)
-        if sampling.x_T == "random":
+        if sampling.xT == "random":
             return randn_like(x, generator)
         return self.invert(self.checked(x), self.condition(x, z=z), sampling)
 
@@ -175,7 +176,7 @@ class DiffAE(AutoEncoder):
     def result_name(cls, sampling: SampleConfig) -> str:
         """``ddim_{steps}_xT={inferred, retraced or random}``, and what else is not the default."""
         sampler, steps, *rest = super().result_name(sampling).split("_")
-        return "_".join([sampler, steps, f"xT={sampling.x_T}", *(part for part in rest if not part.startswith("x"))])
+        return "_".join([sampler, steps, f"xT={sampling.xT}", *(part for part in rest if not part.startswith("x"))])
 
 
 def _official_config(
@@ -185,7 +186,7 @@ def _official_config(
     path: str,
     dataset: str | None,
     fields: Mapping[str, Any],
-) -> DiffAEConfig:
+) -> Any:
     """Fields of ``widths`` are the first dimensions of tensors; the image size is that of the previews' noise, if any.
 
     Otherwise it is typed, or that of the data set's preset: the networks do not tell it.
@@ -195,10 +196,10 @@ def _official_config(
         shapes = {field: state[name].shape[0] for field, name in widths.items()}
     except (KeyError, IndexError) as error:
         raise UserError(f"{path}: not a {cls.method} checkpoint ({error} is missing)") from None
-    expected = preset(cls, DiffAEConfig, dataset, {}).image_size if dataset else None
+    expected = preset(cls, cls.Config, dataset, {}).image_size if dataset else None
     size = state["x_T"].shape[-1] if "x_T" in state else fields.get("image_size") or expected
     if size is None:
         raise UserError(f"image_size: needed for {path}, which has no config.json beside it")
     if expected not in (None, size):
         raise UserError(f"{path}: made for {size}x{size} images, but {dataset} is {expected}x{expected}")
-    return DiffAEConfig(**{**fields, **shapes, "image_size": size})
+    return cls.Config(**{**fields, **shapes, "image_size": size})
