@@ -1,7 +1,9 @@
 """Quality of reconstructions against network calls: samplers, steps and time grids on held-out images.
 
-A row of the table is one setting. "saves" is the official setting's number of calls over the
-row's, where the row is at least as good: Euler 100 by MSE, Euler 333 with churn 0.33 by LPIPS (--official).
+A row of the table is one setting; its calls are those of the inversion, too, where x_T is inferred by one. "saves" is
+the number of calls of the method's official setting over the row's, where the row is at least as good (--official); of
+several the one that is best by the metric. DBAE's are Euler 100 and Euler 333 with churn 0.33, DiffAE's DDIM 100 both
+ways and DDIM 100 from a random x_T.
 
 example:
   python -m benchmarks.quality_vs_nfe --model_path ckpt/toyfaces/det/ema_0.9999_016000.pt --limit 200 \\
@@ -20,23 +22,28 @@ from torch import Tensor
 
 from benchmarks.timing import report
 from dbae import runtime
-from dbae.config import RuntimeConfig, SampleConfig, option, require_positive
-from dbae.diffusion import nfe
+from dbae.config import RuntimeConfig, SampleConfig, UserError, option, require_positive
 from dbae.io import atomic_write
+from dbae.methods import METHODS, DiffusionModel
 from eval.reconstruction import ReconstructionMetrics
 from scripts.cli import Parser, run
 from scripts.common import DataOptions, TrainedModel, build_data, load_autoencoder, parse, print_dry_run
 
-OFFICIAL = {"MSE": SampleConfig("euler", 100), "LPIPS": SampleConfig("euler", 333, churn=0.33)}
-# Time grids and eta that each sampler is compared with, at every number of calls
-SETTINGS = {
-    "euler": [("karras", 0.0)],
-    "heun": [("karras", 0.0)],
-    "dbim": [("uniform", 0.0), ("uniform", 0.5), ("logsnr", 0.0)],
-    "dbim2": [("logsnr", 0.0)],
-    "dbim3": [("logsnr", 0.0)],
-    "dbm2": [("uniform", 0.0), ("logsnr", 0.0)],
-}
+# What is compared at every number of calls
+SETTINGS = [
+    SampleConfig("euler"),
+    SampleConfig("heun"),
+    *(SampleConfig("dbim", grid=grid, eta=eta) for grid, eta in (("uniform", 0.0), ("uniform", 0.5), ("logsnr", 0.0))),
+    SampleConfig("dbim2", grid="logsnr"),
+    SampleConfig("dbim3", grid="logsnr"),
+    *(SampleConfig("dbm2", grid=grid) for grid in ("uniform", "logsnr")),
+]
+INVERSIONS = [  # the same of methods that infer x_T by inversion, both ways alike
+    SampleConfig(sampler, grid=grid, xT=xT)
+    for sampler, grid, xT in itertools.product(
+        ("ddim", "dbim2", "dbim3"), ("uniform", "logsnr", "karras"), ("inferred", "retraced")
+    )
+]
 COLUMNS = {
     "setting": "{setting}",
     "calls": "{nfe}",
@@ -57,7 +64,7 @@ class QualityOptions(DataOptions, RuntimeConfig):
     split: str = option("test", "part of the data set", ("train", "valid", "test"))
     limit: int | None = option(200, "only the first N images")
     calls: tuple[int, ...] = option((1, 2, 3, 5, 10, 20), "network calls to compare at")
-    official: bool = option(False, "also run the official settings of 100 and 666 calls")
+    official: bool = option(False, "also run the method's official settings")
     lpips_backbone: str | None = option(None, "file with AlexNet's features; without one LPIPS is left out")
     out: str = option("quality", "path of the table (.json) and the plot (.png) to write")
 
@@ -67,15 +74,26 @@ class QualityOptions(DataOptions, RuntimeConfig):
             require_positive("calls", calls)
 
 
-def settings(options: QualityOptions) -> Iterator[SampleConfig]:
-    """What is run, the official settings first."""
+def settings(options: QualityOptions, method: type[DiffusionModel] | DiffusionModel) -> Iterator[SampleConfig]:
+    """What is run, the official settings first; of a model, without those that it does not have."""
     if options.official:
-        yield from OFFICIAL.values()
-    yield SampleConfig("one-step")
-    for calls, sampler in itertools.product(options.calls, SETTINGS):
-        steps = next((n for n in range(1, calls + 1) if nfe(sampler, n) == calls), None)
-        if steps and (calls > 1 or nfe(sampler, 2) == 2):  # with one call, two-call samplers are no others
-            yield from (SampleConfig(sampler, steps, grid=grid, eta=eta) for grid, eta in SETTINGS[sampler])
+        yield from method.OFFICIAL_SAMPLING
+    rows = [SampleConfig("one-step")]
+    for calls, row in itertools.product(options.calls, INVERSIONS if method.INVERTS else SETTINGS):
+        steps = next((n for n in range(1, calls + 1) if method.nfe(replace(row, steps=n)) == calls), None)
+        # In one step, samplers of two calls are no others
+        if steps and (steps > 1 or method.nfe(replace(row, steps=2)) == 2 * calls):
+            rows.append(replace(row, steps=steps))
+    yield from (row for row in rows if isinstance(method, type) or has(method, row))
+
+
+def has(model: DiffusionModel, sampling: SampleConfig) -> bool:
+    """Whether the model can be sampled so."""
+    try:
+        model.check_sampling(sampling)
+    except UserError:
+        return False
+    return True
 
 
 def measure(
@@ -106,7 +124,8 @@ def with_savings(table: list[dict[str, Any]], official: dict[str, str]) -> list[
 def series_of(row: dict[str, Any]) -> str:
     """Name of the line that a row is a point of."""
     name = row["sampler"] + f", {row['grid']}" * (row["sampler"] != "one-step")
-    return name + "".join(f", {setting} {row[setting]}" for setting in ("eta", "churn") if row.get(setting))
+    name += "".join(f", {setting} {row[setting]}" for setting in ("eta", "churn") if row.get(setting))
+    return name + f", {row['xT']}" * (row["xT"] != "inferred")
 
 
 def plot(table: list[dict[str, Any]], path: str) -> None:
@@ -122,7 +141,7 @@ def plot(table: list[dict[str, Any]], path: str) -> None:
     for axis, metric in zip(axes[0], metrics, strict=True):
         for i, name in enumerate(dict.fromkeys(map(series_of, table))):
             points = sorted((row["nfe"], row[metric]) for row in table if series_of(row) == name)
-            colour, marker = plt.get_cmap("tab10")(i % 10), "os"[i // 10]  # more series than colours
+            colour, marker = plt.get_cmap("tab10")(i % 10), "os^v"[i // 10]  # more series than colours
             axis.plot(*zip(*points, strict=True), marker + "-", color=colour, ms=3.5, lw=1.2, label=name)
         values = [row[metric] for row in table]
         axis.set_ylim(*((max(0, 4 * max(values) - 3), 1) if metric == "SSIM" else (0, 3 * min(values))))
@@ -140,15 +159,24 @@ def main(args: list[str] | None = None) -> None:
     """Encode, sample with every setting, print, write."""
     options, about, _ = parse(Parser(__doc__), QualityOptions, "comparison", args)
     if options.dry_run:
-        return print_dry_run(options, about, settings=[sampling.as_dict() for sampling in settings(options)])
+        return print_dry_run(
+            options, about, settings=[each.as_dict() for each in settings(options, METHODS[options.method])]
+        )
 
     device = runtime.setup(options.device)
     trained = TrainedModel.of(load_autoencoder(options, about, device), options)
     data = build_data(options, trained.model.config.image_size)
     images = torch.stack([data[i][0] for i in range(min(options.limit or len(data), len(data)))])
-    measure(trained, SampleConfig(steps=2), images[: options.batch_size], None)  # the first calls of a process are slow
-    table = [measure(trained, sampling, images, options.lpips_backbone) for sampling in settings(options)]
-    official = {metric: trained.model.result_name(sampling) for metric, sampling in OFFICIAL.items()}
+    first = replace(trained.model.SAMPLING, steps=2)
+    measure(trained, first, images[: options.batch_size], None)  # the first calls of a process are slow
+    table = [
+        measure(trained, sampling, images, options.lpips_backbone) for sampling in settings(options, trained.model)
+    ]
+    official = {}
+    if options.official:
+        rows = table[: len(trained.model.OFFICIAL_SAMPLING)]
+        metrics = [metric for metric in ("MSE", "LPIPS") if metric in table[0]]
+        official = {metric: min(rows, key=lambda row, by=metric: row[by])["setting"] for metric in metrics}
     weights = os.path.basename(options.model_path)
     title = f"{weights}: {len(images)} {options.split} images of {options.dataset}, seed {options.seed}"
     facts = {"checkpoint": weights, "images": len(images)}

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from dbae.config import UserError, from_json
-from dbae.io import atomic_write, describe_foreign, listdir, read_head, read_tensors, write_tensors
+from dbae.io import atomic_write, describe_foreign, listdir, read_head, read_tensors, require_finite, write_tensors
 from dbae.methods import METHODS, DiffusionModel
+from dbae.methods.base import BESIDE
 
 NAME = re.compile(r"(?P<prefix>freq_)?(?P<kind>model|opt|ema_(?P<rate>[0-9.eE+-]+))_(?P<step>\d+)\.pt")
 PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model.")  # of wrapped modules: DistributedDataParallel, compile...
@@ -62,10 +63,10 @@ def load_model(
     """Load a model from a weight file, in evaluation mode; on the CPU unless ``device`` says otherwise.
 
     Its class and architecture come from ``config.json`` beside the file, or from within a ``.safetensors`` file. An
-    official file has neither: then ``method`` (default: dbae) and ``fields`` of its Config say what tensor shapes do
-    not, and ``dataset`` is checked against them. Whatever else is given must agree with the file's configuration, but
-    for fields that may change in evaluation, such as DBAE's ``end_data``. Raises UserError for a contradiction, and for
-    a file that is missing, damaged, foreign or not made of tensors alone.
+    official file has neither: then ``method`` (default: dbae) says which model in it is meant, ``fields`` of its Config
+    what tensor shapes do not tell, and ``dataset`` is checked against them. Whatever else is given must agree with the
+    file's configuration, but for fields that may change in evaluation, such as DBAE's ``end_data``. Raises UserError
+    for a contradiction, and for a file that is missing, damaged, foreign or not made of tensors alone.
     """
     sets, content = read_weights(path)
     content = content or read_config(bf.dirname(path))
@@ -127,7 +128,7 @@ def read_weights(path: str) -> tuple[dict[str, State], dict[str, Any] | None]:
     if named and not safe and describe_foreign(head):
         raise UserError(f"{path}: refused: {describe_foreign(head)}; expected weights")
     safe = safe or (named and not head.startswith(b"PK"))
-    content, config = _read_safetensors(path) if safe else (read_tensors(path), None)
+    content, config = _read_safetensors(path) if safe else (read_tensors(path, mapped=True), None)
     sets = weight_sets(content)
     if not sets:
         foreign = next((n for n, v in content.items() if not (isinstance(n, str) and isinstance(v, Tensor))), None)
@@ -140,7 +141,7 @@ def weight_sets(content: Mapping[str, Any]) -> dict[str, State]:
     """Every set of tensors that may be a model's, by where it stands in what a file holds.
 
     That is the file itself or an entry like ``state_dict``, and of either the tensors below one of PREFIXES, which
-    names then go without.
+    names then go without, with those of BESIDE. Of ``model.`` and its average ``ema_model.``, that is the average.
     """
     entries = {"": content, **{f"{name}: ": value for name, value in content.items() if isinstance(value, Mapping)}}
     sets = {}
@@ -152,10 +153,23 @@ def weight_sets(content: Mapping[str, Any]) -> dict[str, State]:
         where, state = todo.pop()
         for prefix in PREFIXES:
             below = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            if below:
-                sets[where + prefix] = below
+            if below and not (prefix == "model." and where + "ema_model." in sets):
+                sets[where + prefix] = below = below | {name: state[name] for name in BESIDE if name in state}
                 todo.append((where + prefix, below))
     return sets
+
+
+def read_codes(path: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes [N, latent] of a training set, and their mean and std [latent], in DiffAE's official ``latent.pkl``.
+
+    They stay in the file until they are used. Raises UserError for another file.
+    """
+    content = read_tensors(path, mapped=True)
+    found = [content.get(name) for name in ("conds", "conds_mean", "conds_std")]
+    floats = all(isinstance(each, Tensor) and each.is_floating_point() for each in found)
+    if not floats or found[0].ndim != 2 or any(each.numel() != found[0].shape[1] for each in found[1:]):
+        raise UserError(f"{path}: expected codes, their mean and std, as in DiffAE's latent.pkl")
+    return found[0], require_finite(path, found[1].flatten()), require_finite(path, found[2].flatten())
 
 
 def config_content(model: DiffusionModel, dataset: str, **more: Any) -> dict[str, Any]:
@@ -238,7 +252,7 @@ def _fill(model: DiffusionModel, state: State, path: str) -> None:
 
     The model stays as it was where they are refused.
     """
-    own = model.to_official(model.state_dict())
+    own, state = model.to_official(model.state_dict()), model.own_tensors(state, path)
     wrong = [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
     kinds = [n for n in own.keys() & state.keys() if not _readable(own[n], state[n])]
     for problem, names in (

@@ -144,7 +144,10 @@ class SampleConfig:
     eta: float = option(DEFAULTS["eta"], "stochasticity of DDIM and DBIM, in [0, 1]; 0 draws no noise (ddim, dbim)")
     boot: bool = option(DEFAULTS["boot"], "booting noise: begin with a draw from the bridge, not at x_T (dbim*, dbm2)")
     xT: str = option(
-        "inferred", "where a reconstruction starts: inferred from the image, or random", ("inferred", "random")
+        "inferred",
+        "where a reconstruction starts: inferred from the image as officially; retraced: by an inversion along the "
+        "sampler's own times, for few steps; or random",
+        ("inferred", "retraced", "random"),
     )
     inversion_steps: int = option(0, "steps in which x_T is inferred, where that is an inversion; 0: as many as steps")
     S_churn: float = option(DEFAULTS["S_churn"], "EDM's stochasticity; 0 draws no noise (edm)")

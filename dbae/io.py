@@ -33,6 +33,8 @@ FOREIGN = {
     OTHER_ARCHIVE: re.compile(rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc|(?s:.{257})ustar"),
     "an HDF5 file": re.compile(rb"\x89HDF"),
 }
+# Keys one entry of a Lightning checkpoint; nothing of it is called
+LIGHTNING = type("ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks.model_checkpoint"})
 UNFINISHED = re.compile(r".+\.[0-9a-f]{8}\.tmp")
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -149,17 +151,21 @@ def write_tensors(path: str, content: Mapping[str, Any]) -> str:
     return hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]
 
 
-def read_tensors(path: str) -> dict[str, Any]:
+def read_tensors(path: str, mapped: bool = False) -> dict[str, Any]:
     """Read a dictionary written by ``torch.save`` without executing anything in it.
 
-    Raises UserError for a file that is missing, damaged (a single wrong bit suffices) or holds something else.
+    ``mapped`` tensors stay in a local file until they are used, for large files of which little is. Raises UserError
+    for a file that is missing, damaged (a single wrong bit suffices) or holds something else.
     """
     head = read_head(path)
     try:
-        with bf.BlobFile(path, "rb") as file:
+        with bf.BlobFile(path, "rb") as file, torch.serialization.safe_globals([LIGHTNING]):
             wrong = _damaged_part(file)
             file.seek(0)
-            content = None if wrong else torch.load(file, map_location="cpu", weights_only=True)
+            # torch reads a path by its ending, too
+            mapped = mapped and head.startswith(b"PK") and not ("://" in path or path.endswith(".safetensors"))
+            source = path if mapped else file
+            content = None if wrong else torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises a dozen kinds for damaged or hostile files
         reason = describe_foreign(head) or "damaged or no torch file"
         if str(error) == OTHER_ARCHIVE:

@@ -1,7 +1,7 @@
 """The linear classifier of attributes that a probe wrote, as editing reads it: each row is a direction among codes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -63,10 +63,12 @@ class AttributeClassifier:
 def read_classifier(path: str, latent_dim: int, names: Sequence[str] = ()) -> AttributeClassifier:
     """Read ``best.pt`` and, where it is there, ``best.json`` beside it; ``names`` stand in for missing names.
 
-    Raises UserError for a file that is missing, is no ``Linear(latent_dim, attributes)`` of finite numbers, or does not
-    match its JSON.
+    DiffAE's official file, whose classifier is of normalised codes, becomes one of codes as they are. Raises UserError
+    for a file that is missing, is no ``Linear(latent_dim, attributes)`` of finite numbers, or does not match its JSON.
     """
-    state = read_tensors(path)
+    state, about = read_tensors(path), {}
+    if isinstance(state.get("state_dict"), Mapping):
+        state, about["std"] = _of_plain_codes(state["state_dict"], path)
     weight, bias = state.get("weight"), state.get("bias")
     tensors = set(state) == {"weight", "bias"} and all(isinstance(part, Tensor) for part in state.values())
     if not tensors or weight.ndim != 2 or bias.shape != weight.shape[:1]:
@@ -75,10 +77,25 @@ def read_classifier(path: str, latent_dim: int, names: Sequence[str] = ()) -> At
     require_finite(f"classifier: {path}", torch.cat([weight.flatten(), bias]))
     if weight.shape[1] != latent_dim:
         raise UserError(f"classifier: {path} reads codes of {weight.shape[1]} numbers, the model's have {latent_dim}")
-    about = _read_about(path.removesuffix(".pt") + ".json", len(weight), latent_dim)
+    about |= _read_about(path.removesuffix(".pt") + ".json", len(weight), latent_dim)
     if "names" not in about:
         about["names"] = tuple(names if len(names) == len(weight) else map(str, range(len(weight))))
     return AttributeClassifier(path, weight=weight.float(), bias=bias.float(), **about)
+
+
+def _of_plain_codes(state: Mapping[str, Any], path: str) -> tuple[dict[str, Tensor], Tensor]:
+    """Weight and bias for codes z, and their std, of the official classifier, which reads ``(z - mean) / std``.
+
+    Of its weights those as trained: their average still holds much of the random start.
+    """
+    official = ("classifier.weight", "classifier.bias", "conds_mean", "conds_std")
+    found = [state.get(name) for name in official]
+    sizes = [tuple(each.shape) for each in found if isinstance(each, Tensor)]
+    if len(sizes) < 4 or len(sizes[0]) != 2 or sizes[1:] != [sizes[0][:1], *[(1, sizes[0][1])] * 2]:
+        raise UserError(f"classifier: {path}: expected {', '.join(official)} that fit together")
+    weight, bias, mean, std = (each.float() for each in found)
+    weight = weight / std
+    return {"weight": weight, "bias": bias - weight @ mean[0]}, std[0]
 
 
 def _read_about(path: str, attributes: int, latent_dim: int) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 examples:
   python -m scripts.convert --model_path ckpt/ffhq/det/ema_0.9999_1020000.pt --schedule vp --out ffhq.safetensors
   python -m scripts.convert --model_path ffhq.safetensors --out ckpt/again/ema_0.9999_1020000.pt
+  python -m scripts.convert --model_path ffhq128_autoenc_latent/last.ckpt --method prior --out prior.safetensors
 
 The tensors keep their names and values, which are those of the released files. A released file has no config.json, so
-its --schedule is needed; the rest is read from the tensors.
+of DBAE its --schedule is needed; the rest is read from the tensors. DiffAE's last.ckpt (--method diffae, ddim or prior)
+holds live and averaged weights, of which the average is taken, and in that of a prior the autoencoder as well.
 """
 
 from dataclasses import dataclass

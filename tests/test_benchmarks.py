@@ -21,8 +21,11 @@ from lmdb_fixtures import image_folder
 from benchmarks import quality_vs_nfe, speed, timing
 from benchmarks.reference import REFERENCE, reference, reference_step
 from benchmarks.timing import Work
+from dbae.checkpoint import config_content, save_weights, write_config
 from dbae.config import TrainConfig
 from dbae.io import seed_for
+from dbae.methods import DBAE, DiffAE
+from dbae.methods.diffae import DiffAEConfig
 from scripts.cli import run
 
 # Clock and tables
@@ -201,15 +204,40 @@ def test_a_reference_step_is_a_step_of_training(microbatch):
 # Quality
 
 
-def test_quality_against_calls(checkpoint, capsys, tmp_path):
-    words = [f"--model_path={checkpoint}", "--limit=2", "--calls=1,3", f"--out={tmp_path / 'quality'}", "--device=cpu"]
-    quality_vs_nfe.main(words)
+@pytest.fixture(scope="module")
+def diffae(tmp_path_factory):
+    """The EMA file of a run folder with a small DiffAE."""
+    options = {name: value for name, value in tiny.OPTIONS.items() if name != "decoder_channels"}
+    model, folder = DiffAE(DiffAEConfig(**options, emb_channels=8)), tmp_path_factory.mktemp("diffae")
+    write_config(str(folder), config_content(model, "toyfaces"))
+    save_weights(str(folder / "ema_0.9999_000020.pt"), model)
+    return folder / "ema_0.9999_000020.pt"
+
+
+@pytest.mark.parametrize(
+    ("method", "calls", "samplers"),
+    [
+        ("checkpoint", {1, 3}, {"one-step", "euler", "heun", "dbim", "dbim2", "dbim3", "dbm2"}),
+        ("diffae", {2, 6}, {"one-step", "ddim", "dbim2", "dbim3"}),  # inversion and decoding
+    ],
+)
+def test_quality_against_calls(method, calls, samplers, request, capsys, tmp_path):
+    words = [f"--model_path={request.getfixturevalue(method)}", f"--calls={','.join(map(str, calls))}"]
+    quality_vs_nfe.main([*words, "--limit=2", f"--out={tmp_path / 'quality'}", "--device=cpu"])
     shown, report = capsys.readouterr().out, json.loads((tmp_path / "quality.json").read_text())
     rows = report["rows"]
-    assert report["images"] == 2 and {row["nfe"] for row in rows} == {1, 3}
-    assert {row["sampler"] for row in rows} == {"one-step", "euler", "heun", "dbim", "dbim2", "dbim3", "dbm2"}
+    assert report["images"] == 2 and {row["nfe"] for row in rows} == calls
+    assert {row["sampler"] for row in rows} == samplers
+    assert len({row["setting"] for row in rows}) == len(rows)
     assert all(row["setting"] in shown and row["MSE"] > 0 for row in rows)
     assert (tmp_path / "quality.png").exists()
+
+
+@pytest.mark.parametrize("method", [DBAE, DiffAE])
+def test_official_settings_come_first(method):
+    options = quality_vs_nfe.QualityOptions(method=method.method, model_path="a.pt", official=True, calls=(2,))
+    found = [method.nfe(sampling) for sampling in quality_vs_nfe.settings(options, method)]
+    assert found[:2] == ([100, 666] if method is DBAE else [200, 100]) and set(found[3:]) == {2}
 
 
 def test_savings_count_only_where_the_row_is_as_good():

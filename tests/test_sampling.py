@@ -155,7 +155,21 @@ def test_inversion_draws_nothing():
         with pytest.raises(ValueError, match="ts: expected decreasing times"):
             sample(lambda x, t: x, process, x_0, ts, sampler, **options)
     with pytest.raises(ValueError, match="ts: expected times with noise"):
-        sample(lambda x, t: x, process, x_0, torch.tensor([-1, 0, 100]), "ddim")
+        sample(lambda x, t: x, process, x_0, torch.tensor([-1, -1, 100]), "ddim")
+
+
+@over(CHAINS)
+@pytest.mark.parametrize("sampler", ["ddim", "dbim2", "dbim3", "dbm2", "edm"])
+def test_retraced_inversion(process, sampler):
+    """As many calls there as back. DiffAE's inversion errs at both ends, however many steps there are between."""
+    x_0, ts = torch.linspace(-1, 1, 6, dtype=torch.float64)[:, None], time_grid(process, 80, grid="logsnr")
+    denoise, error = exact_denoiser(process, x_0), {}
+    for retraced in (False, True):
+        up, seen = inverted(process, ts, retraced), []
+        x_T = sample(lambda x, t, seen=seen: seen.append(t[0].item()) or denoise(x, t), process, x_0, up, sampler)
+        error[retraced] = (sample(denoise, process, x_T, ts, sampler) - x_0).abs().max().item()
+        assert len(seen) == nfe(sampler, 80) and seen[:2] == ([0, 0] if retraced else [0, seen[1]])
+    assert error[True] < error[False] * (1.0 if sampler == "ddim" else 0.2)
 
 
 WRONG = [

@@ -70,11 +70,14 @@ def index_grid(process: Process, steps: int) -> Tensor:
     return torch.tensor([*list(range(0, process.T, strides[steps]))[::-1], -1], device="cpu")
 
 
-def inverted(process: Process, ts: Tensor) -> Tensor:
-    """The times ``ts`` [steps + 1] of a discrete schedule the other way, for inversion: up to pure noise, ``T``.
+def inverted(process: Process, ts: Tensor, retraced: bool = False) -> Tensor:
+    """The times ``ts`` [steps + 1] of a discrete schedule the other way, for inversion.
 
-    The data is taken for the state at the first of them. Raises ValueError for a schedule in continuous time.
+    DiffAE takes the data for the state at the first of them and goes up to pure noise, ``T``. The sampler then starts
+    from that as if it were the state at its first time, and ends below the first index. ``retraced``, the times are the
+    sampler's own, from the data to where it starts, so that there and back it takes the same steps.
+    Raises ValueError for a schedule in continuous time.
     """
     if not process.discrete:
         raise ValueError(f"inversion: expected a discrete schedule, got {type(process.schedule).__name__}")
-    return torch.cat([ts[:-1].flip(0), ts.new_tensor([process.T])])
+    return ts.flip(0) if retraced else torch.cat([ts[:-1].flip(0), ts.new_tensor([process.T])])

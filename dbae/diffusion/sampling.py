@@ -90,8 +90,9 @@ def solver_updates(sampler: str, process: Process, ts: Tensor, **settings: float
     """
     check_settings(sampler, **settings)
     ts, settings = ts.double().cpu(), {**DEFAULTS, **settings}
-    if (process.abc(ts[:-1])[2] == 0).any():
-        raise ValueError("ts: expected times with noise in x_t but for the last, got one without")
+    from_data = process.discrete and ts[0] < ts[1]
+    if (process.abc(ts[from_data:-1])[2] == 0).any():
+        raise ValueError("ts: expected times with noise in x_t but for the data's, got one without")
     make, reads = SOLVERS[sampler]
     updates = make(process, ts, **{name: settings[name] for name in reads if name != "boot"})
     # The variance of such a draw is negative, so the factor may be NaN, which is not 0 either

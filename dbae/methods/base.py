@@ -20,6 +20,7 @@ from dbae.diffusion import Preconditioning, Process, Update, integrate, inverted
 from dbae.io import Generators, randn_like, to_float
 
 Cond = dict[str, Tensor]
+BESIDE = ("x_T", "conds_mean", "conds_std")  # what official files hold beside the tensors of networks
 
 
 class DiffusionModel(nn.Module):
@@ -33,6 +34,7 @@ class DiffusionModel(nn.Module):
     SIZE_DEPENDENT: ClassVar[tuple[str, ...]] = ()  # of Config: their values in a preset belong to its image size
     FLOAT32: ClassVar[tuple[str, ...]] = ()  # networks that autocast leaves alone
     SAMPLING: ClassVar[SampleConfig] = SampleConfig()  # how the method is sampled unless told otherwise
+    OFFICIAL_SAMPLING: ClassVar[tuple[SampleConfig, ...]] = ()  # of its published reconstructions
     TARGETS: ClassVar[str | None] = None  # kind of label that training conditions on: binary, class or real
     FEATURES: ClassVar[tuple[str, float]]  # the block, and the time, whose features stand for an image
     BOUNDED: ClassVar[bool] = True  # whether x_0 lies in [-1, 1]: estimates of it are clamped in sampling
@@ -115,7 +117,7 @@ class DiffusionModel(nn.Module):
     def invert(self, x0: Tensor, cond: Cond, sampling: SampleConfig) -> Tensor:
         """The state x_T from which ``sample`` leads back to about x0 [N, 3, H, W]: DDIM's inversion.
 
-        The sampler's own updates on the increasing grid. Raises UserError as ``updates`` does.
+        The sampler's own updates on the times that ``inverted`` gives. Raises UserError as ``updates`` does.
         """
         return self._integrate(x0, cond, self.updates(sampling, invert=True))
 
@@ -128,7 +130,7 @@ class DiffusionModel(nn.Module):
         steps = (invert and sampling.inversion_steps) or sampling.steps
         try:
             ts = time_grid(self.process, steps, sampling.rho, sampling.grid)
-            ts = inverted(self.process, ts) if invert else ts
+            ts = inverted(self.process, ts, sampling.xT == "retraced") if invert else ts
             return solver_updates(sampling.sampler, self.process, ts, **sampling.solver_settings)
         except (ValueError, ArithmeticError) as error:
             raise UserError(f"inversion: {error}" if invert else str(error)) from None
@@ -136,7 +138,7 @@ class DiffusionModel(nn.Module):
     def check_sampling(self, sampling: SampleConfig) -> None:
         """Raise UserError as ``updates`` does, and for settings of an inversion that the method does not have."""
         self.updates(sampling)
-        if self.INVERTS and sampling.xT == "inferred":
+        if self.INVERTS and sampling.xT != "random":
             self.updates(sampling, invert=True)
         elif not self.INVERTS and (sampling.xT != "inferred" or sampling.inversion_steps):
             raise UserError(f"xT, inversion_steps: {self.method} infers x_T without an inversion")
@@ -145,7 +147,7 @@ class DiffusionModel(nn.Module):
     def nfe(cls, sampling: SampleConfig) -> int:
         """Network calls per reconstructed image, with those of an inversion."""
         steps = [sampling.steps]
-        if cls.INVERTS and sampling.xT == "inferred":
+        if cls.INVERTS and sampling.xT != "random":
             steps.append(sampling.inversion_steps or sampling.steps)
         return sum(nfe(sampling.sampler, n, sampling.churn) for n in steps)
 
@@ -260,6 +262,11 @@ class DiffusionModel(nn.Module):
     @staticmethod
     def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse."""
+        return dict(state)
+
+    @classmethod
+    def own_tensors(cls, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+        """Of the tensors of an official file, which may hold other models as well, those of this one."""
         return dict(state)
 
     @classmethod

@@ -65,6 +65,7 @@ class DBAE(AutoEncoder):
     Config = DBAEConfig
     CHECKED = ("image_size", "schedule", "stochastic", "end_data")
     OVERRIDABLE = ("end_data",)
+    OFFICIAL_SAMPLING = (SampleConfig("euler", 100), SampleConfig("euler", 333, churn=0.33))
     FLOAT32 = ("decoder",)  # its weights are divided by a norm, for which half precision is too coarse
 
     # One row per data set: what differs from the defaults of DBAEConfig and TrainConfig.

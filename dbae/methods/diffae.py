@@ -15,7 +15,7 @@ from dbae.config import SampleConfig, UserError, option, require_positive
 from dbae.diffusion import Diffusion, Epsilon, LinearBeta
 from dbae.io import Generators, randn_like
 from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig
-from dbae.methods.base import Cond, DiffusionModel, preset
+from dbae.methods.base import BESIDE, Cond, DiffusionModel, preset
 from dbae.methods.codes import slerp
 from dbae.nn.layers import Attention1d
 from dbae.nn.unet import UNet
@@ -116,6 +116,16 @@ class DDIM(DiffusionModel):
     def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {f"unet.{name}": tensor for name, tensor in state.items()}
 
+    @classmethod
+    def own_tensors(cls, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+        return {name: value for name, value in state.items() if name not in BESIDE}
+
+    @classmethod
+    def official_config(
+        cls, state: Mapping[str, Tensor], path: str, dataset: str | None, **fields: Any
+    ) -> DDIMConfig:
+        return _official_config(cls, {"emb_channels": "time_embed.0.weight"}, state, path, dataset, fields)
+
 
 class DiffAE(AutoEncoder):
     """Encoder, and a U-Net that predicts the noise given the code."""
@@ -124,6 +134,7 @@ class DiffAE(AutoEncoder):
     Config = DiffAEConfig
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     SAMPLING = SampleConfig("ddim", 100, grid="uniform")
+    OFFICIAL_SAMPLING = (SAMPLING, SampleConfig("ddim", 100, grid="uniform", xT="random"))
     INVERTS = True
 
     def __init__(self, config: DiffAEConfig) -> None:
@@ -168,26 +179,44 @@ class DiffAE(AutoEncoder):
         return {name.replace(f"unet.{OFFICIAL_TIME}", TIME): tensor for name, tensor in own.items()}
 
     @classmethod
+    def own_tensors(cls, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+        return {name: value for name, value in state.items() if not name.startswith(("latent_net.", *BESIDE))}
+
+    @classmethod
     def official_config(
         cls, state: Mapping[str, Tensor], path: str, dataset: str | None, **fields: Any
     ) -> DiffAEConfig:
-        """The image size is that of the data set's preset, or typed: the tensors do not tell it."""
-        size = fields.pop("image_size", None)
-        if size is None and dataset is None:
-            raise UserError(f"image_size: needed for {path}, which has no config.json beside it")
-        try:
-            shapes = {
-                "num_channels": state["input_blocks.0.0.weight"].shape[0],
-                "emb_channels": state["time_embed.time_embed.0.weight"].shape[0],
-                "latent_dim": state["encoder.out.3.bias"].shape[0],
-            }
-        except (KeyError, IndexError) as error:
-            raise UserError(f"{path}: not a DiffAE checkpoint ({error} is missing)") from None
-        size = size or preset(cls, DiffAEConfig, dataset, {}).image_size
-        return DiffAEConfig(image_size=size, **shapes, **{n: value for n, value in fields.items() if n not in shapes})
+        widths = {"emb_channels": "time_embed.time_embed.0.weight", "latent_dim": "encoder.out.3.bias"}
+        return _official_config(cls, widths, state, path, dataset, fields)
 
     @classmethod
     def result_name(cls, sampling: SampleConfig) -> str:
-        """``ddim_{steps}_xT={inferred or random}``, and what else is not the default."""
+        """``ddim_{steps}_xT={inferred, retraced or random}``, and what else is not the default."""
         sampler, steps, *rest = super().result_name(sampling).split("_")
         return "_".join([sampler, steps, f"xT={sampling.xT}", *(part for part in rest if not part.startswith("x"))])
+
+
+def _official_config(
+    cls: type[DiffusionModel],
+    widths: Mapping[str, str],
+    state: Mapping[str, Tensor],
+    path: str,
+    dataset: str | None,
+    fields: Mapping[str, Any],
+) -> Any:
+    """Fields of ``widths`` are the first dimensions of tensors; the image size is that of the previews' noise, if any.
+
+    Otherwise it is typed, or that of the data set's preset: the networks do not tell it.
+    """
+    try:
+        widths = {"num_channels": "input_blocks.0.0.weight", **widths}
+        shapes = {field: state[name].shape[0] for field, name in widths.items()}
+    except (KeyError, IndexError) as error:
+        raise UserError(f"{path}: not a {cls.method} checkpoint ({error} is missing)") from None
+    expected = preset(cls, cls.Config, dataset, {}).image_size if dataset else None
+    size = state["x_T"].shape[-1] if "x_T" in state else fields.get("image_size") or expected
+    if size is None:
+        raise UserError(f"image_size: needed for {path}, which has no config.json beside it")
+    if expected not in (None, size):
+        raise UserError(f"{path}: made for {size}x{size} images, but {dataset} is {expected}x{expected}")
+    return cls.Config(**{**fields, **shapes, "image_size": size})

@@ -1,5 +1,6 @@
 """The latent prior: a diffusion over codes, from which an autoencoder generates (Preechakul et al., CVPR 2022)."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from torch import Tensor
 from dbae.config import SampleConfig, UserError, option, require_positive
 from dbae.diffusion import ConstantBeta, Diffusion, Epsilon
 from dbae.io import Generators, randn_like
-from dbae.methods.base import Cond, DiffusionModel
+from dbae.methods.base import Cond, DiffusionModel, preset
 from dbae.nn.mlp import SkipMLP
 
 
@@ -33,6 +34,8 @@ class PriorConfig:
         """``{latent}d_{layers}x{width}``."""
         return f"{self.latent_dim}d_{self.layers}x{self.width}"
 
+
+STATISTICS = {"conds_mean": "mean", "conds_std": "std"}  # in official files, [1, latent], and here
 
 # One row per data set of the autoencoder: what differs from the defaults of PriorConfig and TrainConfig. Steps are the
 # official numbers of codes over the batch; where there is no official configuration, that of FFHQ stands in.
@@ -96,3 +99,27 @@ class LatentPrior(DiffusionModel):
         """``n`` codes [n, latent] of the autoencoder; ``settings`` are fields of SampleConfig."""
         noise = randn_like(self.mean.new_empty(n, self.config.latent_dim), generator)
         return self.decode(noise, generator, **settings)
+
+    # Files: the official ones hold the autoencoder as well, and the layers' scales under a second name
+
+    @classmethod
+    def own_tensors(cls, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+        if not state.keys() >= STATISTICS.keys():
+            return dict(state)
+        own = {name: state[official].flatten() for official, name in STATISTICS.items()}
+        for name in (name for name in state if name.startswith("latent_net.")):
+            kept = name.replace(".cond_layers.1.", ".linear_emb.")
+            if not torch.equal(own.setdefault(kept, state[name]), state[name]):
+                raise UserError(f"{path}: expected equal tensors under {name!r} and {kept!r}, two names of one")
+        return own
+
+    @classmethod
+    def official_config(cls, state: Mapping[str, Tensor], path: str, dataset: str | None, **fields: Any) -> PriorConfig:
+        layers = sum(re.fullmatch(r"latent_net\.layers\.\d+\.linear\.weight", name) is not None for name in state)
+        first = state.get("latent_net.layers.0.linear.weight")
+        if first is None or first.ndim != 2 or not state.keys() >= STATISTICS.keys():
+            raise UserError(f"{path}: not an official file with a latent prior, and without a config.json beside it")
+        config = PriorConfig(layers=layers, width=first.shape[0], latent_dim=first.shape[1])
+        if dataset is not None and config != (expected := preset(cls, PriorConfig, dataset, {})):
+            raise UserError(f"{path}: a prior {config.name}, but that of {dataset} is {expected.name}")
+        return config
