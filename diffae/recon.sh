@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reconstruct: bash diffae/recon.sh DATASET MODEL_PATH SPLIT T XT [OPTION...]; XT is inferred (T more network calls) or random
+# Reconstruct: bash diffae/recon.sh DATASET MODEL_PATH SPLIT T XT [OPTION...]; XT is inferred or retraced (T more network calls), or random
 # e.g. bash diffae/recon.sh celebahq CKPT train 100 inferred --evaluate; all options: --help
 source "$(dirname "${BASH_SOURCE[0]}")/../args.sh"
 
