@@ -31,7 +31,7 @@ fail() {
 
 # A path that was typed relative to the caller's folder, as seen from the repository's root.
 from_here() {
-    if [[ $1 != /* && $1 != *://* && -e $HERE/$1 ]]; then
+    if [[ $1 && $1 != /* && $1 != *://* && -e $HERE/$1 ]]; then
         echo "$HERE/$1"
     else
         echo "$1"

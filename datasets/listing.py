@@ -36,6 +36,12 @@ def image_names(root: str) -> list[str]:
     return names
 
 
+def has_images(folder: str) -> bool:
+    """Whether there is an image file, by its ending, in the folder itself or below."""
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    return any(_ending(name) in EXTENSIONS and not _is_hidden(name) for name in names)
+
+
 def choose_images(place: str, names: Iterable[str]) -> list[str]:
     """Those of the paths below ``place`` that are images by their ending, in natural order (2.jpg before 10.jpg).
 

@@ -11,7 +11,7 @@ import lmdb
 from dbae.config import UserError
 
 # Reading past the end of an LMDB's file kills the process. The last pages may rightly be missing, where they were freed
-# before they were ever written, so only a greater loss is taken for a broken copy.
+# before they were ever written, so only a greater loss is taken for a broken copy: an eighth, and of large files 1 MiB.
 TRUNCATED = 1 << 20
 RECORD_KEY = "dbae-prepare"  # under which a preparation says how far it has come; ``length`` is written last
 
@@ -90,12 +90,19 @@ class LmdbStore:
         return {f"{prefix}%0{fewest}d": (count, end) for prefix, (count, end, _, fewest) in found.items()}
 
     def key_format(self, candidates: Sequence[str] = ()) -> str:
-        """The first of the printf formats that occurs; without candidates, the first one found by looking."""
+        """The first of the printf formats that occurs; without candidates, the first one found by looking.
+
+        Raises UserError where there is none, or where the choice would leave images out.
+        """
         for candidate in candidates:
             if self._begins(candidate):
                 return candidate
-        found = next(iter(self.contents()), None)
+        contents = self.contents()
+        found = next(iter(contents), None)
         if found and not candidates:
+            if len({count for count, _ in contents.values()}) > 1:
+                counts = ", ".join(f"{count} like {key_format % 0}" for key_format, (count, _) in contents.items())
+                raise UserError(f"{self.path}: expected image keys of one kind, there are {counts}")
             return found
         expected = " or ".join(candidate % 0 for candidate in candidates) or "256-00000"
         raise UserError(f"{self.path}: expected keys like {expected}, found {found % 0 if found else 'no image keys'}")
@@ -159,7 +166,7 @@ class LmdbStore:
             raise UserError(f"{self.path}: {expected}: {error}") from None
         stated = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
         size = os.path.getsize(self.file)
-        if size < stated - TRUNCATED:
+        if size < stated - min(TRUNCATED, stated // 8):
             raise UserError(f"{self.path} is truncated: {size} of {stated} bytes are there, copy or download it again")
         return environment
 

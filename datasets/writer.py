@@ -24,7 +24,8 @@ from tqdm import tqdm
 from datasets.base import digest_of
 from datasets.images import BadImage, cover, decode
 from datasets.labels import LabelTable, image_key
-from datasets.lmdb import RECORD_KEY
+from datasets.listing import has_images
+from datasets.lmdb import RECORD_KEY, is_lmdb
 from datasets.loader import watched
 from datasets.originals import Originals
 from dbae.config import UserError
@@ -115,9 +116,14 @@ def write_lmdb(path: str, job: Job, workers: int, labels: Labels) -> tuple[Recor
     """
     total, previous = len(job.names), signal.signal(signal.SIGINT, _interrupt_once)
     try:
+        settings = job.settings()
+        if not is_lmdb(path):  # nothing is left in a folder that is refused
+            _check_labels(path, job, Record(settings), labels)
+            if os.path.isdir(path) and has_images(path):
+                raise UserError(f"{path}: it has images, which an LMDB beside them would hide: choose another --out")
         os.makedirs(path, exist_ok=True)
         with lmdb.open(path, map_size=FIRST_MAP) as environment:
-            record = _resume(environment, path, job.settings())
+            record = _resume(environment, path, settings)
             _check_labels(path, job, record, labels)
             if record.finished:
                 return record, False, _write_labels(environment, path, job, record, labels)

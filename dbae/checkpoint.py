@@ -8,6 +8,7 @@ names of the method's official release; others are read where ``weight_sets`` fi
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -54,7 +55,7 @@ def complete_sets(run_dir: str, ema_rate: float) -> list[tuple[int, str]]:
 
 
 def load_model(
-    path: str,
+    path: str | os.PathLike[str],
     method: str | None = None,
     dataset: str | None = None,
     device: torch.device | str | None = None,
@@ -68,6 +69,7 @@ def load_model(
     file's configuration, but for fields that may change in evaluation, such as DBAE's ``end_data``. Raises UserError
     for a contradiction, and for a file that is missing, damaged, foreign or not made of tensors alone.
     """
+    path = os.fspath(path)
     sets, content = read_weights(path)
     content = content or read_config(bf.dirname(path))
     found = (content or {}).get("method", "dbae")

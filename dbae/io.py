@@ -23,6 +23,11 @@ from torch import Tensor
 
 from dbae.config import UserError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 OTHER_ARCHIVE = "an archive, to be unpacked first"
 # What files that are no weights begin with
 FOREIGN = {
@@ -64,6 +69,9 @@ def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
         else:
             os.replace(beside, path)
             _sync_folder(folder)
+    except OSError as error:
+        error.filename = error.filename or path  # a full disk does not say which file it was
+        raise
     finally:
         if os.path.exists(beside):
             os.remove(beside)
@@ -74,6 +82,24 @@ def remove_unfinished(folder: str) -> None:
     for name in listdir(folder) if "://" not in folder else []:
         if UNFINISHED.fullmatch(name):
             os.remove(os.path.join(folder, name))
+
+
+def lock_folder(folder: str) -> IO | None:
+    """Keep other processes out of a local folder, until what is returned is closed or this process ends.
+
+    Raises UserError where another process has locked it. None where there are no such locks.
+    """
+    if fcntl is None or "://" in folder:
+        return None
+    os.makedirs(folder, exist_ok=True)
+    file = open(os.path.join(folder, ".lock"), "ab")  # noqa: SIM115
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which forked workers do not inherit
+    except (BlockingIOError, PermissionError):
+        raise UserError(f"{folder}: another process is writing to it; wait for its end, or stop it") from None
+    except OSError:  # a file system without locks
+        return None
+    return file
 
 
 def check_outputs(outputs: Iterable[str], inputs: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """The linear classifier of attributes that a probe wrote, as editing reads it: each row is a direction among codes."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dbae.config import UserError
-from dbae.io import read_tensors, require_finite
+from dbae.io import fingerprint, read_tensors, require_finite
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ class AttributeClassifier:
         return value
 
 
-def read_classifier(path: str, latent_dim: int, names: Sequence[str] = ()) -> AttributeClassifier:
+def read_classifier(path: str | os.PathLike[str], latent_dim: int, names: Sequence[str] = ()) -> AttributeClassifier:
     """Read ``best.pt`` and, where it is there, ``best.json`` beside it; ``names`` stand in for missing names.
 
     DiffAE's official file, whose classifier is of normalised codes, becomes one of codes as they are. Raises UserError
     for a file that is missing, is no ``Linear(latent_dim, attributes)`` of finite numbers, or does not match its JSON.
     """
+    path = os.fspath(path)
     state, about = read_tensors(path), {}
     if isinstance(state.get("state_dict"), Mapping):
         state, about["std"] = _of_plain_codes(state["state_dict"], path)
@@ -78,6 +80,10 @@ def read_classifier(path: str, latent_dim: int, names: Sequence[str] = ()) -> At
     if weight.shape[1] != latent_dim:
         raise UserError(f"classifier: {path} reads codes of {weight.shape[1]} numbers, the model's have {latent_dim}")
     about |= _read_about(path.removesuffix(".pt") + ".json", len(weight), latent_dim)
+    if about.pop("layer", None) not in (None, fingerprint(path)):
+        raise UserError(
+            f"classifier: {path}: it is not the file that its JSON is of; copy both, or run the probe again"
+        )
     if "names" not in about:
         about["names"] = tuple(names if len(names) == len(weight) else map(str, range(len(weight))))
     return AttributeClassifier(path, weight=weight.float(), bias=bias.float(), **about)
@@ -107,6 +113,7 @@ def _read_about(path: str, attributes: int, latent_dim: int) -> dict[str, Any]:
             content = json.load(file)
         about: dict[str, Any] = {"names": tuple(str(name) for name in content["attributes"])}
         about["weights"] = str(content.get("weights", ""))
+        about["layer"] = content.get("layer")  # fingerprint of best.pt; earlier versions noted none
         if "codes" in content:
             medians = [float("nan") if m is None else m for m in content["codes"]["median_logit_of_positives"]]
             about["std"] = torch.tensor(content["codes"]["std"], dtype=torch.float32)

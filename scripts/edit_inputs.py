@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,6 +140,8 @@ def find_classifier(trained: TrainedModel, model_path: str, typed: str | None) -
     weights, refused = fingerprint(model_path), ""
     for path in [typed] if typed else filter(os.path.exists, found):
         classifier = read_classifier(path, trained.model.config.latent_dim, ATTRIBUTES)
+        if classifier.weights is None:
+            print(f"note: there is no best.json beside {path}, so nobody knows of which weights it is", file=sys.stderr)
         if classifier.weights in (None, weights):
             return classifier.to(trained.device)
         of = f"the weights {classifier.weights}" if classifier.weights else "weights that its JSON does not state"

@@ -101,9 +101,9 @@ def write(
     """Write report, picture and, where there is one, layer. Returns the report's path."""
     files = {"results.json": json.dumps(report, indent=2) + "\n"}
     if result.layer is not None:
-        write_tensors(options.path("best.pt"), result.best.state_dict())
+        layer = write_tensors(options.path("best.pt"), result.best.state_dict())
         beside = {"attributes": list(names), "normalisation": "none: the layer takes the code as it is"}
-        beside["weights"] = report["weights"]
+        beside |= {"weights": report["weights"], "layer": layer}
         if options.kind == "binary":
             beside["codes"] = about_codes(result.best, train)
         files["best.json"] = json.dumps(beside, indent=2) + "\n"

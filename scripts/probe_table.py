@@ -85,6 +85,7 @@ def main(args: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--runs", required=True, metavar="DIR,DIR,...", help="folders with probed checkpoints")
     parser.add_argument("--out", default="", metavar="PATH", help="file to write, .md or .csv (default: print)")
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace another file")
     options = parser.parse_args(args)
 
     if options.out and not options.out.endswith((".md", ".csv")):
@@ -99,6 +100,10 @@ def main(args: list[str] | None = None) -> None:
     if not options.out:
         print(text, end="")
         return
+    if os.path.exists(options.out) and not options.overwrite:
+        with open(options.out, "rb") as file:
+            if file.read() != text.encode(errors="backslashreplace"):
+                raise UserError(f"out: {options.out} is there already; give --overwrite to replace it, or another name")
     with atomic_write(options.out, "w") as file:
         file.write(text)
     print(f"wrote {len(rows)} rows to {options.out}")

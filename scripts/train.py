@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,9 @@ from datasets.cache import PLACES, cached, check_room
 from datasets.loader import first_images, training_batches
 from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
-from dbae.checkpoint import config_content, read_config, write_config
+from dbae.checkpoint import complete_sets, config_content, read_config, write_config
 from dbae.config import TrainConfig, UserError, from_json, option
-from dbae.io import save_grid, to_float, to_uint8
+from dbae.io import lock_folder, save_grid, to_float, to_uint8
 from dbae.methods import METHODS, DiffusionModel, preset, preset_name
 from dbae.state import TrainState
 from dbae.training import Batches, local_batch, micro_batches, train
@@ -104,6 +104,7 @@ def data_entry(options: RunOptions, data: ImageDataset, labels: str | None) -> d
         "split_range": options.split_range,
         "images": len(data),
         "images_digest": data.digest(times=False),
+        "times_digest": data.digest(),
         "labels_digest": data.labels_digest(labels) if labels else None,
     }
 
@@ -113,10 +114,13 @@ def check_run_folder(
 ) -> None:
     """Raise UserError where the folder holds a run that these settings, or these ``data``, cannot continue.
 
-    Where they have ``moved``, their path does not count. Earlier versions did not note the data.
+    Where they have ``moved``, path and times of change do not count. Earlier versions did not note the data.
     """
     earlier = read_config(run_dir)
     if earlier is None:
+        if complete_sets(run_dir, training.ema_rate):
+            what = "config.json is missing beside its checkpoints"
+            raise UserError(f"{run_dir}: {what}; put it back, or give another --workdir")
         return
     theirs = dataclasses.asdict(from_json(type(model), earlier["model"], f"{run_dir}/config.json"))
     trained = earlier.get("train")
@@ -126,11 +130,12 @@ def check_run_folder(
         ours[name] = getattr(training, name)
         theirs[name] = (trained if isinstance(trained, dict) else {}).get(name, ours[name])
     if isinstance(earlier.get("data"), dict):
-        ours, theirs = ours | data, theirs | {name: earlier["data"].get(name) for name in data}
+        ours, theirs = ours | data, theirs | data | earlier["data"]
+    movable = ("path", "times_digest")
     for name, value in ours.items():
-        if theirs[name] != value and not (name == "path" and moved):
+        if theirs[name] != value and not (moved and name in movable):
             advice = "give --data_moved true if it is the same data, or another --workdir"
-            advice = advice if name == "path" else "give the same, or another --workdir"
+            advice = advice if name in movable else "give the same, or another --workdir"
             raise UserError(f"{name}: the run in {run_dir} has {theirs[name]}, got {value}; {advice}")
 
 
@@ -186,6 +191,8 @@ def main(args: list[str] | None = None) -> None:
 
     def check_run() -> dict[str, Any]:
         entry = data_entry(options, data, labels)
+        if options.dataset.startswith("folder:") and os.path.realpath(run_dir).startswith(f"{data.place}{os.sep}"):
+            raise UserError(f"workdir: {run_dir} lies among the images, and would add pictures to them")
         check_run_folder(run_dir, options.method, model_config, config, entry, options.data_moved)
         return entry
 
@@ -234,6 +241,8 @@ def fit(
     ``content`` is written to config.json, ``about`` says what data there are, and ``stream`` yields the batches from
     where a state stands.
     """
+    held: list[IO | None] = []  # the run folder's lock, until the end
+    runtime.on_first(lambda: held.append(lock_folder(run_dir)))
     device = next(model.parameters()).device
     dtype = runtime.amp_dtype(config.precision, device)
     model.use_amp(dtype, config.autocast)

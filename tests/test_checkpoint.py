@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,6 +315,16 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path):
         file.write(b"half")
         raise RuntimeError
     assert path.read_bytes() == b"earlier" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_failed_write_names_its_file(tmp_path):
+    with pytest.raises(OSError, match=r"No space left.*weights\.pt"), atomic_write(str(tmp_path / "weights.pt")):
+        raise OSError(28, "No space left on device")
+
+
+def test_load_model_takes_a_path_object(tmp_path):
+    _, path = run_folder(tmp_path)
+    assert load_model(Path(path)).config == load_model(path).config
 
 
 def test_config_json_holds_everything(tmp_path):

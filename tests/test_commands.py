@@ -101,6 +101,7 @@ def test_launchers_refuse_and_explain(checkpoint):
     words = ["toyfaces", "vp", checkpoint, checkpoint, "0.0", "1", "test", "7", "euler", "3", "true"]
     assert_one_line_error(bash("recon_dbae.sh", *words), "MODEL_PATH is given twice")
     assert_one_line_error(bash("recon_dbae.sh", *words[:3]), "10 arguments", "got 3")
+    assert_one_line_error(bash("recon_dbae.sh", "folder:", *words[1:3], *words[4:]), "got 'folder:'")
     status, text, _ = bash("recon_dbae.sh", "--help")
     assert status == 0 and "--dry_run" in text and "example" in text
 
@@ -121,7 +122,7 @@ def test_training_from_the_launcher_resumes_by_itself(tmp_path, program):
     assert folder.name == "toyfaces32_32_8d_false_vp"
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
     files = {"model_000002.pt", "ema_0.9999_000002.pt", "opt_000002.pt", "config.json", "progress.csv", "samples"}
-    assert names == files and [path.name for path in (folder / "samples").iterdir()] == ["000002.png"]
+    assert names == files | {".lock"} and [path.name for path in (folder / "samples").iterdir()] == ["000002.png"]
     words = ["--dataset=toyfaces", "--schedule=vp", "--stochastic=false", *words[3:]]
     status, shown, error = program(train, *words, "--total_steps=3")
     assert status == 0 and "steps 2 to 3, resumed from" in shown, error
@@ -172,12 +173,37 @@ def test_a_run_knows_its_data(tmp_path, program):
     status, shown, error = attempt(tmp_path / "c" / "images", 2, "--data_moved")
     assert status == 0 and "steps 1 to 2" in shown, error
     content = json.loads(config.read_text())
-    assert content["data"] == entry | {"path": str(tmp_path / "c" / "images")}
+    times = content["data"]["times_digest"]
+    assert content["data"] == entry | {"path": str(tmp_path / "c" / "images"), "times_digest": times}
     config.write_text(json.dumps({name: value for name, value in content.items() if name != "data"}))
     status, shown, error = attempt(data, 3)
     assert status == 0 and "steps 2 to 3" in shown and json.loads(config.read_text())["data"] == entry, error
+    os.utime(data / "3.png", (0, 0))  # as where another of the same size was put in its place
+    assert_one_line_error(attempt(data, 4), "times_digest: the run", "--data_moved true")
+    assert attempt(data, 4, "--data_moved")[0] == 0
     (data / "3.png").write_bytes(encoded(picture(30)))
-    assert_one_line_error(attempt(data, 4), "images_digest: the run")
+    assert_one_line_error(attempt(data, 5), "images_digest: the run")
+    config.unlink()
+    assert_one_line_error(attempt(data, 5), "config.json is missing beside its checkpoints")
+    assert_one_line_error(attempt(data, 5, f"--workdir={data / 'run'}"), "workdir: ", "lies among the images")
+
+
+def test_a_run_folder_is_of_one_process(tmp_path, program):
+    words = [
+        f"--dataset={photos(tmp_path / 'images')}",
+        f"--workdir={tmp_path / 'run'}",
+        "--total_steps=1",
+        *tiny.FLAGS,
+    ]
+    words += ["--stochastic=false", "--batch_size=2", "--num_workers=0", "--device=cpu"]
+    assert program(train, *words)[0] == 0
+    (lock,) = (tmp_path / "run").glob("*/.lock")
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert_one_line_error(program(train, *words), "another process is writing to it")
+        other.communicate(b"\n")
+    assert program(train, *words)[0] == 0
 
 
 # What is refused

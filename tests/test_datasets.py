@@ -96,6 +96,10 @@ def test_indices_outgrow_their_zeros(tmp_path):
             "has no image 256-00001: expected 256-00000 to 256-00003",
         ),
         ({"256-0": b"", "256-1": b"", "length": b"3"}, "has no image 256-2: expected 256-0 to 256-2 without gaps"),
+        (
+            {"256-0": b"", "64-0": b"", "64-1": b""},
+            "expected image keys of one kind, there are 1 like 256-0, 2 like 64-0",
+        ),
     ],
 )
 def test_keys_with_gaps_or_of_two_kinds_are_refused_at_once(tmp_path, entries, message):
@@ -143,10 +147,11 @@ def test_messages_name_what_is_missing(tmp_path):
         build("ffhq", "train", 64, data_dir=str(broken))
 
 
-def test_a_truncated_lmdb_is_said_and_does_not_crash(tmp_path):
+@pytest.mark.parametrize(("size", "kept"), [(100_000, 1_000_000), (5_000, 100_000)])
+def test_a_truncated_lmdb_is_said_and_does_not_crash(tmp_path, size, kept):
     path = tmp_path / "ffhq.lmdb"
-    write_lmdb(path, {f"256-{i:05d}": bytes(100_000) for i in range(30)}, subdir=False)
-    path.write_bytes(path.read_bytes()[:1_000_000])
+    write_lmdb(path, {f"256-{i:05d}": bytes(size) for i in range(30)}, subdir=False)
+    path.write_bytes(path.read_bytes()[:kept])
     with raises("ffhq.lmdb is truncated: .* copy or download it again"):
         build("ffhq", "train", 8, data_root=str(tmp_path))
 

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from dbae.config import UserError
-from dbae.io import image_generators
+from dbae.io import fingerprint, image_generators
 from dbae.methods.codes import PATHS, attribute_step, lerp, slerp
 from eval.classifier import read_classifier
 
@@ -42,6 +42,8 @@ def test_spherical_keeps_length_and_turns_evenly():
 def test_attribute_step():
     w = codes(1)[0]
     assert attribute_step(w).norm().item() == pytest.approx(math.sqrt(8))
+    with pytest.raises(UserError, match="direction: "):
+        attribute_step(0 * w)
     torch.testing.assert_close(attribute_step(3 * w), attribute_step(w))
 
     # The normalised step is the step among codes of unit variance
@@ -101,6 +103,16 @@ def test_attributes_by_name_or_number(tmp_path):
     for wrong in ("Smiling", "2", "-1", ""):
         with pytest.raises(UserError, match="attributes: "):
             found.index(wrong)
+
+
+def test_a_classifier_and_its_json_belong_together(tmp_path):
+    path = classifier_file(tmp_path)
+    about = json.loads((tmp_path / "best.json").read_text())
+    (tmp_path / "best.json").write_text(json.dumps(about | {"layer": fingerprint(path)}))
+    assert read_classifier(path, 8).names == ("Male", "Wavy_Hair")
+    torch.save(torch.nn.Linear(8, 2).state_dict(), path)
+    with pytest.raises(UserError, match="it is not the file that its JSON is of"):
+        read_classifier(path, 8)
 
 
 def test_a_bare_classifier_has_names_or_numbers_and_no_statistics(tmp_path):

@@ -456,6 +456,19 @@ def test_the_labels_of_a_folder_lie_in_it(tmp_path, capsys):
     assert table.read_bytes() == before
 
 
+def test_a_folder_of_images_does_not_become_an_lmdb(tmp_path, capsys):
+    source = image_folder(tmp_path / "mine", ["a.png", "sub/b.png"])
+    others = image_folder(tmp_path / "others", ["c.png"])
+    before = sorted(tmp_path.rglob("*"))
+    for out in (source, tmp_path / "mine/sub", others):
+        assert run("folder", "--source", source, "--size", 24, "--out", out) == 2
+        assert "it has images, which an LMDB beside them would hide" in capsys.readouterr().err
+    labels = tmp_path / "mine/labels.csv"
+    labels.write_text("file,x\na.png,1\nsub/b.png,2\n")
+    assert run("folder", "--source", source, "--size", 24, "--out", source) == 2
+    assert sorted({*tmp_path.rglob("*")} - {labels}) == before
+
+
 def test_inspect_parses_label_files(tmp_path, celeba, capsys):
     assert run("celeba", "--source", celeba, "--out", tmp_path / "celeba") == 0
     assert prepare.main(["inspect", str(tmp_path / "celeba")]) == 0

@@ -135,6 +135,13 @@ def test_table_and_baseline_picture(checkpoint, photos, tmp_path):
         probe_table.main([f"--runs={checkpoint.parent}", f"--out={tmp_path / name}"])
         text = (tmp_path / name).read_text()
         assert "DBAE-d" in text and "0.650" in text and "toyfaces" in text
+    words = [f"--runs={checkpoint.parent}", f"--out={tmp_path / 'table.md'}"]
+    probe_table.main(words)  # the same again
+    (tmp_path / "table.md").write_text("mine")
+    with pytest.raises(UserError, match=r"table\.md is there already"):
+        probe_table.main(words)
+    assert (tmp_path / "table.md").read_text() == "mine"
+    probe_table.main([*words, "--overwrite"])
 
 
 @pytest.mark.parametrize("name", ["export [1] $x$.safetensors", "weights.bin"])

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dbae.config import UserError
+
 
 def draw_code(mu: Tensor, log_sigma: Tensor, noise: Tensor | None = None) -> Tensor:
     """``mu + (exp(log_sigma) + 0.01) eps`` for standard normal ``noise`` like mu [N, latent]; mu itself for None."""
@@ -37,7 +39,10 @@ def attribute_step(w: Tensor, std: Tensor | None = None) -> Tensor:
 
     With ``std`` [latent], the standard deviation of the codes, the same step is taken among codes of unit variance, as
     DiffAE does, and expressed in codes as they are: a classifier of ``z / std`` has the row ``std w``.
+    Raises UserError for a row of zeros.
     """
+    if not w.any():
+        raise UserError("direction: expected one that is not zero everywhere")
     if std is None:
         return len(w) ** 0.5 * w / w.norm()
     return std * attribute_step(std * w)

@@ -121,9 +121,7 @@ class DDIM(DiffusionModel):
         return {name: value for name, value in state.items() if name not in BESIDE}
 
     @classmethod
-    def official_config(
-        cls, state: Mapping[str, Tensor], path: str, dataset: str | None, **fields: Any
-    ) -> DDIMConfig:
+    def official_config(cls, state: Mapping[str, Tensor], path: str, dataset: str | None, **fields: Any) -> DDIMConfig:
         return _official_config(cls, {"emb_channels": "time_embed.0.weight"}, state, path, dataset, fields)
 
 
