@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import struct
 import zipfile
 from itertools import chain, islice
@@ -588,3 +589,16 @@ def test_ordered_batches_lose_and_repeat_nothing(world, limit):
         assert mine == list(range(rank, min(11, limit or 11), world))
         seen += mine
     assert sorted(seen) == list(range(min(11, limit or 11)))
+
+
+def test_images_of_equal_size_and_time_are_told_apart(tmp_path):
+    for i, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{i}.bmp")
+        os.utime(tmp_path / f"{i}.bmp", ns=(5, 5))
+    before = build(f"folder:{tmp_path}", "train", 8).digest()
+    first, second = (tmp_path / f"{i}.bmp" for i in (0, 1))
+    first.rename(tmp_path / "x")
+    second.rename(first)
+    (tmp_path / "x").rename(second)
+    assert first.stat().st_mtime_ns == second.stat().st_mtime_ns
+    assert build(f"folder:{tmp_path}", "train", 8).digest() != before
