@@ -57,6 +57,7 @@ DATASETS = {
     source.name: source
     for source in (
         Source("ffhq", "ffhq", _KEYS_5, _folders("ffhq", *SIZES), complete=70_000),
+        Source("ffhq64", "ffhq", _KEYS_5, _folders("ffhq", *SIZES), complete=70_000),
         Source("ffhq256", "ffhq", ("256-%05d",), _folders("ffhq", 256), complete=70_000),
         Source(
             *("celebahq", "celebahq", ("128-%05d", "256-%05d", "64-%05d"), _folders("celebahq", *SIZES), 30_000),

@@ -184,8 +184,8 @@ def main(args: list[str] | None = None) -> None:
         return print_dry_run(options, about, sampling=sampling.as_dict(), output=folder)
 
     device = runtime.setup(options.device)
-    weights = fingerprint(options.model_path)
     trained = TrainedModel.of(load(options, about, device), options, sampling)
+    weights = fingerprint(options.model_path)
     if options.check:
         return None
     codes, made_from = None, {}
