@@ -142,8 +142,14 @@ def test_predicted_noise_is_the_noise_that_the_estimate_implies():
 
 def test_wrong_use():
     model = tiny.model()
-    with pytest.raises(ValueError, match=r"expected \[N, 3, 32, 32\].*got \[2, 3, 64, 64\]"):
+    with pytest.raises(ValueError, match=r"expected float \[N, 3, 32, 32\].*got float32 \[2, 3, 64, 64\]"):
         model.encode(torch.zeros(2, 3, 64, 64))
+    with pytest.raises(ValueError, match="got uint8"):
+        model.encode(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    for wrong in (tiny.images() * 127.5 + 127.5, tiny.images() * torch.nan):
+        with pytest.raises(ValueError, match=r"expected values in \[-1, 1\]"):
+            model.encode(wrong)
+    assert torch.equal(model.encode(tiny.images().double()), model.encode(tiny.images()))
     with pytest.raises(UserError, match="unknown setting 'step'"):
         model.reconstruct(tiny.images(), step=3)
     with pytest.raises(UserError, match="eta: expected 0"):

@@ -246,11 +246,17 @@ class DiffusionModel(nn.Module):
         return output if isinstance(output, dict) else output.to(inputs[0].dtype, copy=True)
 
     def checked(self, x: Tensor) -> Tensor:
-        """The images x. Raises ValueError for another shape than the model's."""
+        """The images x, in the precision of the weights. Raises ValueError for another shape than the model's.
+
+        In evaluation also for values far out of [-1, 1] or not finite; in training the loader is trusted.
+        """
         size = self.config.image_size
-        if x.ndim != 4 or x.shape[1:] != (3, size, size):
-            raise ValueError(f"images: expected [N, 3, {size}, {size}] in [-1, 1], got {list(x.shape)}")
-        return x
+        if x.ndim != 4 or x.shape[1:] != (3, size, size) or not x.is_floating_point():
+            got = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+            raise ValueError(f"images: expected float [N, 3, {size}, {size}] in [-1, 1], got {got}")
+        if not self.training and len(x) and not (peak := x.detach().abs().amax()) <= 1.5:
+            raise ValueError(f"images: expected values in [-1, 1], got up to {peak.item():g}")
+        return x.to(next(self.parameters()).dtype)
 
     # Files
 
