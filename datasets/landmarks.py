@@ -4,11 +4,11 @@ import cmath
 import json
 import os
 import reprlib
-import unicodedata
 from collections.abc import Sequence
 from itertools import takewhile
 
 from datasets.label_files import read_labels, read_text
+from datasets.labels import image_key
 from dbae.config import UserError
 
 Point = tuple[float, float]
@@ -81,8 +81,8 @@ def five_points(landmarks: Sequence[Sequence[float]]) -> Landmarks:
 
 
 def _from_the_end(path: str) -> list[str]:
-    """File name, folder, and so on; accents as one character each, as not every system keeps them so."""
-    return unicodedata.normalize("NFC", path).replace("\\", "/").split("/")[::-1]
+    """File name, folder, and so on."""
+    return image_key(path).split("/")[::-1]
 
 
 def _common(parts: list[str], other: list[str]) -> int:

@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 
 from dbae.config import UserError, from_json
-from dbae.io import atomic_write, describe_foreign, listdir, read_head, read_tensors, require_finite, write_tensors
+from dbae.io import (
+    atomic_write,
+    describe_foreign,
+    listdir,
+    read_head,
+    read_json,
+    read_tensors,
+    require_finite,
+    write_tensors,
+)
 from dbae.methods import METHODS, DiffusionModel
 from dbae.methods.base import BESIDE
 
@@ -191,12 +200,7 @@ def read_config(run_dir: str) -> dict[str, Any] | None:
     path = bf.join(run_dir, "config.json")
     if not bf.exists(path):
         return None
-    try:
-        with bf.BlobFile(path, "rb") as file:
-            content = json.loads(file.read())  # of bytes, it minds a byte order mark
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    return _checked(content, path)
+    return _checked(read_json(path), path)
 
 
 def _checked(content: Any, where: str) -> dict[str, Any]:

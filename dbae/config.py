@@ -5,7 +5,6 @@ from the fields.
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, get_type_hints
@@ -27,7 +26,12 @@ class UserError(ValueError):
     """
 
     def __str__(self) -> str:
-        return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], super().__str__())
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """The text on one line: control characters, and bytes of a file name that are no text, as escapes like ``\\n``."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = (), alias: str = "") -> Any:

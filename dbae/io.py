@@ -52,7 +52,7 @@ def atomic_write(path: str, mode: str = "wb") -> Iterator[IO]:
     """Open ``path`` for writing; it appears under its name only when the block ends without an error.
 
     Local files are written beside their final name, synchronised and renamed; remote ones are uploaded whole. Text is
-    UTF-8; bytes of a file name that are none are written as they are.
+    UTF-8, with escapes for bytes of a file name that are no text.
     """
     remote = "://" in path
     folder = tempfile.gettempdir() if remote else os.path.dirname(path) or "."
@@ -122,12 +122,12 @@ def _place(path: str) -> tuple[int, int] | None:
 def read_json(path: str) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError where it is none."""
     try:
-        with bf.BlobFile(path, "r") as file:
-            content = json.load(file)
+        with bf.BlobFile(path, "rb") as file:
+            content = json.loads(file.read())  # of bytes, it minds a byte order mark
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected an object")
+        raise UserError(f"{path}: expected an object with names and values")
     return content
 
 
@@ -311,9 +311,11 @@ def seed_for(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
-def image_generators(seed: int, indices: Iterable[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
-    """One generator per image, seeded by (seed, index in the data set)."""
-    return [torch.Generator(device).manual_seed(seed_for(seed, index)) for index in indices]
+def image_generators(
+    seed: int, indices: Iterable[int], device: torch.device | str = "cpu", *stream: int
+) -> list[torch.Generator]:
+    """One generator per image, seeded by (seed, index in the data set) and by the ``stream`` of one's draws, if any."""
+    return [torch.Generator(device).manual_seed(seed_for(seed, index, *stream)) for index in indices]
 
 
 def randn_like(x: Tensor, generator: Generators = None) -> Tensor:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, get_args, get_type_hints
 
-from dbae.config import UserError
+from dbae.config import UserError, printable
 
 SWITCHES = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 # Kinds of options: how their text is read, what is expected of it, and what stands for it in --help
@@ -107,11 +107,6 @@ def run(main: Callable[[], None]) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-
-
-def printable(text: str) -> str:
-    """The text on one line: control characters, and bytes of a file name that are no text, as escapes like ``\\n``."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _normalised(word: str) -> str:

@@ -97,6 +97,16 @@ def parse(
     return cls(**{"method": name, **given(typed, cls)}), given(typed, method.Config, method.CHECKED), typed
 
 
+def parse_sampling(
+    parser: Parser, cls: type, title: str, args: list[str] | None = None
+) -> tuple[Any, dict[str, Any], Any, type[DiffusionModel], SampleConfig]:
+    """The same with options of sampling: also the method, and its way to sample with what was typed on top."""
+    parser.add_config("sampling", SampleConfig)
+    options, about, typed = parse(parser, cls, title, args)
+    method = METHODS[options.method]
+    return options, about, typed, method, dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
+
+
 def load(options: ModelOptions, about: dict[str, Any], device: torch.device | None = None) -> DiffusionModel:
     """The model, checked against everything typed about it, and as fast as the options say on ``device``."""
     dataset = None if "image_size" in about or options.dataset.startswith("folder:") else options.dataset

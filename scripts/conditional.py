@@ -10,7 +10,7 @@ from dbae.config import UserError
 from dbae.io import image_generators
 
 TRIES = 10_000  # candidates per code
-UNIFORM = 1 << 50  # where the streams of acceptance begin, apart from those of candidates
+CODE, CHANCE = 1, 2  # streams of random numbers: of candidates, and of their acceptance
 
 Candidates = Callable[[list[int], int], Tensor]  # numbers of images and of a try -> codes [n, latent]
 
@@ -42,22 +42,20 @@ def few_shot(z: Tensor, has: Tensor, labelled: int, unlabelled: int, seed: int) 
     return lambda codes: torch.from_numpy(classifier.predict_proba(codes.cpu().numpy())[:, 1])
 
 
-def accepted(
-    candidates: Candidates, probability: Callable[[Tensor], Tensor], seed: int
-) -> Callable[[list[int]], Tensor]:
-    """Codes by number: each the first of its candidates that is accepted.
+def accepted(candidates: Candidates, probability: Callable[[Tensor], Tensor], seed: int) -> Candidates:
+    """Codes by number, whatever the try: each the first of its candidates that is accepted.
 
     A candidate is rejected below a probability of 1/2, and else accepted with it. Raises UserError after TRIES of them.
     """
 
-    def codes(index: list[int]) -> Tensor:
+    def codes(index: list[int], _: int = 0) -> Tensor:
         found: dict[int, Tensor] = {}
         for attempt in range(TRIES):
             pending = [i for i in index if i not in found]
             if not pending:
                 return torch.stack([found[i] for i in index])
             z = candidates(pending, attempt)
-            generators = image_generators(seed, [UNIFORM + (attempt << 32) + i for i in pending])
+            generators = image_generators(seed, pending, "cpu", CHANCE, attempt)
             chance = torch.stack([torch.rand((), generator=generator) for generator in generators])
             p = probability(z)
             found |= {i: code for i, code, yes in zip(pending, z, (p >= 0.5) & (chance < p), strict=True) if yes}

@@ -16,13 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from dbae import runtime
-from dbae.config import SampleConfig, UserError
+from dbae.config import UserError
 from dbae.io import atomic_write, fingerprint
-from dbae.methods import METHODS
 from dbae.methods.codes import attribute_step
 from eval.classifier import AttributeClassifier
 from scripts.cli import Parser, given
-from scripts.common import TrainedModel, load_autoencoder, parse, print_dry_run, result_folder
+from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.edit_inputs import (
     ImageOptions,
     Images,
@@ -220,13 +219,10 @@ def main(doc: str, official: str | None, args: list[str] | None = None) -> None:
     parser = Parser(doc)
     if not official:
         parser.add_argument("action", choices=list(ACTIONS), help="what to do")
-    parser.add_config("sampling", SampleConfig)
     for name, action in ACTIONS.items():
         if action.options and official in (None, name):
             parser.add_config(name, action.options)
-    options, about, typed = parse(parser, ImageOptions, "images", args)
-    method = METHODS[options.method]
-    sampling = dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
+    options, about, typed, method, sampling = parse_sampling(parser, ImageOptions, "images", args)
     action = ACTIONS[official or typed.action]
     how = action.options(**given(typed, action.options)) if action.options else None
     folder = "edited"

@@ -89,11 +89,12 @@ def cached_features(
     flip: bool = False,
     block: str = "",
     time: float | None = None,
+    everywhere: bool = False,
 ) -> Arrays:
     """What the code is drawn from, or features of a ``block``, from a file that all processes encode their share of.
 
     ``about`` are weights and images, ``name`` is that of the split; the file lies with the results of the checkpoint,
-    in ``latents``, under a name made of all settings. Only the first process reads it; the others get nothing.
+    in ``latents``, under a name made of all settings. The first process reads it, the others only for ``everywhere``.
     """
     settings = about | {"flip": flip} | noise_settings(trained, time)
     if block:
@@ -102,7 +103,7 @@ def cached_features(
     path = result_folder(options.model_path, "latents", file, out=options.out)
     how = (settings, options.batch_size, options.num_workers, f"encode {name}{' mirrored' * flip}")
     encode_to_file(path, array_encoder(trained, block, time), Tolerant(data), *how)
-    return read_arrays(path)[0] if runtime.rank() == 0 else {}
+    return read_arrays(path)[0] if everywhere or runtime.rank() == 0 else {}
 
 
 def noise_settings(trained: TrainedModel, time: float | None) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from dbae.config import UserError
+from dbae.config import UserError, printable
 from dbae.io import atomic_write
-from scripts.cli import printable
 
 MAX_ROWS = 100  # of a strip
 

@@ -8,7 +8,6 @@ not the default. Running the same command again completes it. With --on_bad_imag
 left out and listed in bad_images.json.
 """
 
-import dataclasses
 import itertools
 import os
 import time
@@ -22,19 +21,18 @@ from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
 from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
-from dbae.config import RuntimeConfig, SampleConfig, option
+from dbae.config import RuntimeConfig, option
 from dbae.io import check_outputs, fingerprint, save_grid
-from dbae.methods import METHODS
 from dbae.progress import progress_bar
 from eval import samples
 from eval.reconstruction import ReconstructionMetrics, describe
-from scripts.cli import Parser, given, run
+from scripts.cli import Parser, run
 from scripts.common import (
     DataOptions,
     TrainedModel,
     build_data,
     load_autoencoder,
-    parse,
+    parse_sampling,
     print_dry_run,
     result_folder,
 )  # fmt: skip
@@ -99,11 +97,7 @@ def reconstruct_all(
 
 def main(args: list[str] | None = None) -> None:
     """Parse, load, reconstruct, combine, and report."""
-    parser = Parser(__doc__)
-    parser.add_config("sampling", SampleConfig)
-    options, about, typed = parse(parser, ReconOptions, "reconstruction", args)
-    method = METHODS[options.method]
-    sampling = dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
+    options, about, _, method, sampling = parse_sampling(Parser(__doc__), ReconOptions, "reconstruction", args)
     folder = result_folder(options.model_path, method.result_name(sampling), out=options.out)
     calls = method.nfe(sampling)
     if options.dry_run:

@@ -15,29 +15,44 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from datasets import labelled_splits
+from datasets import ImageDataset, labelled_splits
 from dbae import runtime
 from dbae.checkpoint import NAME, load_model, read_config
-from dbae.config import RuntimeConfig, SampleConfig, UserError, option, require_from_zero, require_positive
+from dbae.config import RuntimeConfig, UserError, option, require_from_zero, require_positive
 from dbae.io import atomic_write, differing, fingerprint, image_generators, listdir, read_json, save_grid, to_uint8
-from dbae.methods import METHODS, AutoEncoder, LatentPrior
+from dbae.methods import AutoEncoder, LatentPrior
 from dbae.progress import progress_bar
 from eval.features import CachedFeatures
+from eval.generation import gaussian
 from scripts.cli import Parser, given, run
-from scripts.common import DataOptions, TrainedModel, build_data, load, parse, print_dry_run, result_folder
-from scripts.conditional import Candidates, accepted, few_shot
+from scripts.common import (
+    DataOptions,
+    TrainedModel,
+    build_data,
+    load,
+    parse_sampling,
+    print_dry_run,
+    result_folder,
+)  # fmt: skip
+from scripts.conditional import CODE, Candidates, accepted, few_shot
 from scripts.encoding import cached_features, drawn_code
 
 SHOWN = 64  # images in the grid
 CODES = ("prior", "gaussian", "encoded")
-Codes = Callable[[list[int]], Tensor]  # numbers of images -> their codes [n, latent]
+
+
+class Source(NamedTuple):
+    """Where codes come from: what stands for it among the settings, and what makes them, encoding images if need be."""
+
+    about: dict[str, Any]
+    build: Callable[[], Candidates]
 
 
 @dataclass(frozen=True)
@@ -78,9 +93,8 @@ def find_prior(options: SampleOptions) -> str:
     return os.path.join(folder, max(found, key=lambda match: int(match["step"]))[0])
 
 
-def load_prior(options: SampleOptions, weights: str, device: torch.device) -> LatentPrior:
+def load_prior(path: str, weights: str, device: torch.device) -> LatentPrior:
     """The prior. Raises UserError for one of another autoencoder."""
-    path = find_prior(options)
     prior = load_model(path, "prior", device=device)
     entry = (read_config(os.path.dirname(path)) or {}).get("data", {})
     if entry.get("weights", weights) != weights:
@@ -88,111 +102,121 @@ def load_prior(options: SampleOptions, weights: str, device: torch.device) -> La
     return prior
 
 
-def noise(options: SampleOptions, index: list[int], length: int, stream: int) -> Tensor:
-    """Standard normal values [n, length] of images by number, on the CPU; each ``stream`` is another draw."""
-    generators = image_generators(options.seed, [(1 << 40) * stream + i for i in index])
+def noise(options: SampleOptions, index: list[int], length: int, attempt: int) -> Tensor:
+    """Standard normal values [n, length] of images by number and try, on the CPU."""
+    generators = image_generators(options.seed, index, "cpu", CODE, attempt)
     return torch.stack([torch.randn(length, generator=generator) for generator in generators])
 
 
-def candidates_of(options: SampleOptions, trained: TrainedModel, weights: str) -> tuple[Candidates, dict[str, Any]]:
-    """Where codes come from, by the numbers of images and of a try; and what stands for it among the settings."""
-    length = trained.model.config.latent_dim
+def real_codes(options: SampleOptions, trained: TrainedModel, whose: dict[str, Any], data: ImageDataset) -> Tensor:
+    """Codes [n, latent] of images, of which ``whose`` tells weights and identity."""
+    arrays = cached_features(trained, options, whose, data, options.split, everywhere=True)
+    return CachedFeatures(arrays, code=drawn_code(trained), seed=options.seed).draw(0)
+
+
+def candidates_of(options: SampleOptions, trained: TrainedModel, weights: str) -> Source:
+    """Codes by the numbers of images and of a try."""
+    length, device = trained.model.config.latent_dim, trained.device
     if options.codes == "prior":
-        prior = load_prior(options, weights, trained.device)
-        about = {"prior": fingerprint(find_prior(options)), "latent_steps": options.latent_steps}
-        prior.check_sampling(prior.sampling(steps=options.latent_steps))
+        path = find_prior(options)
+        prior = load_prior(path, weights, device)
+        sampling = {"steps": options.latent_steps}
+        prior.check_sampling(prior.sampling(**sampling))
 
         def from_prior(index: list[int], attempt: int) -> Tensor:
-            return prior.decode(
-                noise(options, index, length, 1 + attempt).to(trained.device), steps=options.latent_steps
-            )
+            return prior.decode(noise(options, index, length, attempt).to(device), **sampling)
 
-        return from_prior, about
+        return Source({"prior": fingerprint(path), "latent_steps": options.latent_steps}, lambda: from_prior)
 
     data = build_data(options, trained.model.config.image_size, whole=True)
     whose = {"weights": weights, **data.identity()}
-    arrays = runtime.all_gather(cached_features(trained, options, whose, data, options.split))[0]
-    z = CachedFeatures(arrays, code=drawn_code(trained), seed=options.seed).draw(0)
-    if options.codes == "encoded":
-        order = torch.randperm(len(z), generator=Generator().manual_seed(options.seed))
-        return lambda index, attempt: z[order[torch.tensor(index) % len(z)]].to(trained.device), whose
-    mean, covariance = z.double().mean(dim=0), torch.cov(z.double().T)
-    root = torch.linalg.cholesky(covariance + 1e-9 * covariance.diagonal().mean() * torch.eye(length))
 
-    def from_gaussian(index: list[int], attempt: int) -> Tensor:
-        return (mean + noise(options, index, length, 1 + attempt).double() @ root.T).float().to(trained.device)
+    def encode() -> Candidates:
+        z = real_codes(options, trained, whose, data)
+        if options.codes == "encoded":
+            order = torch.randperm(len(z), generator=Generator().manual_seed(options.seed))
+            return lambda index, attempt: z[order[torch.tensor(index) % len(z)]].to(device)
+        return lambda index, attempt: torch.from_numpy(gaussian(z, noise(options, index, length, attempt))).to(device)
 
-    return from_gaussian, whose
+    return Source(whose, encode)
 
 
-def codes_of(options: SampleOptions, trained: TrainedModel, weights: str) -> tuple[Codes, dict[str, Any]]:
-    """Codes by the numbers of images, of a class if one is asked for; and what stands for them among the settings."""
-    candidates, about = candidates_of(options, trained, weights)
-    if not options.class_name:
-        return lambda index: candidates(index, 0), about
-    size = trained.model.config.image_size
-    part = labelled_splits(options.dataset, "binary", size, options.data_root, options.data_dir, options.labels)[
-        "train"
-    ]
+def of_class(options: SampleOptions, trained: TrainedModel, weights: str, codes: Source) -> Source:
+    """The same, of those codes alone that a classifier of few labels takes for the class."""
+    size, where = trained.model.config.image_size, (options.data_root, options.data_dir, options.labels)
+    part = labelled_splits(options.dataset, "binary", size, *where)["train"]
     name = options.class_name.removeprefix("!")
     if name not in part.targets.names:
         raise UserError(f"class: expected one of {', '.join(part.targets.names)}, got {name!r}")
     has = part.targets.values[:, part.targets.names.index(name)]
     has = 1 - has if options.class_name.startswith("!") else has
-    whose = {"weights": weights, **part.dataset.identity()}
-    arrays = runtime.all_gather(cached_features(trained, options, whose, part.dataset, "train"))[0]
-    z = CachedFeatures(arrays, code=drawn_code(trained), seed=options.seed).draw(0)
     few = {"labelled": options.labelled, "unlabelled": options.unlabelled}
-    about |= {"class": options.class_name, **few, "labels": part.dataset.labels_digest("binary")}
-    return accepted(candidates, few_shot(z, has, **few, seed=options.seed), options.seed), about
+    whose = {"weights": weights, **part.dataset.identity()}
+
+    def build() -> Candidates:
+        z = real_codes(options, trained, whose, part.dataset)
+        return accepted(codes.build(), few_shot(z, has, **few, seed=options.seed), options.seed)
+
+    about = {"class": options.class_name, **few, "labels": part.dataset.labels_digest("binary")}
+    return Source(codes.about | about, build)
 
 
 @torch.no_grad()
-def make(trained: TrainedModel, codes: Codes | None, index: list[int]) -> Tensor:
+def make(trained: TrainedModel, codes: Candidates | None, index: list[int]) -> Tensor:
     """Images by number, uint8 [n, 3, H, W] on the CPU."""
     generators = image_generators(trained.seed, index, trained.device)
     if codes:
-        return to_uint8(trained.model.generate_from(codes(index), None, generators, **trained.settings)).cpu()
+        return to_uint8(trained.model.generate_from(codes(index, 0), None, generators, **trained.settings)).cpu()
     return to_uint8(trained.model.generate(len(index), generators, **trained.settings)).cpu()
 
 
-def open_folder(folder: str, settings: dict[str, Any], overwrite: bool) -> None:
-    """Begin or continue. Raises UserError where images of other settings are there, unless ``overwrite``."""
+def others_in(folder: str, settings: dict[str, Any], overwrite: bool) -> list[str]:
+    """Images in the folder that were made with other settings. Raises UserError for some, unless ``overwrite``."""
     path = os.path.join(folder, "settings.json")
     images = [name for name in listdir(folder) if name.removesuffix(".png").isdecimal()]
-    others = differing(read_json(path) if os.path.exists(path) else {}, settings) if images else []
-    if others and not overwrite:
-        raise UserError(f"{folder} holds images with another {others}; give --overwrite true, or another --out")
-    for name in images if others else []:
+    wrong = differing(read_json(path) if os.path.exists(path) else {}, settings) if images else ""
+    if wrong and not overwrite:
+        raise UserError(f"{folder} holds images with another {wrong}; give --overwrite true, or another --out")
+    return images if wrong else []
+
+
+def open_folder(folder: str, settings: dict[str, Any], others: list[str]) -> None:
+    """Remove the ``others`` and write the settings."""
+    for name in others:
         os.remove(os.path.join(folder, name))
-    with atomic_write(path, "w") as file:
+    with atomic_write(os.path.join(folder, "settings.json"), "w") as file:
         file.write(json.dumps(settings, indent=2) + "\n")
 
 
 def main(args: list[str] | None = None) -> None:
     """Parse, load, and make what is not there yet."""
-    parser = Parser(__doc__)
-    parser.add_config("sampling", SampleConfig)
-    options, about, typed = parse(parser, SampleOptions, "generation", args)
-    method = METHODS[options.method]
-    sampling = dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
+    options, about, typed, method, sampling = parse_sampling(Parser(__doc__), SampleOptions, "generation", args)
     sampling = dataclasses.replace(sampling, xT="random") if method.INVERTS else sampling  # there is no image to invert
-    source = options.codes if issubclass(method, AutoEncoder) else "noise"
-    shown = source + f"-{options.class_name}".replace("/", "_") * bool(options.class_name)
-    folder = result_folder(options.model_path, f"generated_{shown}_{method.result_name(sampling)}", out=options.out)
+    coded = issubclass(method, AutoEncoder)
+    if not coded and (given(typed, SampleOptions, ("codes", "prior", "class_name"))):
+        raise UserError(f"codes, prior, class: expected with an autoencoder, {method.method} has no code")
+    source = options.codes if coded else "noise"
+    of = f"-{options.class_name}".replace("/", "_") if options.class_name else ""
+    folder = result_folder(
+        options.model_path, f"generated_{source}{of}_{method.result_name(sampling)}", out=options.out
+    )
     if options.dry_run:
         return print_dry_run(options, about, sampling=sampling.as_dict(), output=folder)
 
+    # Everything that can be wrong
     device = runtime.setup(options.device)
     trained = TrainedModel.of(load(options, about, device), options, sampling)
-    weights = fingerprint(options.model_path)
+    weights, codes = fingerprint(options.model_path), None
+    if coded:
+        codes = candidates_of(options, trained, weights)
+        codes = of_class(options, trained, weights, codes) if options.class_name else codes
+    made_from = codes.about if codes else {}
+    settings = {"weights": weights, "codes": source, **made_from, **sampling.as_dict(), **trained.identity()}
+    others = runtime.on_first(lambda: others_in(folder, settings, options.overwrite))
     if options.check:
         return None
-    codes, made_from = None, {}
-    if source != "noise":
-        codes, made_from = codes_of(options, trained, weights)
-    settings = {"weights": weights, "codes": source, **made_from, **sampling.as_dict(), **trained.identity()}
-    runtime.on_first(lambda: open_folder(folder, settings, options.overwrite))
+    candidates = codes.build() if codes else None
+    runtime.on_first(lambda: open_folder(folder, settings, others))
 
     # Each process its share of what is missing, image i under its number
     names = set(listdir(folder))
@@ -200,14 +224,14 @@ def main(args: list[str] | None = None) -> None:
     with progress_bar(len(missing), "image", "sample", enabled=runtime.rank() == 0) as bar:
         for first in range(0, len(missing), options.batch_size):
             index = missing[first : first + options.batch_size]
-            for i, image in zip(index, make(trained, codes, index), strict=True):
+            for i, image in zip(index, make(trained, candidates, index), strict=True):
                 with atomic_write(os.path.join(folder, f"{i:06d}.png")) as file:
                     Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="PNG")
             bar.update(len(index))
     runtime.barrier()
     if runtime.rank() == 0:
-        shown = [Image.open(os.path.join(folder, f"{i:06d}.png")) for i in range(min(SHOWN, options.num))]
-        rows = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in shown]).split(8)
+        first = [Image.open(os.path.join(folder, f"{i:06d}.png")) for i in range(min(SHOWN, options.num))]
+        rows = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in first]).split(8)
         save_grid(os.path.join(folder, "grid.png"), [("", row) for row in rows])
         done = "nothing computed, all are there" if len(names) > options.num else f"wrote {options.num} images"
         print(f"{done}: {folder}")

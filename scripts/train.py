@@ -110,17 +110,24 @@ def data_entry(options: RunOptions, data: ImageDataset, labels: str | None) -> d
 
 
 def check_run_folder(
-    run_dir: str, method: str, model: object, training: TrainConfig, data: dict[str, Any], moved: bool = False
+    run_dir: str,
+    method: str,
+    model: object,
+    training: TrainConfig,
+    data: dict[str, Any],
+    moved: bool = False,
+    elsewhere: str = "--workdir",
 ) -> None:
     """Raise UserError where the folder holds a run that these settings, or these ``data``, cannot continue.
 
-    Where they have ``moved``, path and times of change do not count. Earlier versions did not note the data.
+    Where they have ``moved``, path and times of change do not count. Earlier versions did not note the data. The option
+    ``elsewhere`` names another folder.
     """
     earlier = read_config(run_dir)
     if earlier is None:
         if complete_sets(run_dir, training.ema_rate):
             what = "config.json is missing beside its checkpoints"
-            raise UserError(f"{run_dir}: {what}; put it back, or give another --workdir")
+            raise UserError(f"{run_dir}: {what}; put it back, or give another {elsewhere}")
         return
     theirs = dataclasses.asdict(from_json(type(model), earlier["model"], f"{run_dir}/config.json"))
     trained = earlier.get("train")
@@ -134,8 +141,8 @@ def check_run_folder(
     movable = ("path", "times_digest")
     for name, value in ours.items():
         if theirs[name] != value and not (moved and name in movable):
-            advice = "give --data_moved true if it is the same data, or another --workdir"
-            advice = advice if name in movable else "give the same, or another --workdir"
+            advice = f"give --data_moved true if it is the same data, or another {elsewhere}"
+            advice = advice if name in movable else f"give the same, or another {elsewhere}"
             raise UserError(f"{name}: the run in {run_dir} has {theirs[name]}, got {value}; {advice}")
 
 
@@ -180,7 +187,7 @@ def main(args: list[str] | None = None) -> None:
 
     # Everything that can be wrong
     device = runtime.setup(options.device, options.timeout)
-    runtime.amp_dtype(config.precision, device)
+    runtime.amp_dtype(config.precision, device)  # a wrong one is an error now
     data = build(
         options.dataset, "train", model_config.image_size, options.data_root, options.data_dir, options.split_range,
         whole=options.on_bad_image == "fail",

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from datasets import build
-from datasets.loader import Order
-from datasets.tolerant import Tolerant
+from datasets.loader import Order, gather
 from dbae import runtime
 from dbae.checkpoint import config_content
 from dbae.config import TrainConfig, UserError, option
@@ -31,9 +30,17 @@ from dbae.methods.prior import PriorConfig
 from dbae.state import TrainState
 from dbae.training import Batches, local_batch
 from eval.features import CachedFeatures
-from eval.generation import frechet_distance
+from eval.generation import frechet_distance, gaussian
 from scripts.cli import Parser, given, run
-from scripts.common import DataOptions, TrainedModel, build_data, load_autoencoder, parse, result_folder
+from scripts.common import (
+    DataOptions,
+    TrainedModel,
+    build_data,
+    load_autoencoder,
+    parse,
+    print_dry_run,
+    result_folder,
+)  # fmt: skip
 from scripts.encoding import cached_features, drawn_code
 from scripts.train import check_run_folder, end, fit
 
@@ -63,20 +70,17 @@ def code_batches(
             epoch = first // n
             table = codes.draw(epoch).to(device)
         begin = first + runtime.rank() * share
-        rows = table[torch.tensor(order.indices(begin, begin + share), device=device)]
+        rows = gather(table, order.indices(begin, begin + share), device)
         yield from ((part, None) for part in rows.split(config.microbatch if config.microbatch > 0 else share))
 
 
 def compare(prior: LatentPrior, train: Tensor, held_out: Tensor, n: int, seed: int) -> dict[str, float]:
     """Frechet distances to ``held_out`` codes: of n codes from the prior, n from a Gaussian, and the training codes."""
     generator = torch.Generator().manual_seed(seed)
-    device = prior.mean.device
-    noise = torch.randn(n, prior.config.latent_dim, generator=generator).to(device)
-    sampled = torch.cat([prior.decode(part) for part in noise.split(4096)]).cpu()
-    root = torch.linalg.cholesky(torch.cov(train.double().T) + 1e-9 * torch.eye(train.shape[1]))
-    gaussian = train.double().mean(dim=0) + torch.randn(n, train.shape[1], generator=generator).double() @ root.T
-    sets = {"prior": sampled, "gaussian": gaussian, "training codes": train}
-    return {name: frechet_distance(z.numpy(), held_out.numpy()) for name, z in sets.items()}
+    noise, other = (torch.randn(n, prior.config.latent_dim, generator=generator) for _ in range(2))
+    sampled = torch.cat([prior.decode(part.to(prior.mean.device)).cpu() for part in noise.split(4096)])
+    sets = {"prior": sampled, "gaussian": gaussian(train, other), "training codes": train}
+    return {name: frechet_distance(z, held_out) for name, z in sets.items()}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -93,9 +97,8 @@ def main(args: list[str] | None = None) -> None:
     run_dir = result_folder(options.model_path, "prior", out=options.out)
     if options.dry_run:
         layers = preset(LatentPrior, PriorConfig, options.dataset, given(typed, PriorConfig))
-        shown = {"codes": options, "prior": layers, "train": config}
-        print(json.dumps({n: dataclasses.asdict(v) for n, v in shown.items()} | {"run_dir": run_dir}, indent=2))
-        return
+        shape = {"layers": layers.layers, "width": layers.width}
+        return print_dry_run(options, about, prior=shape, train=dataclasses.asdict(config), run_dir=run_dir)
 
     # Everything that can be wrong
     device = runtime.setup(options.device)
@@ -109,12 +112,12 @@ def main(args: list[str] | None = None) -> None:
 
     def begin() -> dict[str, str]:
         entry = {"weights": fingerprint(options.model_path), **data.identity()}
-        check_run_folder(run_dir, "prior", prior_config, config, entry)
+        check_run_folder(run_dir, "prior", prior_config, config, entry, elsewhere="--out")
         return entry
 
     entry = runtime.on_first(begin)
     if options.check:
-        return
+        return None
 
     # Codes, once
     names = (False, True) if config.flip else (False,)
@@ -122,11 +125,19 @@ def main(args: list[str] | None = None) -> None:
     arrays = {}
     for split, (each, orientations) in images.items():
         whose = {"weights": entry["weights"], **each.identity()}
-        found = [cached_features(trained, options, whose, Tolerant(each).dataset, split, flip) for flip in orientations]
-        arrays[split] = runtime.all_gather(found)[0]
+        how = (trained, options, whose, each, split)
+        arrays[split] = [cached_features(*how, flip, everywhere=True) for flip in orientations]
     codes = {
         split: CachedFeatures(*found, code=drawn_code(trained), seed=options.seed) for split, found in arrays.items()
     }
+
+    # Sets without official splits are whole in train and in test
+    names_seen = {data.name_of(i) for i in range(len(data))}
+    seen = sum(held_out.name_of(i) in names_seen for i in range(len(held_out)))
+    about_held_out = {"held_out_images": len(held_out), "of them trained on": seen}
+    if seen:
+        what = f"{seen} of the {len(held_out)} {options.held_out} images"
+        runtime.warn0(f"the prior is trained on {what}: the distances are not to held-out codes alone")
 
     # The prior
     torch.manual_seed(config.seed)
@@ -144,13 +155,13 @@ def main(args: list[str] | None = None) -> None:
         n = min(options.compared, len(unflipped))
         found = {"step": step, "codes": n} | compare(model, unflipped, codes[options.held_out].draw(0), n, options.seed)
         with atomic_write(f"{run_dir}/codes.json", "w") as file:
-            file.write(json.dumps(found | {"held_out": options.held_out}, indent=2) + "\n")
+            file.write(json.dumps(found | {"held_out": options.held_out, **about_held_out}, indent=2) + "\n")
         if not options.quiet:
             scores = ", ".join(f"{name} {found[name]:.4g}" for name in ("prior", "gaussian", "training codes"))
             runtime.print0(f"step {step}: Frechet distance to {options.held_out} codes: {scores}")
 
     signum, step = fit(prior, config, run_dir, content, text, stream, report, quiet=options.quiet)
-    end(run_dir, step, signum, options.quiet)
+    return end(run_dir, step, signum, options.quiet)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dbae.checkpoint import config_content, save_weights, write_config
 from dbae.config import TrainConfig, UserError
 from dbae.methods import DDIM, DiffAE
 from dbae.methods.diffae import DDIMConfig, DiffAEConfig
-from eval.generation import frechet_distance, nearest
+from eval.generation import frechet_distance, gaussian
 from scripts import infer_class, interpolate, manipulate, reconstruct, sample, train_prior
 from scripts.conditional import accepted, few_shot
 
@@ -70,8 +70,18 @@ def test_a_prior_resumes_and_is_compared(prior):
     model = load_model(str(prior / "ema_0.9999_000008.pt"))
     assert model.method == "prior" and model.mean.abs().max() > 0 and model.generate(3).shape == (3, 6)
     report = json.loads((prior / "codes.json").read_text())
+    assert report["held_out_images"] == 24 and report["of them trained on"] == 0
     assert report["step"] == 8 and report["prior"] > 0 and report["gaussian"] < 10 * report["training codes"] + 1
     assert [row.split(",")[0] for row in (prior / "progress.csv").read_text().splitlines()] == ["step", "4", "8"]
+
+
+def test_images_that_are_not_held_out_are_told(diffae, tmp_path, monkeypatch, capsys):
+    real = train_prior.build
+    monkeypatch.setattr(train_prior, "build", lambda *args: real(*args).part(range(30)))
+    train_prior.main(prior_words(diffae, "--split=valid", f"--out={tmp_path}"))
+    assert "the prior is trained on 24 of the 30 valid images" in capsys.readouterr().err
+    report = json.loads((tmp_path / "sample_20" / "prior" / "codes.json").read_text())
+    assert report["of them trained on"] == 24
 
 
 @pytest.mark.parametrize("codes", ["prior", "gaussian", "encoded"])
@@ -111,6 +121,9 @@ def test_the_baseline_samples_from_noise(tmp_path):
     assert len(generated(path, "noise", "ddim_2")[0]) == 2
     with pytest.raises(UserError, match="expected an autoencoder"):
         reconstruct.main(words(path, "--split=test", "--steps=2"))
+    for words_of_codes in ("--codes=gaussian", "--class=Male"):
+        with pytest.raises(UserError, match="ddim has no code"):
+            sample.main(words(path, words_of_codes))
     with pytest.raises(UserError, match="latent_dim: expected 0"):
         DDIMConfig(latent_dim=3)
 
@@ -163,13 +176,23 @@ def test_codes_of_a_class(unlabelled):
         few_shot(z, torch.zeros(1000), 100, unlabelled, seed=0)
 
 
+def test_what_is_wrong_ends_before_images_are_encoded(diffae, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "cached_features", lambda *args, **options: pytest.fail("encoded"))
+    how = words(diffae, "--codes=gaussian", f"--out={tmp_path}")
+    with pytest.raises(UserError, match=r"class: expected one of .*, got 'Tall'"):
+        sample.main([*how, "--class=Tall"])
+    folder = tmp_path / "sample_20" / "generated_gaussian_ddim_100_xT=random"
+    folder.mkdir(parents=True)
+    (folder / "000000.png").touch()
+    with pytest.raises(UserError, match="holds images with another origin"):
+        sample.main([*how, "--check=1"])
+
+
 @pytest.mark.slow
 def test_images_of_a_class(diffae):
     how = [f"--model_path={diffae}", "--dataset=toyfaces", "--device=cpu", "--codes=gaussian", "--steps=2", "--num=3"]
     sample.main([*how, "--class=!Male"])
     assert len(generated(diffae, "gaussian-!Male")[0]) == 3
-    with pytest.raises(UserError, match=r"class: expected one of .*, got 'Tall'"):
-        sample.main([*how, "--class=Tall"])
 
 
 def test_frechet_distance_of_gaussians():
@@ -183,5 +206,11 @@ def test_frechet_distance_of_gaussians():
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
     with pytest.raises(UserError, match="two rows or more"):
         frechet_distance(x[:1], x)
-    index, distance = nearest(x[:3] + 1e-3, x)
-    assert index.tolist() == [0, 1, 2] and distance == pytest.approx([2e-3] * 3)
+
+
+def test_draws_from_a_fitted_gaussian():
+    """For noise whose moments are exact, the draws have the moments of what was fitted."""
+    rng = np.random.default_rng(0)
+    x, noise = rng.standard_normal((300, 3)) @ rng.standard_normal((3, 3)) + 1, rng.standard_normal((500, 3))
+    white = np.linalg.solve(np.linalg.cholesky(np.cov(noise.T)), (noise - noise.mean(0)).T).T
+    assert frechet_distance(gaussian(x, white), x) == pytest.approx(0, abs=1e-6)

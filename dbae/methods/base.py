@@ -1,8 +1,8 @@
 """What every method shares.
 
 A method is a process over a noise schedule, a preconditioning, a network, and what the network is conditioned on. It
-states these in a subclass; the rest of the repository uses only this class
-and, for methods with an encoder, ``AutoEncoder``.
+states these in a subclass; the rest of the repository uses only this class and, for methods with an encoder,
+``AutoEncoder``.
 
 Images are [N, 3, H, W] in [-1, 1], float32. Time runs from the data to ``process.T``.
 """

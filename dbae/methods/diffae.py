@@ -3,6 +3,7 @@
 Preechakul et al., Diffusion Autoencoders: Toward a Meaningful and Decodable Representation, CVPR 2022.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -30,12 +31,14 @@ class DDIMConfig(AutoEncoderConfig):
 
     emb_channels: int = option(512, "width of the embedding of time; 512 in all published models")
     latent_dim: int = option(0, "0: the baseline has no code")
+    has_code = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("emb_channels", self.emb_channels)
-        if self.latent_dim and type(self) is DDIMConfig:
-            raise UserError(f"latent_dim: expected 0 for the baseline, which has no code, got {self.latent_dim}")
+        if (self.latent_dim > 0) != self.has_code:
+            expected = "a number above 0" if self.has_code else "0 for the baseline, which has no code"
+            raise UserError(f"latent_dim: expected {expected}, got {self.latent_dim}")
 
     def unet(self) -> UNet:
         """The noise predictor; the code, if any, scales the norm of every block."""
@@ -56,10 +59,7 @@ class DiffAEConfig(DDIMConfig):
     """The same for the autoencoder."""
 
     latent_dim: int = option(512, "length of the code z")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive("latent_dim", self.latent_dim)
+    has_code = True
 
 
 # One row per data set: what differs from the defaults of DiffAEConfig and TrainConfig. Steps are the official numbers
@@ -190,8 +190,9 @@ class DiffAE(AutoEncoder):
     @classmethod
     def result_name(cls, sampling: SampleConfig) -> str:
         """``ddim_{steps}_xT={inferred, retraced or random}``, and what else is not the default."""
-        sampler, steps, *rest = super().result_name(sampling).split("_")
-        return "_".join([sampler, steps, f"xT={sampling.xT}", *(part for part in rest if not part.startswith("x"))])
+        first = f"{sampling.sampler}_{sampling.steps}"
+        rest = super().result_name(dataclasses.replace(sampling, xT=cls.SAMPLING.xT)).removeprefix(first)
+        return f"{first}_xT={sampling.xT}{rest}"
 
 
 def _official_config(
