@@ -84,17 +84,18 @@ def parse(
 ) -> tuple[Any, dict[str, Any], Any]:
     """Options of class ``cls`` (a ModelOptions), what was typed about the model, and the whole namespace.
 
-    ``only`` some of the options are offered where it names any. The method is the one typed, or that of the weight
-    file's run.
+    ``only`` some of the options are offered where it names any. The method is that of the weight file's run, or the
+    one typed.
     """
     path = peek(args, "model_path") or peek(args, "model")
     content = read_config(os.path.dirname(path)) if path else None
-    name = peek(args, "method", (content or {}).get("method", "dbae"), METHODS)
+    name = peek(args, "method", "dbae", METHODS)
+    name = content.get("method", "dbae") if content else name
     method = METHODS[name]
     parser.add_config(title, cls, only)
     parser.add_config("model (checked against the checkpoint)", method.Config, method.CHECKED)
     typed = parser.parse_args(args)
-    return cls(**{"method": name, **given(typed, cls)}), given(typed, method.Config, method.CHECKED), typed
+    return cls(**{**given(typed, cls), "method": name}), given(typed, method.Config, method.CHECKED), typed
 
 
 def parse_sampling(
@@ -218,18 +219,16 @@ class TrainedModel:
         made = []
         for batch, numbers in self._batches(images, index):
             generators = image_generators(self.seed, numbers, self.device)
-            x = to_float(batch.to(self.device))
-            z = self.model.encode(x, self.latent == "sample", generators)
-            x_T = self.model.infer_xT(x, z, generators, **self.settings)
-            x_0 = self.model.generate_from(z, x_T, generators, **self.settings)
-            made.append((to_uint8(x_T).cpu(), to_uint8(x_0).cpu()))
+            x, sample = to_float(batch.to(self.device)), self.latent == "sample"
+            made.append([to_uint8(y).cpu() for y in self.model.reconstruction(x, sample, generators, **self.settings)])
         return tuple(map(torch.cat, zip(*made, strict=True)))
 
     def interpolate(self, images: Tensor, frames: int, path: str) -> tuple[Tensor, Tensor]:
         """States and images [n - 1, frames, 3, H, W] on the CPU, from each image to the next."""
         x, z = to_float(images.to(self.device)), self.encode(images)
+        fractions = torch.linspace(0, 1, frames, device=self.device)
         parts = self._split(frames, x[:-1], x[1:], z[:-1], z[1:])
-        return self._render([self.model.interpolation(*part, frames, path, **self.settings) for part in parts])
+        return self._render([self.model.interpolation(*part, fractions, path, **self.settings) for part in parts])
 
     def shift(self, images: Tensor, z: Tensor, shifts: Tensor, fix_xT: bool) -> tuple[Tensor, Tensor]:
         """States and images [n, F, 3, H, W] on the CPU: codes z moved by ``shifts`` [F, latent] or [n, F, latent]."""

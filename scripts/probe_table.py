@@ -7,8 +7,6 @@ A run is a folder below which results.json files lie. Rows of the paper stand ab
 leaves labels out says over how many it is; a .csv name writes CSV.
 """
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -16,9 +14,9 @@ from typing import Any
 
 from dbae.checkpoint import read_config
 from dbae.config import UserError
-from dbae.io import atomic_write
 from eval.probe import coverage
 from scripts.cli import Parser, run
+from scripts.tables import add_options, check_out, write_table
 
 HEADER = ("method", "trained on", "AP", "r", "MSE", "r (best epoch)", "probed on", "test images", "source")
 
@@ -84,29 +82,12 @@ def main(args: list[str] | None = None) -> None:
     """Collect and write."""
     parser = Parser(__doc__)
     parser.add_argument("--runs", required=True, metavar="DIR,DIR,...", help="folders with probed checkpoints")
-    parser.add_argument("--out", default="", metavar="PATH", help="file to write, .md or .csv (default: print)")
-    parser.add_argument("--overwrite", action="store_true", default=False, help="replace another file")
+    add_options(parser)
     options = parser.parse_args(args)
 
-    if options.out and not options.out.endswith((".md", ".csv")):
-        raise UserError(f"out: expected a name that ends in .md or .csv, got {options.out!r}")
+    check_out(options.out)
     rows = [*published_rows(), *(row for run_dir in options.runs.split(",") for row in rows_of(run_dir))]
-    if options.out.endswith(".csv"):
-        buffer = io.StringIO()
-        csv.writer(buffer).writerows([HEADER, *rows])
-        text = buffer.getvalue()
-    else:
-        text = "".join(f"| {' | '.join(line)} |\n" for line in [HEADER, ["---"] * len(HEADER), *rows])
-    if not options.out:
-        print(text, end="")
-        return
-    if os.path.exists(options.out) and not options.overwrite:
-        with open(options.out, "rb") as file:
-            if file.read() != text.encode(errors="backslashreplace"):
-                raise UserError(f"out: {options.out} is there already; give --overwrite to replace it, or another name")
-    with atomic_write(options.out, "w") as file:
-        file.write(text)
-    print(f"wrote {len(rows)} rows to {options.out}")
+    write_table(HEADER, rows, options.out, options.overwrite)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
 from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
-from dbae.config import RuntimeConfig, option
+from dbae.config import RuntimeConfig, UserError, option
 from dbae.io import check_outputs, fingerprint, save_grid
+from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
 from eval import samples
 from eval.reconstruction import ReconstructionMetrics, describe
@@ -31,7 +32,7 @@ from scripts.common import (
     DataOptions,
     TrainedModel,
     build_data,
-    load_autoencoder,
+    load,
     parse_sampling,
     print_dry_run,
     result_folder,
@@ -103,8 +104,10 @@ def main(args: list[str] | None = None) -> None:
     if options.dry_run:
         return print_dry_run(options, about, sampling=sampling.as_dict(), nfe=calls, output=folder)
 
+    if not issubclass(method, AutoEncoder) and not method.INVERTS:
+        raise UserError(f"model_path: expected an autoencoder, or a model that inverts, got {method.method}")
     device = runtime.setup(options.device)
-    trained = TrainedModel.of(load_autoencoder(options, about, device), options, sampling)
+    trained = TrainedModel.of(load(options, about, device), options, sampling)
     size = trained.model.config.image_size
     data = build_data(options, size, whole=options.on_bad_image == "fail")
     names = options.metrics.split(",") if options.evaluate else []

@@ -15,7 +15,7 @@ from dbae.config import TrainConfig, UserError
 from dbae.methods import DDIM, DiffAE
 from dbae.methods.diffae import DDIMConfig, DiffAEConfig
 from eval.generation import frechet_distance, gaussian
-from scripts import infer_class, interpolate, manipulate, reconstruct, sample, train_prior
+from scripts import infer_class, interpolate, manipulate, recon_table, reconstruct, sample, train_prior
 from scripts.conditional import accepted, few_shot
 
 SMALL = {
@@ -115,12 +115,20 @@ def test_wrong_priors(diffae, prior, tmp_path):
         train_prior.main(prior_words(other, "--layers=1"))
 
 
-def test_the_baseline_samples_from_noise(tmp_path):
+def test_the_baseline_samples_and_inverts(tmp_path, capsys):
     path = written(tmp_path, DDIM(DDIMConfig(**SMALL)))
     sample.main(words(path, "--num=2", "--steps=2"))
-    assert len(generated(path, "noise", "ddim_2")[0]) == 2
+    assert len(generated(path, "noise", "ddim_2_xT=random")[0]) == 2
     with pytest.raises(UserError, match="expected an autoencoder"):
-        reconstruct.main(words(path, "--split=test", "--steps=2"))
+        interpolate.main(words(path))
+    for steps in (2, 4):
+        reconstruct.main(words(path, "--split=test", f"--steps={steps}", "--limit=3", "--evaluate", "--metrics=MSE"))
+    capsys.readouterr()
+    recon_table.main([f"--runs={path.parent}"])
+    ours = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.endswith("ours |")]
+    assert [row[1:4] for row in ours] == [["ddim 2, uniform", "inferred", "4"], ["ddim 4, uniform", "inferred", "8"]]
+    with pytest.raises(UserError, match="expected reconstructions"):
+        recon_table.main([f"--runs={path.parent / 'nothing'}"])
     for words_of_codes in ("--codes=gaussian", "--class=Male"):
         with pytest.raises(UserError, match="ddim has no code"):
             sample.main(words(path, words_of_codes))

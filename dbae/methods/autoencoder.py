@@ -13,6 +13,8 @@ from dbae.methods.base import Cond, DiffusionModel
 from dbae.methods.codes import PATHS, attribute_step, draw_code
 from dbae.nn.encoder import Encoder
 
+Ends = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # images [N, 3, H, W] and codes [N, latent] of two ends
+
 # Channel multipliers by image size. 64, 128 and 256 are the published ones; 32 is ours.
 UNET_MULT = {32: (1, 2, 4), 64: (1, 2, 4, 8), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 ENCODER_MULT = {32: (1, 2, 4, 4), 64: (1, 2, 4, 8, 8), 128: (1, 1, 2, 3, 4, 4), 256: (1, 1, 2, 2, 4, 4, 4)}
@@ -88,8 +90,8 @@ class AutoEncoder(DiffusionModel):
         """
         raise NotImplementedError
 
-    def between(self, x_1: Tensor, x_2: Tensor, z: Tensor, fractions: Tensor, **settings: Any) -> Tensor:
-        """States [N, F, 3, H, W] on the way from images x_1 to x_2, of which z [N, F, latent] are the codes."""
+    def between(self, ends: Ends, z: Tensor, fractions: Tensor, **settings: Any) -> Tensor:
+        """States [N, F, 3, H, W] at ``fractions`` of the way between two images and their codes, with codes z."""
         raise NotImplementedError
 
     # Codes
@@ -145,12 +147,19 @@ class AutoEncoder(DiffusionModel):
         return self.sample(x_T, self.condition(z=z, x_T=x_T), sampling, generator)
 
     @torch.no_grad()
+    def reconstruction(
+        self, x: Tensor, sample: bool | None = None, generator: Generators = None, **settings: Any
+    ) -> tuple[Tensor, Tensor]:
+        """States x_T [N, 3, H, W] of images x, and reconstructions from them and the codes."""
+        z = self.encode(x, sample, generator)
+        x_T = self.infer_xT(x, z, generator, **settings)
+        return x_T, self.generate_from(z, x_T, generator, **settings)
+
     def reconstruct(
         self, x: Tensor, sample: bool | None = None, generator: Generators = None, **settings: Any
     ) -> Tensor:
         """Encode images x and decode them again: images like x. See ``encode`` and ``generate_from``."""
-        z = self.encode(x, sample, generator)
-        return self.generate_from(z, self.infer_xT(x, z, generator, **settings), generator, **settings)
+        return self.reconstruction(x, sample, generator, **settings)[1]
 
     @torch.no_grad()
     def interpolation(
@@ -159,14 +168,16 @@ class AutoEncoder(DiffusionModel):
         x_2: Tensor,
         z_1: Tensor,
         z_2: Tensor,
-        frames: int = 11,
+        fractions: Tensor,
         path: str = "linear",
         **settings: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Codes [N, frames, latent] and states [N, frames, 3, H, W] from images x_1 with codes z_1 to x_2 with z_2."""
-        fractions = torch.linspace(0, 1, frames, device=z_1.device)
+        """Codes [N, F, latent] and states [N, F, 3, H, W] between images x_1 with codes z_1 and x_2 with z_2.
+
+        ``fractions`` [F] or [N, F] of the way are from 0 to 1.
+        """
         z = PATHS[path](z_1, z_2, fractions)
-        return z, self.between(x_1, x_2, z, fractions, **settings)
+        return z, self.between(((x_1, z_1), (x_2, z_2)), z, fractions, **settings)
 
     @torch.no_grad()
     def shifted(
@@ -211,7 +222,8 @@ class AutoEncoder(DiffusionModel):
         of a pair share their noise.
         """
         z_1, z_2 = (self.encode(x, sample, generator) for x in (x_1, x_2))
-        states = self.interpolation(x_1, x_2, z_1, z_2, frames, path, **settings)
+        fractions = torch.linspace(0, 1, frames, device=z_1.device)
+        states = self.interpolation(x_1, x_2, z_1, z_2, fractions, path, **settings)
         return self.render(*states, generator, **settings)
 
     @torch.no_grad()

@@ -114,12 +114,27 @@ class DiffusionModel(nn.Module):
         """
         return self._bounded(self._integrate(x_start, cond, self.updates(sampling), generator))
 
-    def invert(self, x0: Tensor, cond: Cond, sampling: SampleConfig) -> Tensor:
+    def invert(self, x0: Tensor, cond: Cond, sampling: SampleConfig, generator: Generators = None) -> Tensor:
         """The state x_T from which ``sample`` leads back to about x0 [N, 3, H, W]: DDIM's inversion.
 
-        The sampler's own updates on the times that ``inverted`` gives. Raises UserError as ``updates`` does.
+        The sampler's own updates on the times that ``inverted`` gives; for ``xT="random"`` noise. Raises UserError as
+        ``updates`` does.
         """
+        if sampling.xT == "random":
+            return randn_like(x0, generator)
         return self._integrate(x0, cond, self.updates(sampling, invert=True))
+
+    @torch.no_grad()
+    def reconstruction(
+        self, x: Tensor, sample: bool | None = None, generator: Generators = None, **settings: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The states x_T that are inferred from images x, and the images that they lead back to.
+
+        ``settings`` are fields of SampleConfig; ``sample`` is of a stochastic encoder.
+        """
+        sampling, cond = self.sampling(**settings), self.condition(x)
+        x_T = self.invert(self.checked(x), cond, sampling, generator)
+        return x_T, self.sample(x_T, cond, sampling, generator)
 
     def updates(self, sampling: SampleConfig, invert: bool = False) -> list[Update]:
         """What the sampler does in every step; or its inversion, of ``inversion_steps`` where there are some.
@@ -282,8 +297,9 @@ class DiffusionModel(nn.Module):
 
     @classmethod
     def result_name(cls, sampling: SampleConfig) -> str:
-        """Name of a folder of results with these settings: the sampler, its steps, and what is not the default."""
+        """Name of a folder of results: sampler, steps, where an inversion starts, and what is not the default."""
         settings = {k: v for k, v in sampling.as_dict().items() if v != getattr(cls.SAMPLING, k)}
+        settings = {"xT": sampling.xT, **settings} if cls.INVERTS else settings
         rest = (f"{k}={str(v).lower()}" for k, v in settings.items() if k not in ("sampler", "steps"))
         return "_".join([sampling.sampler, str(sampling.steps), *rest])
 

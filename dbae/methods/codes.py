@@ -13,8 +13,8 @@ def draw_code(mu: Tensor, log_sigma: Tensor, noise: Tensor | None = None) -> Ten
 
 
 def lerp(z_1: Tensor, z_2: Tensor, fractions: Tensor) -> Tensor:
-    """``(1 - l) z_1 + l z_2`` for every l of ``fractions`` [F]: codes [N, latent] -> [N, F, latent]."""
-    part = fractions[:, None]
+    """``(1 - l) z_1 + l z_2`` for every l of ``fractions`` [F] or [N, F]: codes [N, latent] -> [N, F, latent]."""
+    part = fractions[..., None]
     return (1 - part) * z_1[:, None] + part * z_2[:, None]
 
 
@@ -25,7 +25,7 @@ def slerp(x_1: Tensor, x_2: Tensor, fractions: Tensor) -> Tensor:
     """
     flat_1, flat_2 = (x.double().flatten(1) for x in (x_1, x_2))
     angle = F.cosine_similarity(flat_1, flat_2).clamp(-1, 1).arccos()[:, None, None]
-    part = fractions.double()[:, None]
+    part = fractions.double()[..., None]
     arc = (((1 - part) * angle).sin() * flat_1[:, None] + (part * angle).sin() * flat_2[:, None]) / angle.sin()
     way = torch.where(angle.sin() > 1e-6, arc, lerp(flat_1, flat_2, fractions.double()))
     return way.to(x_1.dtype).unflatten(2, x_1.shape[1:])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dbae.config import SampleConfig, UserError, option, require_positive
 from dbae.diffusion import VE, VP, Bridge, Identity, Karras
 from dbae.io import Generators
-from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig
+from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig, Ends
 from dbae.methods.base import Cond, preset
 from dbae.nn.decoder import Decoder
 from dbae.nn.layers import Attention2d
@@ -126,7 +126,7 @@ class DBAE(AutoEncoder):
         """``Dec(z)``: the image is looked at only where z is not given."""
         return self.decode(self.encode(x) if z is None else z)
 
-    def between(self, x_1: Tensor, x_2: Tensor, z: Tensor, fractions: Tensor, **settings: Any) -> Tensor:
+    def between(self, ends: Ends, z: Tensor, fractions: Tensor, **settings: Any) -> Tensor:
         return self.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
     # Files: the official ones hold the U-Net's tensors at the top level

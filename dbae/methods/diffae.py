@@ -3,7 +3,6 @@
 Preechakul et al., Diffusion Autoencoders: Toward a Meaningful and Decodable Representation, CVPR 2022.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from torch import Tensor
 from dbae.config import SampleConfig, UserError, option, require_positive
 from dbae.diffusion import Diffusion, Epsilon, LinearBeta
 from dbae.io import Generators, randn_like
-from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig
+from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig, Ends
 from dbae.methods.base import BESIDE, Cond, DiffusionModel, preset
 from dbae.methods.codes import slerp
 from dbae.nn.layers import Attention1d
@@ -96,6 +95,7 @@ class DDIM(DiffusionModel):
     SIZE_DEPENDENT = ("channel_mult", "encoder_mult")
     SAMPLING = SampleConfig("ddim", 100, grid="uniform")
     FEATURES = ("middle_block", 100)
+    INVERTS = True
 
     def __init__(self, config: DDIMConfig) -> None:
         super().__init__(config)
@@ -155,15 +155,11 @@ class DiffAE(AutoEncoder):
 
     def infer_xT(self, x: Tensor, z: Tensor | None = None, generator: Generators = None, **settings: Any) -> Tensor:
         """The stochastic code: the inversion of x given z, or for ``xT="random"`` noise."""
-        sampling = self.sampling(**settings)
-        if sampling.xT == "random":
-            return randn_like(x, generator)
-        return self.invert(self.checked(x), self.condition(x, z=z), sampling)
+        return self.invert(self.checked(x), self.condition(x, z=z), self.sampling(**settings), generator)
 
-    def between(self, x_1: Tensor, x_2: Tensor, z: Tensor, fractions: Tensor, **settings: Any) -> Tensor:
+    def between(self, ends: Ends, z: Tensor, fractions: Tensor, **settings: Any) -> Tensor:
         """On the arc between the two inversions."""
-        ends = (self.infer_xT(x, code, **settings) for x, code in ((x_1, z[:, 0]), (x_2, z[:, -1])))
-        return slerp(*ends, fractions)
+        return slerp(*(self.infer_xT(x, code, **settings) for x, code in ends), fractions)
 
     # Files: the official ones hold the U-Net's tensors at the top level
 
@@ -186,13 +182,6 @@ class DiffAE(AutoEncoder):
     ) -> DiffAEConfig:
         widths = {"emb_channels": "time_embed.time_embed.0.weight", "latent_dim": "encoder.out.3.bias"}
         return _official_config(cls, widths, state, path, dataset, fields)
-
-    @classmethod
-    def result_name(cls, sampling: SampleConfig) -> str:
-        """``ddim_{steps}_xT={inferred, retraced or random}``, and what else is not the default."""
-        first = f"{sampling.sampler}_{sampling.steps}"
-        rest = super().result_name(dataclasses.replace(sampling, xT=cls.SAMPLING.xT)).removeprefix(first)
-        return f"{first}_xT={sampling.xT}{rest}"
 
 
 def _official_config(
