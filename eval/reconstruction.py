@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from dbae.config import UserError
 from dbae.io import read_tensors
 
-HUB_FILE = "alexnet-owt-7be5be79.pth"
+TRUNKS = {
+    "alex": ("AlexNet", "alexnet-owt-7be5be79.pth"),
+    "vgg": ("VGG16", "vgg16-397923af.pth"),
+}  # torchvision's files
 _DECLARED = torch.library.Library("torchvision", "FRAGMENT")  # must outlive what it declares
 
 
@@ -112,32 +115,36 @@ def _blur(x: Tensor) -> Tensor:
     return F.conv2d(x, window.transpose(2, 3), padding=(5, 0), groups=channels)
 
 
-# LPIPS (Zhang et al., CVPR 2018): the package lpips, with a choice of where AlexNet's features come from
+# LPIPS (Zhang et al., CVPR 2018): the package lpips, with a choice of where the trunk's features come from
 
 
-def load_lpips(backbone: str | None = None, device: torch.device | str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
-    """LPIPS (alex, v0.1): images [N, 3, H, W] in [0, 1], twice -> distances [N].
+def load_lpips(
+    backbone: str | None = None, device: torch.device | str = "cpu", net: str = "alex"
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS (alex or vgg, v0.1): images [N, 3, H, W] in [0, 1], twice -> distances [N].
 
-    ``backbone`` is a file with torchvision's AlexNet tensors ``features.*``; by default the one in torch's hub cache,
-    downloaded if need be. Raises UserError, before any work, where the features or the package cannot be had.
+    ``backbone`` is a file with the tensors ``features.*`` of torchvision's AlexNet or VGG16; by default the one in
+    torch's hub cache, downloaded if need be. Raises UserError, before any work, where the features or the package
+    cannot be had.
     """
-    path = backbone or _hub_file()
+    path = backbone or _hub_file(net)
     if not os.path.exists(path):
         raise UserError(f"lpips_backbone: no such file: {path}")
     features = read_tensors(path)
-    model = _empty_lpips()
+    model = empty_lpips(net)
     for part in model.net.children():  # slices of torchvision's sequence, whose layers keep their numbers
-        for name in part.state_dict():
-            if f"features.{name}" not in features:
+        for name, value in part.state_dict().items():
+            if getattr(features.get(f"features.{name}"), "shape", None) != value.shape:
                 raise UserError(
-                    f"lpips_backbone: {path} has no tensor 'features.{name}'; expected torchvision's AlexNet"
+                    f"lpips_backbone: {path} has no tensor 'features.{name}' {list(value.shape)}; "
+                    f"expected torchvision's {TRUNKS[net][0]}"
                 )
         part.load_state_dict({name: features[f"features.{name}"] for name in part.state_dict()})
     model = model.to(device).eval().requires_grad_(False)
     return lambda real, fake: model(real * 2 - 1, fake * 2 - 1).flatten()
 
 
-def _empty_lpips() -> nn.Module:
+def empty_lpips(net: str = "alex") -> nn.Module:
     """LPIPS with its trained linear heads and an untrained trunk."""
     import_torchvision()
     try:
@@ -146,7 +153,7 @@ def _empty_lpips() -> nn.Module:
         raise UserError("LPIPS needs the package lpips: pip install lpips, or leave LPIPS out of --metrics") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips passes torchvision arguments that are deprecated
-        return lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+        return lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
 
 
 def import_torchvision() -> None:
@@ -164,17 +171,18 @@ def import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-def _hub_file() -> str:
-    """Path of AlexNet in torch's hub cache, fetched where it is not there."""
-    path = os.path.join(torch.hub.get_dir(), "checkpoints", HUB_FILE)
+def _hub_file(net: str) -> str:
+    """Path of the trunk in torch's hub cache, fetched where it is not there."""
+    trunk, file = TRUNKS[net]
+    path = os.path.join(torch.hub.get_dir(), "checkpoints", file)
     if not os.path.exists(path):
-        url = f"https://download.pytorch.org/models/{HUB_FILE}"
+        url = f"https://download.pytorch.org/models/{file}"
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            torch.hub.download_url_to_file(url, path, hash_prefix="7be5be79", progress=True)
+            torch.hub.download_url_to_file(url, path, hash_prefix=file[-12:-4], progress=True)
         except OSError:
             raise UserError(
-                f"LPIPS needs AlexNet's features and {url} cannot be reached: put that file at {path}, "
+                f"LPIPS needs {trunk}'s features and {url} cannot be reached: put that file at {path}, "
                 "or give --lpips_backbone PATH, or leave LPIPS out of --metrics"
             ) from None
     return path

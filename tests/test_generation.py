@@ -13,9 +13,10 @@ from dbae import load_model
 from dbae.checkpoint import config_content, save_weights, write_config
 from dbae.config import TrainConfig, UserError
 from dbae.methods import DDIM, DiffAE
+from dbae.methods.codes import PATHS
 from dbae.methods.diffae import DDIMConfig, DiffAEConfig
 from eval.generation import frechet_distance, gaussian
-from scripts import infer_class, interpolate, manipulate, recon_table, reconstruct, sample, train_prior
+from scripts import infer_class, interpolate, manipulate, path_length, recon_table, reconstruct, sample, train_prior
 from scripts.conditional import accepted, few_shot
 
 SMALL = {
@@ -222,3 +223,31 @@ def test_draws_from_a_fitted_gaussian():
     x, noise = rng.standard_normal((300, 3)) @ rng.standard_normal((3, 3)) + 1, rng.standard_normal((500, 3))
     white = np.linalg.solve(np.linalg.cholesky(np.cov(noise.T)), (noise - noise.mean(0)).T).T
     assert frechet_distance(gaussian(x, white), x) == pytest.approx(0, abs=1e-6)
+
+
+def test_path_lengths_do_not_depend_on_a_small_step_nor_on_batches(diffae, tmp_path, monkeypatch):
+    def distance(real, fake):
+        return (real - fake).double().square().mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr(path_length, "load_lpips", lambda *_: distance)
+    line = words(diffae, "--split=test", "--steps=2", "--pairs=5", "--epsilons=0.002,0.004,0.5")
+    reports = []
+    for batch in (4, 64):
+        path_length.main([*line, f"--batch_size={batch}", f"--out={tmp_path / str(batch)}"])
+        reports.append(json.loads(next((tmp_path / str(batch)).rglob("path_length*.json")).read_text()))
+    near, double, far = (entry["mean"] for entry in reports[0]["ppl"])
+    assert near > 0 and abs(near / double - 1) < 0.05 < abs(near / far - 1)
+    assert [entry["mean"] for entry in reports[1]["ppl"]] == pytest.approx([near, double, far], rel=1e-3)
+    for wrong in ("--epsilons=0", "--pairs=0", "--pairs=13"):
+        with pytest.raises(UserError):
+            path_length.main([*line, wrong])
+
+
+def test_fractions_of_the_way_may_differ_by_pair():
+    torch.manual_seed(0)
+    z_1, z_2 = torch.randn(2, 3, 7)
+    fractions = torch.rand(3, 4)
+    for path in PATHS.values():
+        ways = path(z_1, z_2, fractions)
+        for i in range(3):
+            assert torch.allclose(ways[i], path(z_1[i : i + 1], z_2[i : i + 1], fractions[i])[0])

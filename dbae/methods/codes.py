@@ -15,7 +15,7 @@ def draw_code(mu: Tensor, log_sigma: Tensor, noise: Tensor | None = None) -> Ten
 def lerp(z_1: Tensor, z_2: Tensor, fractions: Tensor) -> Tensor:
     """``(1 - l) z_1 + l z_2`` for every l of ``fractions`` [F] or [N, F]: codes [N, latent] -> [N, F, latent]."""
     part = fractions[..., None]
-    return (1 - part) * z_1[:, None] + part * z_2[:, None]
+    return ((1 - part) * z_1[:, None] + part * z_2[:, None]).to(z_1.dtype)
 
 
 def slerp(x_1: Tensor, x_2: Tensor, fractions: Tensor) -> Tensor:
