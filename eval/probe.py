@@ -62,7 +62,7 @@ def fit(kind: str, parts: Parts, names: Names, solver: str = "adam", device: Dev
     """Probe codes for targets of a kind (binary, class or real) and report its scores on the split ``test``.
 
     ``parts`` are the splits train, valid (not for real) and test; ``names`` those of the attributes, classes or
-    numbers. ``solver`` is adam (the official protocol), exact or knn (not for real), and ``settings`` are those of its
+    numbers. ``solver`` is adam (DBAE's protocol), exact, or unless real diffae or knn, and ``settings`` are those of its
     function below. Scores that are undefined are left out of their means, and the report lists the targets. Raises
     UserError for targets that do not fit.
     """
@@ -112,6 +112,40 @@ def _adam(
     return {which: layer.cpu() for which, layer in layers.items()}, report
 
 
+def _diffae(
+    task: Task,
+    parts: Parts,
+    names: Names,
+    device: Device,
+    samples: int = 300_000,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    seed: int = 0,
+) -> tuple[Layers, Report]:
+    """DiffAE's budget: Adam on codes normalised by the training split, shuffled, a number of samples; the last layer.
+
+    The layer is given for codes as they are.
+    """
+    first = parts["train"].codes("train")
+    mean, std = first.mean(dim=0), first.std(dim=0)
+    if not (std > 0).all():
+        raise UserError(f"train: expected codes that vary, number {int((std <= 0).nonzero()[0])} is constant")
+    train = Part(lambda epoch: (parts["train"].codes("train", epoch) - mean) / std, parts["train"].targets)
+    batch_size = min(batch_size, len(first))
+    steps = max(1, samples // batch_size)
+    epochs = math.ceil(steps / (len(first) // batch_size))
+    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device}
+    *_, layer = train_linear(train, task.loss, **settings, shuffled=True, steps=steps)
+    layer = layer.cpu().requires_grad_(False)
+    layer.weight /= std
+    layer.bias -= layer.weight @ mean
+    outputs = {which: predict(layer, "test", parts["test"], 0) for which in task.reported}
+    fixed = {"latent": layer.in_features, "loss": task.loss_name, "optimizer": "Adam", "shuffle": True}
+    report = {"settings": fixed | settings | {"samples": steps * batch_size, "device": str(device)}}
+    report |= task.results(names, parts["test"].targets, outputs)
+    return {"last": layer, "best": layer}, report
+
+
 def _exact(task: Task, parts: Parts, names: Names, device: Device) -> tuple[Layers, Report]:
     """Logistic or ridge regression, its penalties chosen on ``valid`` or on a part of ``train``."""
     seen = {split: part for split, part in parts.items() if split != "test"}
@@ -135,7 +169,7 @@ def _knn(task: Task, parts: Parts, names: Names, device: Device, k: int = 20) ->
     return {}, {"settings": settings} | task.votes(names, test.targets, votes, train.targets.mean(dim=0))
 
 
-SOLVERS = {"adam": _adam, "exact": _exact, "knn": _knn}
+SOLVERS = {"adam": _adam, "diffae": _diffae, "exact": _exact, "knn": _knn}
 
 
 def summary(report: Report) -> dict[str, float]:
@@ -162,8 +196,13 @@ def train_linear(
     lr: float = 1e-3,
     seed: int = 0,
     device: Device = "cpu",
+    shuffled: bool = False,
+    steps: int | None = None,
 ) -> Iterator[nn.Linear]:
-    """Adam over batches in data-set order, not shuffled; yields the layer, still in training, after every epoch."""
+    """Adam over batches in data-set order; yields the layer, still in training, after every epoch.
+
+    ``shuffled`` epochs are in random order, without an incomplete last batch. Training ends early after ``steps``.
+    """
     require_positive("epochs", epochs)
     codes, targets = part.codes("train", 0, device), part.targets.to(device, torch.float32)
     with torch.random.fork_rng(devices=[]):  # the layer depends on the seed only, global random numbers on nothing here
@@ -172,7 +211,13 @@ def train_linear(
     optimizer = torch.optim.Adam(layer.parameters(), lr)
     for epoch in range(epochs):
         codes = codes if epoch == 0 else part.codes("train", epoch, device)
-        for z, y in zip(codes.split(batch_size), targets.split(batch_size), strict=True):
+        order = torch.arange(len(codes), device=device)
+        if shuffled:
+            order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(codes))).to(device)
+            order = order[: len(order) // batch_size * batch_size]
+        batches = order.split(batch_size)
+        for rows in batches if steps is None else batches[: steps - epoch * len(batches)]:
+            z, y = codes[rows], targets[rows]
             optimizer.zero_grad()
             loss(layer(z), y).backward()
             optimizer.step()

@@ -30,7 +30,7 @@ class Task:
     name: str  # in reports
     splits = ("train", "valid", "test")
     varied = splits  # where some target must vary
-    solvers = ("adam", "exact", "knn")
+    solvers = ("adam", "diffae", "exact", "knn")
     batch_size = 128
     selected_on = "valid"  # split that ``watch`` looks at
     reported = ("best",)  # which layers, of the last epoch and the best; the first is what one goes on with
@@ -73,10 +73,14 @@ class Attributes(Task):
         return {"valid_ap": mean_defined(scores.average_precision(y, output))}
 
     def results(self, names: Names, y: Tensor, outputs: Mapping[str, np.ndarray]) -> Report:
-        """Average precision and area under the ROC curve of the reported layers, on average and per attribute."""
+        """Average precision and area under the ROC curve of the reported layers, on average and per attribute.
+
+        The weighted mean of areas counts each attribute by its positives, as DiffAE's second number does.
+        """
         ap, area = scores.average_precision(y, outputs["best"]), scores.auroc(y, outputs["best"])
+        weighted = np.average(np.nan_to_num(area), weights=np.where(np.isnan(area), 0, y.sum(dim=0).numpy()))
         return {
-            "test": {"ap": mean_defined(ap), "auroc": mean_defined(area)},
+            "test": {"ap": mean_defined(ap), "auroc": mean_defined(area), "auroc_weighted": float(weighted)},
             "attributes": _by_name(names, ap=ap, auroc=area, positives=y.sum(dim=0).int()),
         }
 

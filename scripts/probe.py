@@ -171,12 +171,10 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
         names = splits["train"].targets.names
         parts = {split: Part(codes[split].draw, each.targets.values) for split, each in splits.items()}
         how: dict[str, Any] = {"solver": options.solver, "device": trained.device}
+        how |= {"seed": options.seed} if options.solver in ("adam", "diffae") else {}
         if options.solver == "adam":
             how |= {"epochs": options.epochs, "batch_size": options.probe_batch_size, "lr": options.probe_lr}
-            how |= {
-                "seed": options.seed,
-                "progress": lambda entry: print(f"epoch {entry['epoch']:2d}  {describe(entry)}"),
-            }
+            how["progress"] = lambda entry: print(f"epoch {entry['epoch']:2d}  {describe(entry)}")
         result = fit(options.kind, parts, names, **how)
         report = {
             "checkpoint": options.model_path,

@@ -91,7 +91,7 @@ def bce(logits, y):
     return F.binary_cross_entropy_with_logits(logits, y)
 
 
-@pytest.mark.parametrize("solver", ["adam", "exact", "knn"])
+@pytest.mark.parametrize("solver", ["adam", "diffae", "exact", "knn"])
 def test_attributes_with_a_single_class_are_listed_and_left_out(solver):
     train, valid, test = (binary(n, seed) for n, seed in ((400, 0), (200, 1), (200, 2)))
     valid[1][:, 0] = 0
@@ -103,8 +103,9 @@ def test_attributes_with_a_single_class_are_listed_and_left_out(solver):
     drawn, label = bars(report | {"features": "model", "solver": solver})
     assert label.endswith(" over 1 of 3 labels") and drawn.keys() == {"a"}
     for name in "bc":
-        assert {report["attributes"][name][key] for key in report["test"]} == {None}
-    assert {key: report["attributes"]["a"][key] for key in report["test"]} == report["test"]
+        assert {value for key, value in report["attributes"][name].items() if key != "positives"} == {None}
+    alone = report["attributes"]["a"]
+    assert report["test"] == pytest.approx({key: alone[key.removesuffix("_weighted")] for key in report["test"]})
 
 
 def test_classes_without_images_are_listed():
@@ -121,6 +122,26 @@ def test_labels_that_a_subset_does_not_vary_in_are_listed():
     train[1][0, 1] = 1  # one positive: a subset of a few rows has it before others
     few, many = fit_fractions("binary", splits(train, valid, test), NAMES, (0.005, 0.5), repeats=3, solver="exact")
     assert "untrained" not in many and set(few["untrained"]) <= set(NAMES) and few["untrained"]
+
+
+def test_diffae_protocol_counts_samples_and_normalises():
+    (z, y), valid, test = (binary(n, seed) for n, seed in ((300, 0), (100, 1), (200, 2)))
+    epochs, moved = [], [(5 + 100 * codes, targets) for codes, targets in ((z, y), valid, test)]
+
+    def draw(epoch):
+        epochs.append(epoch)
+        return z
+
+    parts = splits((z, y), valid, test) | {"train": Part(draw, y)}
+    found = fit("binary", parts, NAMES, "diffae", samples=1000)
+    assert found.report["settings"]["samples"] == 992 and max(epochs) == 3  # 31 batches of 32, nine in an epoch
+    again = fit("binary", splits(*moved), NAMES, "diffae", samples=1000)
+    logits = found.layer(test[0]).detach()
+    assert torch.allclose(again.layer(moved[2][0]), logits, atol=1e-3)
+    area = scores.auroc(test[1], logits)
+    assert found.report["test"]["auroc_weighted"] == pytest.approx(np.average(area, weights=test[1].sum(dim=0)))
+    with pytest.raises(UserError, match="number 2 is constant"):
+        fit("binary", splits((z * torch.tensor([1, 1, 0, 1, 1, 1, 1, 1]), y), valid, test), NAMES, "diffae")
 
 
 def test_training_asks_for_each_epoch_and_keeps_the_order():
