@@ -125,7 +125,7 @@ def load_lpips(backbone: str | None = None, device: torch.device | str = "cpu") 
     if not os.path.exists(path):
         raise UserError(f"lpips_backbone: no such file: {path}")
     features = read_tensors(path)
-    model = _empty_lpips()
+    model = empty_lpips()
     for part in model.net.children():  # slices of torchvision's sequence, whose layers keep their numbers
         for name in part.state_dict():
             if f"features.{name}" not in features:
@@ -137,7 +137,7 @@ def load_lpips(backbone: str | None = None, device: torch.device | str = "cpu") 
     return lambda real, fake: model(real * 2 - 1, fake * 2 - 1).flatten()
 
 
-def _empty_lpips() -> nn.Module:
+def empty_lpips() -> nn.Module:
     """LPIPS with its trained linear heads and an untrained trunk."""
     import_torchvision()
     try:

@@ -9,7 +9,7 @@ from dbae.config import UserError
 from eval.reconstruction import (
     METRICS,
     ReconstructionMetrics,
-    _empty_lpips,
+    empty_lpips,
     load_lpips,
     mse,
     ssim,
@@ -67,7 +67,7 @@ def test_official_axes_flatter_a_blurred_image():
 def backbone(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("lpips") / "alexnet.pth")
     torch.manual_seed(0)
-    trunk = _empty_lpips().net
+    trunk = empty_lpips().net
     state = {}
     for part in (trunk.slice1, trunk.slice2, trunk.slice3, trunk.slice4, trunk.slice5):
         state |= {f"features.{name}": tensor for name, tensor in part.state_dict().items()}
