@@ -162,12 +162,14 @@ def precision_recall(
     }
 
 
-def memorisation(sampled: ArrayLike, held_out: ArrayLike, train: ArrayLike) -> float:
-    """Median distance of samples to their nearest training rows, over that of held-out rows: below 1, they are copies.
+def memorisation(sampled: ArrayLike, held_out: ArrayLike, train: ArrayLike) -> float | None:
+    """Median distance of samples to their nearest training rows, over that of held-out rows; 0 where they repeat them.
 
-    At least, they lie nearer to what was trained on than new real data do.
+    Much below 1, samples lie nearer to what was trained on than new real data do. None where held-out rows are
+    themselves among the training rows.
     """
-    return float(np.median(nearest(sampled, train)[0]) / np.median(nearest(held_out, train)[0]))
+    here, there = (float(np.median(nearest(each, train)[0])) for each in (sampled, held_out))
+    return here / there if there else None
 
 
 def _shifted(origin: np.ndarray, *features: np.ndarray, device: torch.device | str) -> list[Tensor]:
