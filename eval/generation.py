@@ -1,33 +1,219 @@
-"""Distances between sets of features [n, d], of real and of generated images or of codes."""
+"""Distances between sets of features [n, d], of real and of generated images or of codes: pure functions of arrays.
+
+All run in blocks: 50,000 x 2,048 features need a few GB. Sums that cancel are in float64.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from dbae.config import UserError
+
+BLOCK = 1 << 25  # distances that are in memory at once
+SPARE = 4  # candidates beside the k nearest, as the distances that choose them are rounded
+
+
+# Frechet distance
 
 
 def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
     """Frechet distance between Gaussians fitted to two sets of features [n, d] (Dowson & Landau, 1982).
 
-    ``|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`` with unbiased covariances. The trace of the root is the sum of
-    the singular values of ``C_x^(1/2) C_y^(1/2)``, so that no root of a matrix that is not symmetric is needed. Raises
-    UserError for fewer than two rows, or values that are not finite.
+    ``|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`` with unbiased covariances. For any ``R^T R = C`` the trace of
+    the root is the sum of the singular values of ``R_x R_y^T``, so that no root of a matrix that is not symmetric is
+    needed; for fewer rows than numbers, R are the centred rows themselves. Raises UserError for fewer than two rows, or
+    values that are not finite.
     """
-    (mean_x, root_x), (mean_y, root_y) = moments(x), moments(y)
-    cross = np.linalg.svd(root_x @ root_y, compute_uv=False).sum()
+    (mean_x, root_x), (mean_y, root_y) = _factor(x), _factor(y)
+    cross = np.linalg.svd(root_x @ root_y.T, compute_uv=False).sum()
     return float(np.square(mean_x - mean_y).sum() + np.square(root_x).sum() + np.square(root_y).sum() - 2 * cross)
+
+
+def frechet_at_half(x: ArrayLike, y: ArrayLike, seed: int = 0) -> float:
+    """Mean of the Frechet distances of two disjoint halves of x to as many of y, at random.
+
+    The bias of the distance is c/n to first order, so twice ``frechet_distance`` less this is extrapolated to 1/n = 0
+    (Chong & Forsyth, 2020).
+    """
+    rng = np.random.default_rng(seed)
+    halves = [np.array_split(np.asarray(each)[rng.permutation(len(each))], 2) for each in (x, y)]
+    return float(np.mean([frechet_distance(*pair) for pair in zip(*halves, strict=True)]))
 
 
 def moments(features: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Mean [d] of features [n, d], and the symmetric root [d, d] of their unbiased covariance, both float64."""
-    features = np.asarray(features, np.float64)
-    if len(features) < 2 or not np.isfinite(features).all():
-        raise UserError(f"features: expected two rows or more of finite numbers, got {list(features.shape)}")
-    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(features, rowvar=False)))
-    return features.mean(axis=0), (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    features = _checked(features)
+    mean = features.mean(axis=0, dtype=np.float64)
+    covariance = sum(rows.T @ rows for rows in _centred(features, mean)) / (len(features) - 1)
+    values, vectors = np.linalg.eigh(covariance)
+    return mean, (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
 def gaussian(features: ArrayLike, noise: ArrayLike) -> np.ndarray:
     """Draws [m, d], float32, from the Gaussian fitted to features [n, d], for standard normal ``noise`` [m, d]."""
     mean, root = moments(features)
     return (mean + np.asarray(noise, np.float64) @ root).astype(np.float32)
+
+
+def _factor(features: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [d], and R [min(n, d), d] with the unbiased covariance ``R^T R``."""
+    features = _checked(features)
+    if len(features) > features.shape[1]:
+        return moments(features)
+    mean = features.mean(axis=0, dtype=np.float64)
+    return mean, (features - mean) / np.sqrt(len(features) - 1)
+
+
+def _checked(features: ArrayLike, rows: int = 2) -> np.ndarray:
+    features = np.asarray(features)
+    if features.ndim != 2 or len(features) < rows or not np.isfinite(features.sum(axis=0, dtype=np.float64)).all():
+        raise UserError(f"features: expected {rows} rows or more of finite numbers, got {list(features.shape)}")
+    return features
+
+
+def _centred(features: np.ndarray, mean: np.ndarray) -> Iterator[np.ndarray]:
+    """Blocks of rows less their mean, float64."""
+    return (features[first : first + 4096] - mean for first in range(0, len(features), 4096))
+
+
+# Kernel distance
+
+
+class Kid(NamedTuple):
+    """Mean of the estimates on ``subsets`` subsets of ``size`` rows, and their standard deviation."""
+
+    mean: float
+    std: float
+    subsets: int
+    size: int
+
+
+def kernel_distance(x: ArrayLike, y: ArrayLike, subsets: int = 100, size: int = 1000, seed: int = 0) -> Kid:
+    """Unbiased squared MMD with the kernel ``(x y / d + 1)^3``: KID (Binkowski et al., 2018), averaged over subsets.
+
+    Subsets are drawn without replacement. Of sets that have no more rows than ``size`` all take part, at once if both
+    are as small. It may be negative.
+    """
+    x, y = _checked(x), _checked(y)
+    size = min(size, len(x), len(y))
+    if len(x) == len(y) == size:
+        subsets = 1  # any other would be the same
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(subsets):
+        a, b = (each[rng.choice(len(each), size, replace=False)].astype(np.float64) for each in (x, y))
+        aa, bb, ab = (_cubic(*pair) for pair in ((a, a), (b, b), (a, b)))
+        within = (aa.sum() - aa.trace() + bb.sum() - bb.trace()) / (size * (size - 1))
+        found.append(within - 2 * ab.mean())
+    return Kid(float(np.mean(found)), float(np.std(found)), subsets, size)
+
+
+def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    kernel = x @ y.T / x.shape[1] + 1
+    return kernel * kernel * kernel  # a power is a hundred times as slow
+
+
+# Nearest neighbours
+
+
+def nearest(
+    x: ArrayLike, y: ArrayLike, k: int = 1, itself: bool = True, device: torch.device | str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances [n, k], float64, to the k nearest rows of y for each row of x, and their numbers [n, k].
+
+    Without ``itself`` row i of y is no neighbour of row i of x. Raises UserError where y has too few rows.
+    """
+    y = _checked(y, k + (not itself))
+    squared, numbers = _nearest(*_shifted(y, _checked(x, 1), y, device=device), k, itself)
+    return squared.sqrt().cpu().numpy(), numbers.cpu().numpy()
+
+
+def precision_recall(
+    real: ArrayLike, fake: ArrayLike, k: int = 3, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """Precision and recall (Kynkäänniemi et al., 2019), density and coverage (Naeem et al., 2020), by balls.
+
+    A ball around a row reaches to its k-th neighbour among the others of its set. ``precision``: share of fakes in the
+    ball of any real; ``recall``: of reals in the ball of any fake; ``density``: balls of reals around a fake, over k;
+    ``coverage``: share of reals with a fake in their ball. Raises UserError for k rows or fewer.
+    """
+    real, fake = _checked(real, k + 1), _checked(fake, k + 1)
+    reals, fakes = _shifted(real, real, fake, device=device)
+    radius_real, radius_fake = (_nearest(each, each, k, itself=False)[0][:, -1] for each in (reals, fakes))
+    covered = torch.zeros(len(real), dtype=torch.bool, device=device)
+    recalled, precise, inside = covered.clone(), 0, 0
+    for first, block in _squared_distances(fakes, reals):
+        rows = fakes[first : first + len(block)]
+        near_real = _within(block, radius_real[None], rows, reals)
+        near_fake = _within(block, radius_fake[first : first + len(block), None], rows, reals)
+        precise += int(near_real.any(1).sum())
+        inside += int(near_real.sum())
+        covered |= near_real.any(0)
+        recalled |= near_fake.any(0)
+    return {
+        "precision": precise / len(fake),
+        "recall": int(recalled.sum()) / len(real),
+        "density": inside / (k * len(fake)),
+        "coverage": int(covered.sum()) / len(real),
+    }
+
+
+def memorisation(sampled: ArrayLike, held_out: ArrayLike, train: ArrayLike) -> float | None:
+    """Median distance of samples to their nearest training rows, over that of held-out rows; 0 where they repeat them.
+
+    Much below 1, samples lie nearer to what was trained on than new real data do. None where held-out rows are
+    themselves among the training rows.
+    """
+    here, there = (float(np.median(nearest(each, train)[0])) for each in (sampled, held_out))
+    return here / there if there else None
+
+
+def _shifted(origin: np.ndarray, *features: np.ndarray, device: torch.device | str) -> list[Tensor]:
+    """Features less the mean of ``origin``, which costs distances fewer digits; float32."""
+    mean = origin.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return [torch.from_numpy(np.asarray(each, np.float32) - mean).to(device) for each in features]
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Blocks [b, m] of squared distances of rows of x to all rows of y, each with its first row's number.
+
+    They are rounded: where rows are much the same, to anything near 0.
+    """
+    norms, size = y.square().sum(1), min(1024, max(1, BLOCK // len(y)))
+    for first in range(0, len(x), size):
+        rows = x[first : first + size]
+        block = torch.addmm(norms, rows, y.T, alpha=-2)
+        yield first, block.add_(rows.square().sum(1, keepdim=True))
+
+
+def _nearest(x: Tensor, y: Tensor, k: int, itself: bool) -> tuple[Tensor, Tensor]:
+    """Squared distances [n, k], float64, and numbers [n, k] of the k nearest rows of y."""
+    found = []
+    for first, block in _squared_distances(x, y):
+        if not itself:
+            own = torch.arange(len(block), device=block.device)
+            block[own, own + first] = torch.inf
+        number = block.topk(min(k + SPARE, len(y) - (not itself)), largest=False).indices
+        exact, order = _exact(x[first : first + len(block), None], y[number]).sort(stable=True)
+        found.append((exact[:, :k], number.gather(1, order)[:, :k]))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
+
+
+def _exact(x: Tensor, y: Tensor) -> Tensor:
+    """Squared distances of pairs of rows, float64."""
+    return (x.double() - y).square_().sum(-1)
+
+
+def _within(squared: Tensor, radius: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Whether rounded squared distances [b, m] of x and y are up to a squared ``radius``; close cases are looked at."""
+    rounded = radius.to(squared.dtype)
+    inside = squared <= rounded
+    error = 16 * torch.finfo(squared.dtype).eps * max(float(each.square().sum(1).max()) for each in (x, y))
+    row, column = ((squared - rounded).abs_() <= error).nonzero(as_tuple=True)
+    for i, j in zip(row.split(1 << 14), column.split(1 << 14), strict=True):
+        inside[i, j] = _exact(x[i], y[j]) <= radius.expand_as(squared)[i, j] * (1 + 1e-9)
+    return inside

@@ -62,7 +62,7 @@ def fit(kind: str, parts: Parts, names: Names, solver: str = "adam", device: Dev
     """Probe codes for targets of a kind (binary, class or real) and report its scores on the split ``test``.
 
     ``parts`` are the splits train, valid (not for real) and test; ``names`` those of the attributes, classes or
-    numbers. ``solver`` is adam (the protocol of DBAE), exact, or unless real diffae or knn; ``settings`` are those of its
+    numbers. ``solver`` is adam (of DBAE), exact, or unless real diffae or knn, and ``settings`` are those of its
     function below. Scores that are undefined are left out of their means, and the report lists the targets. Raises
     UserError for targets that do not fit.
     """

@@ -6,8 +6,8 @@ examples:
 
 The images are encoded once, to sample_STEP/latents/; a stochastic encoder's noise is drawn anew in every epoch. The run
 lies in sample_STEP/prior/, with checkpoints, progress.csv and codes.json: how far codes from the prior, and from one
-Gaussian fitted to the codes, are from codes of images that the prior was not trained on. Running the command again goes
-on where it stopped. Exit statuses are those of training.
+Gaussian fitted to the codes, are from codes of images that the prior was not trained on, and whether they repeat codes
+that it was trained on. Running the command again goes on where it stopped. Exit statuses are those of training.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from dbae.methods.prior import PriorConfig
 from dbae.state import TrainState
 from dbae.training import Batches, local_batch
 from eval.features import CachedFeatures
-from eval.generation import frechet_distance, gaussian
+from eval.generation import frechet_distance, gaussian, memorisation, precision_recall
 from scripts.cli import Parser, given, run
 from scripts.common import (
     DataOptions,
@@ -43,6 +44,8 @@ from scripts.common import (
 )  # fmt: skip
 from scripts.encoding import cached_features, drawn_code
 from scripts.train import check_run_folder, end, fit
+
+K = 3  # neighbours, for precision and recall, as in Kynkäänniemi et al. (2019)
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,24 @@ def code_batches(
         yield from ((part, None) for part in rows.split(config.microbatch if config.microbatch > 0 else share))
 
 
-def compare(prior: LatentPrior, train: Tensor, held_out: Tensor, n: int, seed: int) -> dict[str, float]:
-    """Frechet distances to ``held_out`` codes: of n codes from the prior, n from a Gaussian, and the training codes."""
+def compare(prior: LatentPrior, train: Tensor, held_out: Tensor, n: int, seed: int) -> dict[str, Any]:
+    """How n codes from the prior, n from a Gaussian, and the training codes compare with ``held_out`` ones.
+
+    By name the Frechet distance; for drawn codes also precision and recall by balls to the K-th neighbour, and the
+    distance to the nearest training code, over that of held-out codes (medians).
+    """
     generator = torch.Generator().manual_seed(seed)
     noise, other = (torch.randn(n, prior.config.latent_dim, generator=generator) for _ in range(2))
     sampled = torch.cat([prior.decode(part.to(prior.mean.device)).cpu() for part in noise.split(4096)])
-    sets = {"prior": sampled, "gaussian": gaussian(train, other), "training codes": train}
-    return {name: frechet_distance(z, held_out) for name, z in sets.items()}
+    sets = {"prior": sampled, "gaussian": gaussian(train, other)}
+    found: dict[str, Any] = {
+        name: frechet_distance(z, held_out) for name, z in (sets | {"training codes": train}).items()
+    }
+    k = min(K, n - 1, len(held_out) - 1)
+    balls = {name: precision_recall(held_out, z, k, prior.mean.device) for name, z in sets.items()}
+    found |= {measure: {name: balls[name][measure] for name in sets} for measure in ("precision", "recall")}
+    found["nearest training code"] = {name: memorisation(z, held_out, train) for name, z in sets.items()}
+    return found | {"k": k}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -159,6 +173,11 @@ def main(args: list[str] | None = None) -> None:
         if not options.quiet:
             scores = ", ".join(f"{name} {found[name]:.4g}" for name in ("prior", "gaussian", "training codes"))
             runtime.print0(f"step {step}: Frechet distance to {options.held_out} codes: {scores}")
+            for name in ("prior", "gaussian"):
+                measures = [f"{each} {found[each][name]:.3f}" for each in ("precision", "recall")]
+                ratio = found["nearest training code"][name]
+                measures += [f"nearest training code at {ratio:.3f} of a held-out code's distance"] if ratio else []
+                runtime.print0(f"  {name}: {', '.join(measures)} (k = {found['k']})")
 
     signum, step = fit(prior, config, run_dir, content, text, stream, report, quiet=options.quiet)
     return end(run_dir, step, signum, options.quiet)

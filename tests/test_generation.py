@@ -73,6 +73,7 @@ def test_a_prior_resumes_and_is_compared(prior):
     report = json.loads((prior / "codes.json").read_text())
     assert report["held_out_images"] == 24 and report["of them trained on"] == 0
     assert report["step"] == 8 and report["prior"] > 0 and report["gaussian"] < 10 * report["training codes"] + 1
+    assert 0 < report["recall"]["gaussian"] <= 1 and 0 < report["nearest training code"]["gaussian"] < 10
     assert [row.split(",")[0] for row in (prior / "progress.csv").read_text().splitlines()] == ["step", "4", "8"]
 
 
@@ -82,7 +83,7 @@ def test_images_that_are_not_held_out_are_told(diffae, tmp_path, monkeypatch, ca
     train_prior.main(prior_words(diffae, "--split=valid", f"--out={tmp_path}"))
     assert "the prior is trained on 24 of the 30 valid images" in capsys.readouterr().err
     report = json.loads((tmp_path / "sample_20" / "prior" / "codes.json").read_text())
-    assert report["of them trained on"] == 24
+    assert report["of them trained on"] == 24 and report["nearest training code"]["gaussian"] is None
 
 
 @pytest.mark.parametrize("codes", ["prior", "gaussian", "encoded"])
@@ -213,7 +214,7 @@ def test_frechet_distance_of_gaussians():
     expected = np.square(a - b).sum() + 9
     assert frechet_distance(white * a, white * b + [3, 0, 0, 0]) == pytest.approx(expected, rel=1e-9)
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(UserError, match="two rows or more"):
+    with pytest.raises(UserError, match="2 rows or more"):
         frechet_distance(x[:1], x)
 
 
