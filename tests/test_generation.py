@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+import eval_manipulation
 from dbae import load_model
 from dbae.checkpoint import config_content, save_weights, write_config
 from dbae.config import TrainConfig, UserError
@@ -164,6 +165,10 @@ def test_probe_and_edits(diffae, tmp_path):
     interpolate.main([*edit, "--frames=3", f"--out={tmp_path / 'i'}"])
     manipulate.main([*edit, "--attributes=Male", f"--classifier={probe}", f"--out={tmp_path / 'm'}"])
     assert list((tmp_path / "i").glob("*.gif")) and list((tmp_path / "m").glob("*.png"))
+    few = ["--limit=3", "--judged=200", "--attributes=Male", f"--classifier={probe}", "--steps=3"]
+    eval_manipulation.main([f"--model_path={diffae}", "--dataset=toyfaces", "--device=cpu", *few])
+    (path,) = (diffae.parent / "sample_20").glob("edits_pixels_ddim_3_*.json")
+    assert json.loads(path.read_text())["attributes"]["Male"]["edited"] == 3
 
 
 @pytest.mark.parametrize("unlabelled", [0, 400])

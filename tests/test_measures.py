@@ -9,6 +9,9 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 import eval_generation
+import eval_manipulation
+from datasets import Labelled, labelled_splits
+from datasets.labels import Targets
 from dbae.config import UserError
 from eval.generation import (
     frechet_at_half,
@@ -275,3 +278,26 @@ def test_nearest_by_code(checkpoint, tmp_path):
     nearest_images.main([*how, "--device=cpu"])
     found = json.loads((tmp_path / "samples_nearest.json").read_text())["nearest"]["code"]["000000.png"]
     assert found[0]["image"] == "000005.png" and found[0]["distance"] == pytest.approx(0, abs=1e-3)
+
+
+def test_edits_that_do_nothing_and_edits_that_do_all(monkeypatch):
+    splits = {name: Labelled(p.dataset.part(range(300)), Targets("binary", p.targets.names, p.targets.values[:300]))
+              for name, p in labelled_splits("toyfaces", "binary", 32).items()}  # fmt: skip
+    options = eval_manipulation.EditMeasureOptions(dataset="toyfaces", model_path="x", limit=40, judged=300)
+    network = load_network("pixels")
+    judge = eval_manipulation.train_judge(network, splits, options)
+    part, column = splits["test"], judge.names.index("Male")
+    rows = [(part.targets.values[:, column] == has).nonzero().flatten()[:40] for has in (0, 1)]
+    women, men = (eval_manipulation.pixels(part, each) for each in rows)
+
+    def measured(made):
+        monkeypatch.setattr(eval_manipulation, "edit", lambda *args: torch.stack([women, made], 1))
+        return eval_manipulation.measure("Male", None, part, None, judge, network, options)
+
+    nothing, everything = measured(women), measured(men)
+    assert nothing["reached"] == nothing["reached_unedited"] and nothing["others_flipped"] == 0
+    assert nothing["FD_to_positives"] == pytest.approx(nothing["FD_positives_to_negatives"])
+    assert nothing["cosine"]["edit"] == pytest.approx(1)
+    assert everything["reached"] == everything["reached_positives"] > 0.7 > 0.3 > everything["reached_unedited"]
+    assert abs(everything["FD_to_positives"]) < 1e-6 * everything["FD_to_negatives"]
+    assert everything["others_flipped"] > 0 and everything["cosine"]["edit"] < 1
