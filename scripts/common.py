@@ -99,11 +99,11 @@ def parse(
 
 
 def parse_sampling(
-    parser: Parser, cls: type, title: str, args: list[str] | None = None
+    parser: Parser, cls: type, title: str, args: list[str] | None = None, only: tuple[str, ...] = ()
 ) -> tuple[Any, dict[str, Any], Any, type[DiffusionModel], SampleConfig]:
     """The same with options of sampling: also the method, and its way to sample with what was typed on top."""
     parser.add_config("sampling", SampleConfig)
-    options, about, typed = parse(parser, cls, title, args)
+    options, about, typed = parse(parser, cls, title, args, only)
     method = METHODS[options.method]
     return options, about, typed, method, dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
 

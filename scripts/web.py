@@ -4,9 +4,11 @@ example:
   python -m scripts.web --model ckpt/toyfaces/det/ema_0.9999_016000.pt
 
 The page is for this machine alone unless --host or --share say otherwise. Uploads are deleted after an hour, and all of
-them when the page ends. Editing needs a linear probe of the model, as infer_class_dbae.sh writes it.
+them when the page ends. Editing needs a linear probe of the model, as infer_class_dbae.sh writes it. The sampling
+options are what the page starts with; a visitor chooses sampler and steps.
 """
 
+import dataclasses
 import os
 import signal
 import sys
@@ -17,16 +19,16 @@ from typing import Any
 
 from dbae import runtime
 from dbae.config import RuntimeConfig, SampleConfig, UserError, option
-from dbae.diffusion import SOLVERS
-from scripts.cli import Parser, run
-from scripts.common import ModelOptions, TrainedModel, load_autoencoder, parse, print_dry_run
+from scripts.cli import Parser, given, run
+from scripts.common import ModelOptions, TrainedModel, load_autoencoder, parse_sampling, print_dry_run
 from scripts.edit_inputs import find_classifier
 from scripts.web_actions import Studio
 
 OFFERED = (
-    *("method", "model_path", "dataset", "classifier", "latent", "sampler", "steps", "batch_size", "seed", "device"),
+    *("method", "model_path", "dataset", "classifier", "latent", "batch_size", "seed", "device"),
     *("precision", "autocast", "host", "port", "share", "dry_run"),
 )
+STEPS = 20  # that the page starts with unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -36,36 +38,35 @@ class PageOptions(ModelOptions, RuntimeConfig):
     dataset: str = option("folder:.", "data set of an official file, which has no config.json")
     latent: str = option("mean", "code of a stochastic encoder", ("sample", "mean"))
     classifier: str | None = option(None, "best.pt of a linear probe (default: beside the checkpoint, or its probe's)")
-    sampler: str = option("euler", "sampler that the page starts with", tuple(SOLVERS))
-    steps: int = option(20, "steps that the page starts with")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for everybody who reaches this machine")
     port: int = option(7860, "port to listen on")
     share: bool = option(False, "also make a public address, through a server of gradio's makers")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        SampleConfig(sampler=self.sampler, steps=self.steps)
         if not 0 < self.port < 1 << 16:
             raise UserError(f"port: expected a number from 1 to {(1 << 16) - 1}, got {self.port}")
 
 
 def main(args: list[str] | None = None) -> None:
     """Parse, load, serve."""
-    options, about, _ = parse(Parser(__doc__), PageOptions, "page", args, OFFERED)
+    options, about, typed, _, sampling = parse_sampling(Parser(__doc__), PageOptions, "page", args, OFFERED)
+    if not given(typed, SampleConfig, ("steps",)):
+        sampling = dataclasses.replace(sampling, steps=STEPS)
     if options.dry_run:
-        return print_dry_run(options, about)
+        return print_dry_run(options, about, sampling=sampling.as_dict())
     if find_spec("gradio") is None:
         raise UserError('gradio is missing: pip install "gradio>=6.31"')
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the folder goes, too
     with tempfile.TemporaryDirectory(prefix="dbae_web_") as folder:
-        serve(open_studio(options, about, folder), options)
+        serve(open_studio(options, about, sampling, folder), options)
     return None
 
 
-def open_studio(options: PageOptions, about: dict[str, Any], folder: str) -> Studio:
+def open_studio(options: PageOptions, about: dict[str, Any], sampling: SampleConfig, folder: str) -> Studio:
     """The model with all that the page needs beside it; its pictures go to ``folder``."""
     device = runtime.setup(options.device)
-    trained = TrainedModel.of(load_autoencoder(options, about, device), options)
+    trained = TrainedModel.of(load_autoencoder(options, about, device), options, sampling)
     return Studio(trained, find_classifier(trained, options.model_path, options.classifier), folder)
 
 
@@ -74,7 +75,7 @@ def serve(studio: Studio, options: PageOptions) -> None:
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": studio.folder}  # read at gradio's import
     from scripts.web_page import build, looks
 
-    page = build(studio, options.sampler, options.steps).queue(api_open=False, max_size=32)
+    page = build(studio).queue(api_open=False, max_size=32)
     where = {"server_name": options.host, "server_port": options.port, "share": options.share}
     kept = {"run_history": False, "enable_monitoring": False, "max_file_size": "20mb"}
     shown = {"footer_links": [], "quiet": True, "prevent_thread_lock": True}

@@ -90,7 +90,9 @@ class Studio:
         return [self._save("frame", made[:, i]) for i in range(frames)], animated, cost
 
     def _trained(self, sampler: str, steps: int) -> TrainedModel:
-        return dataclasses.replace(self.trained, sampling=self.trained.model.sampling(sampler=sampler, steps=steps))
+        sampling = dataclasses.replace(self.trained.sampling, sampler=sampler, steps=steps)
+        self.trained.model.check_sampling(sampling)
+        return dataclasses.replace(self.trained, sampling=sampling)
 
     def _crop(self, path: str) -> Tensor:
         """The model's square [1, 3, H, W] of an upload. UserError, with its name but not its folder, for a bad one."""

@@ -25,7 +25,7 @@ The model sees the central square of an image and writes it down as a code *z* o
 walks from a state *x_T* along a diffusion to the reconstruction."""
 NO_CLASSIFIER = """This model has no attribute classifier yet. Train one on labelled images, then start the page again:
 
-`bash infer_class_dbae.sh DATASET SCHEDULE MODEL_PATH STO`
+`bash infer_class_dbae.sh DATASET SCHEDULE MODEL_PATH STO`, or `bash diffae/infer_class.sh DATASET MODEL_PATH`
 
 or name the one that you have: `--classifier best.pt`."""
 CSS = """
@@ -69,9 +69,9 @@ def looks() -> dict[str, Any]:
     return {"css": CSS, "js": KEYS, "theme": gr.themes.Default(primary_hue="indigo", font=font, font_mono=mono)}
 
 
-def build(studio: Studio, sampler: str, steps: int) -> gr.Blocks:
-    """The page of a model; ``sampler`` and ``steps`` are the choices it starts with."""
-    model = studio.trained.model.config
+def build(studio: Studio) -> gr.Blocks:
+    """The page of a model, which starts with its sampler and number of steps."""
+    model, sampling = studio.trained.model.config, studio.trained.sampling
     with gr.Blocks(title="Diffusion autoencoder", analytics_enabled=False, delete_cache=KEPT) as page:
         gr.Markdown(ABOUT.format(latent=model.latent_dim))
         seen = gr.State()
@@ -79,8 +79,10 @@ def build(studio: Studio, sampler: str, steps: int) -> gr.Blocks:
             with gr.Column(scale=2, min_width=280, elem_classes="choices"):
                 image, sample = _upload("Image")
                 with gr.Accordion("Sampling", elem_classes="last"):
-                    kind = gr.Dropdown(list(SOLVERS), value=sampler, label="Sampler")
-                    count = gr.Slider(1, max(STEPS, steps), value=steps, step=1, precision=0, label="Steps")
+                    kind = gr.Dropdown(list(SOLVERS), value=sampling.sampler, label="Sampler")
+                    count = gr.Slider(
+                        1, max(STEPS, sampling.steps), value=sampling.steps, step=1, precision=0, label="Steps"
+                    )
             with gr.Column(scale=5, min_width=320, elem_classes="results"):
                 with gr.Row():
                     pictures = [_picture(label) for label in ("Crop", "x_T", "Reconstruction")]

@@ -24,11 +24,4 @@ def checkpoint(tmp_path_factory):
     """The EMA file of a run folder with a small stochastic model of toy faces."""
     import tiny
 
-    from dbae.checkpoint import config_content, save_weights, write_config
-    from dbae.config import TrainConfig
-
-    folder = tmp_path_factory.mktemp("run")
-    model = tiny.model(stochastic=True)
-    write_config(str(folder), config_content(model, "toyfaces", train=TrainConfig()))
-    save_weights(str(folder / "ema_0.9999_000020.pt"), model)
-    return folder / "ema_0.9999_000020.pt"
+    return tiny.written(tmp_path_factory.mktemp("run"), tiny.model(stochastic=True))

@@ -5,14 +5,14 @@ import math
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import ROOT
 from PIL import Image
 
 import eval_manipulation
 from dbae import load_model
-from dbae.checkpoint import config_content, save_weights, write_config
-from dbae.config import TrainConfig, UserError
+from dbae.config import UserError
 from dbae.methods import DDIM, DiffAE
 from dbae.methods.codes import PATHS
 from dbae.methods.diffae import DDIMConfig, DiffAEConfig
@@ -20,27 +20,13 @@ from eval.generation import frechet_distance, gaussian
 from scripts import infer_class, interpolate, manipulate, path_length, recon_table, reconstruct, sample, train_prior
 from scripts.conditional import accepted, few_shot
 
-SMALL = {
-    "image_size": 32, "num_channels": 8, "channel_mult": (1, 1), "encoder_mult": (1, 1), "num_res_blocks": 1,
-    "attention_sizes": (16,), "encoder_attention_sizes": (16,), "norm_groups": 4, "emb_channels": 16, "dropout": 0.0,
-}  # fmt: skip
 IMAGES = [str(ROOT / "assets" / f"img{i}.png") for i in (1, 2)]
-
-
-def written(folder, model):
-    """The averaged weights of a run folder with this model, whose zero-initialised layers are filled."""
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-    write_config(str(folder), config_content(model, "toyfaces", train=TrainConfig()))
-    save_weights(str(folder / "ema_0.9999_000020.pt"), model)
-    return folder / "ema_0.9999_000020.pt"
 
 
 @pytest.fixture(scope="module")
 def diffae(tmp_path_factory):
     torch.manual_seed(0)
-    return written(tmp_path_factory.mktemp("diffae"), DiffAE(DiffAEConfig(**SMALL, latent_dim=6)))
+    return tiny.written(tmp_path_factory.mktemp("diffae"), DiffAE(DiffAEConfig(**tiny.SMALL, latent_dim=6)))
 
 
 def words(path, *more):
@@ -107,7 +93,7 @@ def test_images_do_not_depend_on_batches_and_are_completed(diffae, prior, codes,
 
 def test_wrong_priors(diffae, prior, tmp_path):
     torch.manual_seed(1)
-    other = written(tmp_path, DiffAE(DiffAEConfig(**SMALL, latent_dim=6)))
+    other = tiny.written(tmp_path, DiffAE(DiffAEConfig(**tiny.SMALL, latent_dim=6)))
     with pytest.raises(UserError, match="prior: none in"):
         sample.main(words(other))
     with pytest.raises(UserError, match="is of the codes of other weights"):
@@ -119,7 +105,7 @@ def test_wrong_priors(diffae, prior, tmp_path):
 
 
 def test_the_baseline_samples_and_inverts(tmp_path, capsys):
-    path = written(tmp_path, DDIM(DDIMConfig(**SMALL)))
+    path = tiny.written(tmp_path, DDIM(DDIMConfig(**tiny.SMALL)))
     sample.main(words(path, "--num=2", "--steps=2"))
     assert len(generated(path, "noise", "ddim_2_xT=random")[0]) == 2
     with pytest.raises(UserError, match="expected an autoencoder"):

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import ROOT
 from PIL import Image
@@ -19,7 +20,9 @@ from PIL import Image
 from datasets.images import fit
 from dbae.config import UserError
 from dbae.io import to_float
+from dbae.methods import DBAE, DiffAE
 from dbae.methods.codes import attribute_step
+from dbae.methods.diffae import DiffAEConfig
 from eval.classifier import AttributeClassifier
 from scripts import web, web_actions
 from scripts.cli import run
@@ -38,7 +41,7 @@ def pixels(path):
 def bare(checkpoint, tmp_path_factory):
     """The studio of the small model, which has no classifier."""
     options = web.PageOptions(model_path=str(checkpoint), device="cpu")
-    return web.open_studio(options, {}, str(tmp_path_factory.mktemp("pictures")))
+    return web.open_studio(options, {}, DBAE.SAMPLING, str(tmp_path_factory.mktemp("pictures")))
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,19 @@ def test_look_shows_what_the_model_makes_of_the_crop(bare):
     again, fresh = bare.again(seen, "one-step", 7), bare.look(IMAGES[0], "one-step", 7)
     np.testing.assert_array_equal(pixels(again[3]), pixels(fresh[3]))
     assert (again[0].made != seen.made).any() and again[5].startswith("Last call: 1 network call, ")
+
+
+def test_a_model_that_inverts_has_its_own_samplers(tmp_path):
+    torch.manual_seed(0)
+    path = tiny.written(tmp_path, DiffAE(DiffAEConfig(**tiny.SMALL, latent_dim=6)))
+    options = web.PageOptions(method="diffae", model_path=str(path), device="cpu")
+    page = web.open_studio(options, {}, DiffAE.SAMPLING, str(tmp_path))
+    seen, _, state, made, _, cost = page.look(IMAGES[0], "ddim", 4)
+    assert cost.startswith("Last call: 8 network calls, ") and (pixels(state) != pixels(made)).any()
+    strip, _, _ = page.interpolate(seen, IMAGES[1], "dbim2", 2, 3, "linear")
+    assert len(strip) == 3
+    with pytest.raises(UserError, match="steps: expected"):
+        page.again(seen, "ddim", 7)
 
 
 def test_nothing_is_shown_without_an_image(bare, seen):
@@ -158,11 +174,12 @@ def web_page(monkeypatch, tmp_path):
 
 
 def test_one_call_of_the_model_at_a_time_and_no_public_api(web_page, bare, studio):
-    page = web_page.build(studio, "dbim2", 150)
+    many = dataclasses.replace(studio.trained.sampling, sampler="dbim2", steps=150)
+    page = web_page.build(dataclasses.replace(studio, trained=dataclasses.replace(studio.trained, sampling=many)))
     calls = [event for event in page.fns.values() if event.concurrency_id == "model"]
     assert len(calls) >= 8 and {event.concurrency_limit for event in calls} == {1}
     assert {event.api_visibility for event in page.fns.values()} <= {"private", "undocumented"}
-    web_page.build(bare, "euler", 20)  # without a classifier
+    web_page.build(bare)  # without a classifier
     assert web_page.looks()["theme"]._stylesheets == [] and "url(" not in web_page.CSS  # nothing is fetched
 
 

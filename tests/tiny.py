@@ -2,6 +2,8 @@
 
 import torch
 
+from dbae.checkpoint import config_content, save_weights, write_config
+from dbae.config import TrainConfig
 from dbae.methods.dbae import DBAE, DBAEConfig
 
 OPTIONS = {
@@ -16,6 +18,10 @@ OPTIONS = {
     "latent_dim": 8,
     "dropout": 0.0,
 }
+SMALL = {  # of the sibling methods
+    "image_size": 32, "num_channels": 8, "channel_mult": (1, 1), "encoder_mult": (1, 1), "num_res_blocks": 1,
+    "attention_sizes": (16,), "encoder_attention_sizes": (16,), "norm_groups": 4, "emb_channels": 16, "dropout": 0.0,
+}  # fmt: skip
 FLAGS = [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in OPTIONS.items()]
 
 
@@ -38,3 +44,13 @@ def model(**changes) -> DBAE:
 
 def images(n: int = 4, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def written(folder, model):
+    """The averaged weights of a run folder with this model, whose zero-initialised layers are filled."""
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    write_config(str(folder), config_content(model, "toyfaces", train=TrainConfig()))
+    save_weights(str(folder / "ema_0.9999_000020.pt"), model)
+    return folder / "ema_0.9999_000020.pt"
