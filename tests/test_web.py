@@ -87,7 +87,7 @@ def test_a_model_that_inverts_has_its_own_samplers(tmp_path):
     strip, _, _ = page.interpolate(seen, IMAGES[1], "dbim2", 2, 3, "linear")
     assert len(strip) == 3
     with pytest.raises(UserError, match="steps: expected"):
-        page.again(seen, "ddim", 7)
+        page.again(seen, "ddim", 37)
 
 
 def test_nothing_is_shown_without_an_image(bare, seen):
