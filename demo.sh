@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole job on a CPU in minutes: bash demo.sh [--pretrained]
 # Environment, toy faces, a short training, reconstruction, evaluation, and workdir/demo/*.png.
-# With --pretrained the shipped model takes the place of the training: about a minute, and edited attributes, too.
+# With --pretrained the shipped models take the place of the training: a minute or two, and edited attributes, too.
 # Running it again starts from what is there.
 set -euo pipefail
 [[ $# == 0 || ($# == 1 && $1 == --pretrained) ]] || { echo "error: expected nothing or --pretrained, got $*" >&2; exit 2; }
@@ -37,8 +37,20 @@ step "evaluate${LPIPS_BACKBONE:+ with LPIPS} (LPIPS needs AlexNet's weights: set
 "$PYTHON" eval_reconstruction.py --sample_path="$samples" --metrics "MSE,SSIM,SSIM_official${LPIPS_BACKBONE:+,LPIPS}" \
     ${LPIPS_BACKBONE:+--lpips_backbone="$LPIPS_BACKBONE"}
 
+models=("$checkpoint") folders=("$samples")
+if (($#)); then
+    step "reconstruct them with DiffAE: from the code and its x_T, and from the code alone"
+    sibling=$(newest ckpt/toyfaces/diffae)
+    bash diffae/recon.sh toyfaces "$sibling" test 20 retraced,random --sampler dbim2 --grid logsnr --limit 256 \
+        --evaluate --metrics "MSE,SSIM,SSIM_official"
+    for start in retraced random; do
+        models+=("$sibling")
+        folders+=("$(dirname "$sibling")/sample_16000/dbim2_20_xT=${start}_grid=logsnr")
+    done
+fi
+
 step "draw $out/demo.png"
-"$PYTHON" -m scripts.demo_figure --model_path="$checkpoint" --sample_path="$samples" --out="$out/demo.png"
+"$PYTHON" -m scripts.demo_figure --model_path "${models[@]}" --sample_path "${folders[@]}" --out="$out/demo.png"
 
 step "interpolate"
 bash interpol_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 "${sampler[@]}" --out "$out" --overwrite
