@@ -56,15 +56,25 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SampleOptions(DataOptions, RuntimeConfig):
+class PriorOptions(DataOptions, RuntimeConfig):
+    """A latent prior, and how it is sampled."""
+
+    prior: str | None = option(None, "weight file of the prior (default: the newest in sample_STEP/prior)")
+    latent_steps: int = option(100, "steps in which the prior makes a code")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("latent_steps", self.latent_steps)
+
+
+@dataclass(frozen=True)
+class SampleOptions(PriorOptions):
     """How many images, and from which codes."""
 
     num: int = option(64, "images to make")
     codes: str = option(
         "prior", "prior: the latent prior; gaussian: one Gaussian; encoded: codes of real images", CODES
     )
-    prior: str | None = option(None, "weight file of the prior (default: the newest in sample_STEP/prior)")
-    latent_steps: int = option(100, "steps in which the prior makes a code")
     class_name: str = option("", "only images of this label, or with ! before it without it", alias="class")
     labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv)")
     labelled: int = option(100, "images whose labels the classifier of --class sees")
@@ -73,7 +83,7 @@ class SampleOptions(DataOptions, RuntimeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num", "latent_steps", "labelled"):
+        for name in ("num", "labelled"):
             require_positive(name, getattr(self, name))
         require_from_zero("unlabelled", self.unlabelled)
         if self.class_name and self.codes == "encoded":
@@ -82,7 +92,7 @@ class SampleOptions(DataOptions, RuntimeConfig):
             raise UserError(f"prior: expected with --codes prior, got it with {self.codes}")
 
 
-def find_prior(options: SampleOptions) -> str:
+def find_prior(options: PriorOptions) -> str:
     """Weight file of the prior, its newest average by default. Raises UserError where there is none."""
     if options.prior:
         return options.prior

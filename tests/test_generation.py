@@ -17,7 +17,17 @@ from dbae.methods import DDIM, DiffAE
 from dbae.methods.codes import PATHS
 from dbae.methods.diffae import DDIMConfig, DiffAEConfig
 from eval.generation import frechet_distance, gaussian
-from scripts import infer_class, interpolate, manipulate, path_length, recon_table, reconstruct, sample, train_prior
+from scripts import (
+    infer_class,
+    interpolate,
+    manipulate,
+    path_length,
+    recon_table,
+    reconstruct,
+    sample,
+    train_prior,
+    walk,
+)
 from scripts.conditional import accepted, few_shot
 
 IMAGES = [str(ROOT / "assets" / f"img{i}.png") for i in (1, 2)]
@@ -215,6 +225,16 @@ def test_draws_from_a_fitted_gaussian():
     x, noise = rng.standard_normal((300, 3)) @ rng.standard_normal((3, 3)) + 1, rng.standard_normal((500, 3))
     white = np.linalg.solve(np.linalg.cholesky(np.cov(noise.T)), (noise - noise.mean(0)).T).T
     assert frechet_distance(gaussian(x, white), x) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_film_goes_through_the_samples_of_the_prior(diffae, prior, tmp_path):
+    line = words(diffae, f"--prior={prior / 'ema_0.9999_000008.pt'}", "--latent_steps=5", "--steps=2")
+    walk.main([*line, "--samples=3", "--frames=4", "--rows=1", f"--out={tmp_path}"])
+    with Image.open(next(tmp_path.rglob("walk_*.gif"))) as film:
+        assert film.n_frames == 2 * 7 - 2
+    for wrong in ("--samples=1", "--frames=1", "--prior=nowhere.pt"):
+        with pytest.raises(UserError):
+            walk.main([*line, wrong])
 
 
 def test_path_lengths_do_not_depend_on_a_small_step_nor_on_batches(diffae, tmp_path, monkeypatch):

@@ -1,0 +1,84 @@
+"""A film through the latent prior: from sample to sample, on arcs of the prior's noise.
+
+Each frame's noise is turned to a code by the prior and to an image by the model; all share the noise of x_T and of the
+sampler, so only the code tells them apart. Writes sample_STEP/walk_SETTINGS.gif, and the samples as a PNG.
+
+example:
+  python -m scripts.walk --model_path CKPT --dataset toyfaces --sampler dbim --steps 10 --grid logsnr
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+import torch
+
+from dbae import runtime
+from dbae.config import UserError, option
+from dbae.io import check_outputs, fingerprint, image_generators, to_uint8
+from dbae.methods.codes import slerp
+from dbae.progress import progress_bar
+from scripts.cli import Parser, run
+from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run, result_folder
+from scripts.conditional import CODE
+from scripts.figures import Row, animation, strip
+from scripts.sample import PriorOptions, find_prior, load_prior
+
+
+@dataclass(frozen=True)
+class WalkOptions(PriorOptions):
+    """How many samples, and how many frames from one to the next. Raises UserError for values out of range."""
+
+    samples: int = option(5, "samples that the film goes through")
+    frames: int = option(12, "frames from one to the next, both included")
+    rows: int = option(2, "films below each other")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("samples", 2), ("frames", 2), ("rows", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+
+
+@torch.no_grad()
+def main(args: list[str] | None = None) -> None:
+    """Parse, walk, draw."""
+    options, about, _, method, sampling = parse_sampling(Parser(__doc__), WalkOptions, "walk", args)
+    sampling = dataclasses.replace(sampling, xT="random") if method.INVERTS else sampling  # there is no image to invert
+    path = result_folder(options.model_path, f"walk_{method.result_name(sampling)}", out=options.out)
+    if options.dry_run:
+        return print_dry_run(options, about, sampling=sampling.as_dict(), output=f"{path}.gif")
+    device = runtime.setup(options.device)
+    trained = TrainedModel.of(load_autoencoder(options, about, device), options, sampling)
+    model, prior_path = trained.model, find_prior(options)
+    prior = load_prior(prior_path, fingerprint(options.model_path), device)
+    latent = {"steps": options.latent_steps}
+    prior.check_sampling(prior.sampling(**latent))
+    check_outputs([f"{path}.gif", f"{path}.png"], [options.model_path, prior_path])
+    if options.check:
+        return None
+
+    numbers = range(options.rows * options.samples)
+    generators = image_generators(options.seed, numbers, "cpu", CODE, 0)
+    noise = torch.stack([torch.randn(model.config.latent_dim, generator=each) for each in generators])
+    stops = noise.unflatten(0, (options.rows, options.samples))
+    fractions = torch.linspace(0, 1, options.frames)[:-1]
+    ways = [slerp(*stops[:, i : i + 2].unbind(1), fractions) for i in range(options.samples - 1)]
+    way = torch.cat([*ways, stops[:, -1:]], dim=1).flatten(0, 1).to(device)  # [rows * F, latent]
+    images = []
+    with progress_bar(len(way), "image", "walk") as bar:
+        for part in way.split(options.batch_size):
+            shared = image_generators(options.seed, [0] * len(part), device)
+            images.append(to_uint8(model.generate_from(prior.decode(part, **latent), None, shared, **trained.settings)))
+            bar.update(len(part))
+    films = torch.cat(images).cpu().unflatten(0, (options.rows, -1))  # [rows, F, 3, H, W]
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    animation(f"{path}.gif", films[:, None])
+    strip(f"{path}.png", [Row("", film[:: options.frames - 1]) for film in films], "samples of the latent prior")
+    for ending in ("gif", "png"):
+        print("wrote", f"{path}.{ending}")
+    return None
+
+
+if __name__ == "__main__":
+    run(main)
