@@ -41,7 +41,7 @@ class DBAEConfig(AutoEncoderConfig):
     )
     sigma_data: float = option(0.5, "standard deviation of the images, for the preconditioning")
     end_data: float = option(0.5, "standard deviation of the endpoints, for the preconditioning")
-    tc: str = option("none", "estimator of the total correlation of stochastic codes, a penalty in training", ESTIMATORS)
+    tc: str = option("none", "penalty on stochastic codes' total correlation: its estimator", ESTIMATORS)
     tc_weight: float = option(0.0, "weight of that penalty beside the denoising loss")
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ pass: those of other micro-batches and processes do not count.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class Discriminator(nn.Sequential):
 
     def __init__(self, latent_dim: int, width: int = 1000, layers: int = 6) -> None:
         widths = [latent_dim, *[width] * (layers - 1)]
-        hidden = [(nn.Linear(a, b), nn.LeakyReLU(0.2)) for a, b in zip(widths, widths[1:], strict=False)]
+        hidden = [(nn.Linear(a, b), nn.LeakyReLU(0.2)) for a, b in pairwise(widths)]
         super().__init__(*(layer for pair in hidden for layer in pair), nn.Linear(widths[-1], 2))
 
 
