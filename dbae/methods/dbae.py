@@ -94,6 +94,13 @@ class DBAE(AutoEncoder):
             "total_steps": 1_300, "batch_size": 32, "microbatch": 32, "lr": 3e-3, "ema_rule": "warmup",
             "log_interval": 25, "sample_interval": 250, "save_interval": 500, "save_interval_for_preemption": 100,
         },
+        "sprites": {
+            "image_size": 64, "num_channels": 16, "channel_mult": (1, 2, 4, 4), "encoder_mult": (1, 2, 4, 4, 8),
+            "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "norm_groups": 4,
+            "head_channels": 16, "decoder_channels": 8, "latent_dim": 10, "dropout": 0.0, "flip": False,
+            "total_steps": 20_000, "batch_size": 64, "microbatch": 64, "lr": 1e-3, "ema_rule": "warmup",
+            "sample_interval": 1_000, "save_interval": 5_000, "save_interval_for_preemption": 500,
+        },
     }  # fmt: skip
 
     def __init__(self, config: DBAEConfig) -> None:
