@@ -45,11 +45,11 @@ def build(
 ) -> ImageDataset:
     """One split of a data set, whose images are uint8 [3, size, size].
 
-    ``name`` is a row of DATASETS, ``toyfaces``, ``sprites``, ``lfw`` or ``folder:PATH`` (images, or an LMDB that `prepare folder`
-    made). ``data_dir`` is the exact path of the LMDB or of LFW's folder, in place of the usual names under
-    ``data_root``. ``split_range`` A:B cuts the split. ``labels`` is a CSV for a folder of images, or FILE.csv:COLUMN
-    for one column of it. With ``whole`` an LMDB must hold the split's last image, so that one which is shorter than it
-    says is noticed before any work. Raises UserError for what is unknown, missing or bad.
+    ``name`` is a row of DATASETS, ``toyfaces``, ``sprites``, ``lfw`` or ``folder:PATH`` (images, or an LMDB that
+    `prepare folder` made). ``data_dir`` is the exact path of the LMDB or of LFW's folder, in place of the usual names
+    under ``data_root``. ``split_range`` A:B cuts the split. ``labels`` is a CSV for a folder of images, or
+    FILE.csv:COLUMN for one column of it. With ``whole`` an LMDB must hold the split's last image, so that one which is
+    shorter than it says is noticed before any work. Raises UserError for what is unknown, missing or bad.
     """
     kind, _, path = name.partition(":")
     is_folder = kind == "folder" and bool(path)
@@ -68,7 +68,8 @@ def build(
     if name == "sprites":
         return Sprites(split, size, split_range)
     if not own_lmdb and name not in DATASETS:
-        raise UserError(f"data set: expected {', '.join(DATASETS)}, toyfaces, sprites, lfw or folder:PATH, got {name!r}")
+        known = ", ".join((*DATASETS, "toyfaces", "sprites", "lfw"))
+        raise UserError(f"data set: expected {known} or folder:PATH, got {name!r}")
     source = OWN_LMDB if own_lmdb else DATASETS[name]
     # An LMDB's path is given exactly, or it is the first usual name under the data root that exists
     given = path if own_lmdb else data_dir

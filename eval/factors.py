@@ -29,7 +29,9 @@ def factor_scores(
 ) -> dict[str, Any]:
     """All scores of codes, higher is better: 1 at best. ``progress`` is called after each of ``2 f + 2`` parts.
 
-    Raises UserError for fewer than 30 rows or two numbers, and for a factor that does not vary in either part.
+    The codes are divided by one number, so that their mean variance is 1, as the prior of a VAE has it, for which the
+    settings of these scores were chosen. Raises UserError for fewer than 30 rows or two numbers, for codes that do not
+    vary, and for a factor that does not vary in either part.
     """
     n, d = z.shape
     cut = 2 * n // 3
@@ -37,10 +39,13 @@ def factor_scores(
         raise UserError(f"codes: expected 30 rows or more of two numbers or more, got {list(z.shape)}")
     if not (np.ptp(y[:cut], axis=0) * np.ptp(y[cut:], axis=0)).all():
         raise UserError("factors: expected each to vary among the training and among the test rows")
+    if not (scale := z.std(axis=0, ddof=1, dtype=np.float64)).any():
+        raise UserError("codes: expected codes that vary, all are the same")
+    z = z / np.sqrt(np.square(scale).mean())
     parts = z[:cut], y[:cut], z[cut:], y[cut:]
     report = dci(*parts, stages, seed, progress) | {"sap": sap(*parts, progress), "mig": mig(z[:cut], y[:cut])}
     progress()
-    report["factor_vae"] = factor_vae_score(z, y, seed=seed)
+    report["factor_vae"] = factor_vae_score(z, y, VOTES, seed)
     progress()
     return report
 
@@ -50,7 +55,8 @@ def dci(
 ) -> dict[str, Any]:
     """Disentanglement, completeness and informativeness (Eastwood & Williams, ICLR 2018), by gradient boosting.
 
-    Trees of depth 3 predict each factor, in a number of ``stages`` with one tree for each value. Informativeness is their accuracy on the test rows, on average and by factor.
+    Trees of depth 3 predict each factor, in a number of ``stages`` with one tree for each value. Informativeness is
+    their accuracy on the test rows, on average and by factor.
     """
     importance, accuracy = np.zeros((z.shape[1], y.shape[1])), []
     for i in range(y.shape[1]):
@@ -105,8 +111,8 @@ def sap(z: np.ndarray, y: np.ndarray, z_test: np.ndarray, y_test: np.ndarray, pr
     return float(np.mean(gaps))
 
 
-def factor_vae_score(z: np.ndarray, y: np.ndarray, votes: tuple[int, int] = VOTES, seed: int = 0) -> float:
-    """Accuracy of a majority vote that guesses which factor was held fixed (Kim & Mnih, ICML 2018).
+def factor_vae_score(z: np.ndarray, y: np.ndarray, votes: tuple[int, int], seed: int = 0) -> float:
+    """Accuracy of a majority vote, of ``votes`` to train and to test, that guesses which factor was held fixed (Kim & Mnih, ICML 2018).
 
     Each vote is the number whose variance shrinks most among VOTE_IMAGES rows with the same value of one factor, drawn
     anew where that many have it, and else with repetition. Numbers with a standard deviation below MIN_STD do not vote;
