@@ -112,11 +112,11 @@ def sap(z: np.ndarray, y: np.ndarray, z_test: np.ndarray, y_test: np.ndarray, pr
 
 
 def factor_vae_score(z: np.ndarray, y: np.ndarray, votes: tuple[int, int], seed: int = 0) -> float:
-    """Accuracy of a majority vote, of ``votes`` to train and to test, that guesses which factor was held fixed (Kim & Mnih, ICML 2018).
+    """Accuracy of a majority vote that guesses which factor was held fixed (Kim & Mnih, ICML 2018).
 
-    Each vote is the number whose variance shrinks most among VOTE_IMAGES rows with the same value of one factor, drawn
-    anew where that many have it, and else with repetition. Numbers with a standard deviation below MIN_STD do not vote;
-    the score is 0 where none does.
+    Each of the ``votes``, to train and to test, is the number whose variance shrinks most among VOTE_IMAGES rows with
+    the same value of one factor; they are drawn with replacement where fewer have it. Numbers with a standard deviation
+    below MIN_STD do not vote; the score is 0 where none does.
     """
     rng = np.random.default_rng(seed)
     variances = z.var(axis=0, ddof=1)
