@@ -80,11 +80,12 @@ class DisentangleOptions(DataOptions):
 def known(data: ImageDataset) -> tuple[Targets | None, Factors | None]:
     """What is known of the images: attributes and factors. Raises UserError for neither, and for too few images."""
     attributes = data.targets("binary") if data.has_labels and "binary" in data.kinds else None
-    if attributes is None and data.factors is None:
+    factors = data.factors
+    if attributes is None and factors is None:
         raise UserError(f"{data.title}: expected binary attributes or known factors, there are neither")
     if attributes and len(data) < BATCH:
         raise UserError(f"limit: expected {BATCH} images or more for TAD, got {len(data)}")
-    return attributes, data.factors
+    return attributes, factors
 
 
 def settings_of(trained: TrainedModel, data: ImageDataset, options: DisentangleOptions) -> dict[str, Any]:

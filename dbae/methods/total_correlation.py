@@ -65,7 +65,7 @@ class PenalisedLoss(nn.Module):
     def param_groups(self) -> list[dict]:
         """The model's parameters, and the discriminator's with FactorVAE's settings of Adam."""
         groups = self.model.param_groups()
-        if self.discriminator:
+        if self.discriminator is not None:
             own = list(self.discriminator.parameters())
             groups.append({"params": own, "lr": 1e-4, "betas": (0.5, 0.9), "weight_decay": 0.0})
         return groups
