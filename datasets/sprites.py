@@ -30,7 +30,7 @@ def render(index: int, size: int) -> Image.Image:
     """The sprite with an index, an RGB image of size x size pixels, white on black with grey edges.
 
     Scales go from 0.5 to 1, orientations once around, positions over the middle 60 % of the picture; a sprite of scale
-    1 fits into a circle of radius 0.2.
+    1 fits into a circle of radius 0.18.
     """
     shape, scale, orientation, column, row = factors(index).tolist()
     points = (np.arange(size * OVERSAMPLING) + 0.5) / (size * OVERSAMPLING)
@@ -40,11 +40,11 @@ def render(index: int, size: int) -> Image.Image:
     angle = 2 * math.pi * orientation / SIZES["orientation"]
     u, v = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
     if SHAPES[shape] == "square":
-        inside = np.maximum(abs(u), abs(v)) < 0.75
+        inside = np.maximum(abs(u), abs(v)) < 0.7
     elif SHAPES[shape] == "ellipse":
         inside = u**2 + (v / 0.5) ** 2 < 1
     else:  # (u^2 + v^2 - 1)^3 < u^2 v^3, upright and as large as the others
-        u, v = 1.2 * u, 0.1 - 1.2 * v
+        u, v = 1.3 * u, 0.2 - 1.3 * v
         inside = (u**2 + v**2 - 1) ** 3 < u**2 * v**3
     cells = inside.reshape(size, OVERSAMPLING, size, OVERSAMPLING).mean(axis=(1, 3))
     return Image.fromarray((255 * cells).astype(np.uint8)).convert("RGB")
