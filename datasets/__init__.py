@@ -1,4 +1,4 @@
-"""Data sets: LMDBs of the published sets, LFW, folders of images, and the embedded toy faces.
+"""Data sets: LMDBs of the published sets, LFW, folders of images, and the embedded toy faces and sprites.
 
 ``build`` is the one entrance to images, ``labelled_splits`` to those with labels.
 """
@@ -14,6 +14,7 @@ from datasets.labels import KINDS, Targets
 from datasets.lfw import Lfw
 from datasets.lmdb import is_lmdb, open_store
 from datasets.sets import DATASETS, OWN_LMDB, TENTHS, FolderImages, LmdbImages, Source, ToyFaces
+from datasets.sprites import Sprites
 from dbae.config import UserError
 
 __all__ = ["DATASETS", "KINDS", "ImageDataset", "Labelled", "Source", "Targets", "build", "labelled_splits"]
@@ -44,11 +45,11 @@ def build(
 ) -> ImageDataset:
     """One split of a data set, whose images are uint8 [3, size, size].
 
-    ``name`` is a row of DATASETS, ``toyfaces``, ``lfw`` or ``folder:PATH`` (images, or an LMDB that `prepare folder`
-    made). ``data_dir`` is the exact path of the LMDB or of LFW's folder, in place of the usual names under
-    ``data_root``. ``split_range`` A:B cuts the split. ``labels`` is a CSV for a folder of images, or FILE.csv:COLUMN
-    for one column of it. With ``whole`` an LMDB must hold the split's last image, so that one which is shorter than it
-    says is noticed before any work. Raises UserError for what is unknown, missing or bad.
+    ``name`` is a row of DATASETS, ``toyfaces``, ``sprites``, ``lfw`` or ``folder:PATH`` (images, or an LMDB that
+    `prepare folder` made). ``data_dir`` is the exact path of the LMDB or of LFW's folder, in place of the usual names
+    under ``data_root``. ``split_range`` A:B cuts the split. ``labels`` is a CSV for a folder of images, or
+    FILE.csv:COLUMN for one column of it. With ``whole`` an LMDB must hold the split's last image, so that one which is
+    shorter than it says is noticed before any work. Raises UserError for what is unknown, missing or bad.
     """
     kind, _, path = name.partition(":")
     is_folder = kind == "folder" and bool(path)
@@ -64,8 +65,11 @@ def build(
         if data_dir and not is_lmdb(data_dir):
             raise UserError(f"no LMDB of toyfaces at {data_dir}: make one with `python -m datasets.prepare toyfaces`")
         return ToyFaces(split, size, split_range, open_store(place) if is_lmdb(place) else None)
+    if name == "sprites":
+        return Sprites(split, size, split_range)
     if not own_lmdb and name not in DATASETS:
-        raise UserError(f"data set: expected {', '.join(DATASETS)}, toyfaces, lfw or folder:PATH, got {name!r}")
+        known = ", ".join((*DATASETS, "toyfaces", "sprites", "lfw"))
+        raise UserError(f"data set: expected {known} or folder:PATH, got {name!r}")
     source = OWN_LMDB if own_lmdb else DATASETS[name]
     # An LMDB's path is given exactly, or it is the first usual name under the data root that exists
     given = path if own_lmdb else data_dir

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.images import BadImage, UnreadableImage, reason_of
-from datasets.labels import LabelTable, Targets
+from datasets.labels import Factors, LabelTable, Targets
 from dbae.config import UserError
 
 CHEAP = 1 << 26  # bytes that are read to tell data sets apart
@@ -63,6 +63,11 @@ class ImageDataset(Dataset):
         if kind and kind not in self.kinds:
             raise UserError(f"{self.title}: expected labels of the kind {' or '.join(self.kinds)}, got {kind}")
         return self.table(kind).targets(map(self.row_name, self.indices), kind)
+
+    @property
+    def factors(self) -> Factors | None:
+        """Factors of variation of the split's images, where they are known: of drawn ones."""
+        return None
 
     def files(self) -> Iterable[str]:
         """Paths of the files that hold the split's images: one for each, or one for all; none where they are drawn."""

@@ -34,6 +34,14 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """The factors of variation of n drawn images: what each was drawn with, as whole numbers from 0."""
+
+    names: tuple[str, ...]
+    values: np.ndarray  # int64 [n, f]
+
+
+@dataclass(frozen=True)
 class LabelTable:
     """Rows of text by image name, as a file has them, of labels with different names."""
 

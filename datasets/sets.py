@@ -11,7 +11,7 @@ from datasets import toyfaces
 from datasets.base import ImageDataset, check_split, cut, tenths
 from datasets.images import BadImage, CropBox, UnreadableImage, decode, fit, log_once, read_bytes
 from datasets.label_files import find_beside, parse_partition, read_labels, read_text
-from datasets.labels import KINDS, LabelTable, Targets, class_folders
+from datasets.labels import KINDS, Factors, LabelTable, Targets, class_folders
 from datasets.listing import image_names
 from datasets.lmdb import LmdbStore, open_store
 from datasets.toyfaces.face import HAIR_COLOURS
@@ -231,6 +231,11 @@ class ToyFaces(ImageDataset):
     @property
     def place(self) -> str:
         return os.path.realpath(self.store.path) if self.store else self.title
+
+    @property
+    def factors(self) -> Factors:
+        """The independent drawing parameters; of real numbers, which fifth of the split's images a value is in."""
+        return Factors(tuple(toyfaces.FACTORS), toyfaces.factors(self.indices, TOY_SEED))
 
     def targets(self, kind: str | None = None) -> Targets:
         if kind == "class":

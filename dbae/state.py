@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import blobfile as bf
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dbae import runtime
 from dbae.checkpoint import NAME, complete_sets, load_weights, save_weights, set_names, step_of
@@ -51,6 +51,8 @@ class EMA:
 class TrainState:
     """Model, average, optimizer and loss scale after ``step`` steps over ``images`` images.
 
+    ``objective`` is what training calls: the model, or a module that holds it and networks for training alone.
+
     Random states are not kept: every random number of training is a function of the seed and the image count. So a run
     that was interrupted ends with the same bits; with three processes or more it may differ by rounding, because the
     order in which torch sums gradients over processes depends on the steps since the start.
@@ -60,16 +62,18 @@ class TrainState:
     ema: EMA
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    objective: nn.Module
     step: int = 0
     images: int = 0
 
     @classmethod
     def create(cls, model: DiffusionModel, config: TrainConfig, device: torch.device, scaled: bool) -> "TrainState":
         """A fresh state. ``scaled``: fp16, whose gradients need a loss scale (the official initial one is 2^20)."""
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = OPTIMIZERS[config.optimizer](trained, config.lr, weight_decay=config.weight_decay)
+        objective = model.objective()
+        groups = [{"initial_lr": group.get("lr", config.lr), **group} for group in objective.param_groups()]
+        optimizer = OPTIMIZERS[config.optimizer](groups, config.lr, weight_decay=config.weight_decay)
         scaler = torch.amp.GradScaler(device.type, init_scale=2.0**20, enabled=scaled)
-        return cls(model, EMA(model, config.ema_rate, config.ema_rule), optimizer, scaler)
+        return cls(model, EMA(model, config.ema_rate, config.ema_rule), optimizer, scaler, objective)
 
     def save(self, run_dir: str, prefix: str = "") -> None:
         """Write the set of this step; the optimizer file, written last, completes it and holds their checksums.
@@ -77,7 +81,7 @@ class TrainState:
         Then drops ``freq_`` files older than the two newest sets, so that there is one to go back to. Raises OSError
         where it cannot write and UserError for weights that are not finite; earlier sets stay, and no part of this one.
         """
-        if not all(values.isfinite().all() for values in self.model.state_dict().values()):
+        if not all(values.isfinite().all() for values in self.objective.state_dict().values()):
             raise UserError("the weights are not finite")
         remove_unfinished(run_dir)
         paths = self._paths(run_dir, self.step, prefix)
@@ -127,7 +131,13 @@ class TrainState:
         self.ema.sync_buffers(self.model)
         prints = {kind: save_weights(paths[kind], m) for kind, m in (("ema", self.ema.module), ("model", self.model))}
         counters = {"step": self.step, "images": self.images, "scaler": self.scaler.state_dict()}
-        write_tensors(paths["opt"], {"optimizer": self.optimizer.state_dict(), **counters, "fingerprints": prints})
+        kept = {"optimizer": self.optimizer.state_dict(), "beside": self._beside_model()}
+        write_tensors(paths["opt"], {**kept, **counters, "fingerprints": prints})
+
+    def _beside_model(self) -> dict[str, Tensor]:
+        """Tensors of the objective's networks that are not the model's."""
+        state = {} if self.objective is self.model else self.objective.state_dict()
+        return {name: tensor for name, tensor in state.items() if not name.startswith("model.")}
 
     def _drop_old_preemption_sets(self, run_dir: str) -> None:
         sets = [step for step, _ in complete_sets(run_dir, self.ema.rate) if step <= self.step]
@@ -151,6 +161,10 @@ class TrainState:
             load_weights(self.model, paths["model"])
             load_weights(self.ema.module, paths["ema"])
             self._load_optimizer(saved["optimizer"])
+            beside = saved.get("beside", {})  # sets of earlier versions have none
+            if beside.keys() != self._beside_model().keys():
+                raise ValueError("other networks beside the model")
+            self.objective.load_state_dict(beside, strict=False)
             if saved["scaler"]:  # empty after steps in another precision, which needs no scale
                 self.scaler.load_state_dict(saved["scaler"])
             self.step, self.images = int(saved["step"]), int(saved["images"])

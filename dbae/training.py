@@ -55,14 +55,14 @@ def train(
     """
     stop = stop or runtime.Stop()
     main = runtime.rank() == 0
-    model = _parallel(state.model, device).train()
+    objective = _parallel(state.objective, device).train()
     report = Progress(run_dir, state.step, config, quiet) if main else nullcontext()
     bad_steps, stopping, problem = 0, False, None
 
     with report as progress:
         while state.step < config.total_steps and not stopping and not problem:
             # Step
-            loss, taken, stopping = take_step(model, state, batches, config, device, stop)
+            loss, taken, stopping = take_step(objective, state, batches, config, device, stop)
             if progress:
                 progress.update(state.step, state.images, loss if taken else None)
             bad_steps = 0 if taken else bad_steps + 1
@@ -92,21 +92,21 @@ def train(
 
 
 def take_step(
-    model: nn.Module,
+    objective: nn.Module,
     state: TrainState,
     batches: Batches,
     config: TrainConfig,
     device: torch.device,
     stop: runtime.Stop,
 ) -> tuple[float, bool, bool]:
-    """One step of ``state``, whose model is (wrapped by) ``model``.
+    """One step of ``state``, whose objective is (wrapped by) ``objective``.
 
     Returns the mean loss over all processes, whether it and the gradient were finite, so that the step was taken, and
     whether any process's ``stop`` holds a signal.
     """
     buffers = list(state.model.buffers())
     before = [buffer.clone() for buffer in buffers]
-    loss = _accumulate(model, state, batches, config, device)
+    loss = _accumulate(objective, state, batches, config, device)
 
     # What every process must know of the others, and the host of a GPU: the one wait of a step
     state.scaler.unscale_(state.optimizer)
@@ -123,7 +123,8 @@ def take_step(
         if config.clip and (factor := config.clip / (norm + 1e-6)) < 1:
             torch._foreach_mul_(gradients, factor)
         for group in state.optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, state.step / config.lr_warmup) if config.lr_warmup else config.lr
+            warm = min(1.0, state.step / config.lr_warmup) if config.lr_warmup else 1.0
+            group["lr"] = group["initial_lr"] * warm
         state.optimizer.step()
         state.ema.update(state.step)
     else:
@@ -134,7 +135,7 @@ def take_step(
 
 
 def _accumulate(
-    model: nn.Module, state: TrainState, batches: Batches, config: TrainConfig, device: torch.device
+    objective: nn.Module, state: TrainState, batches: Batches, config: TrainConfig, device: torch.device
 ) -> Tensor:
     """Gradients of one step, averaged over the images of all micro-batches and processes; the mean loss of this one."""
     sizes = micro_batches(config, runtime.world())
@@ -150,8 +151,8 @@ def _accumulate(
         for layer in normed:  # spectral norms are refined once per step, however its batch is cut
             layer.train(i == 0)
         last = i == len(sizes) - 1
-        with nullcontext() if last or model is state.model else model.no_sync():
-            loss = model(x0, y).sum() / share
+        with nullcontext() if last or objective is state.objective else objective.no_sync():
+            loss = objective(x0, y).sum() / share
             state.scaler.scale(loss).backward()
         total += loss.detach()
     return total

@@ -39,7 +39,7 @@ class ModelOptions:
     """A checkpoint, and how images pass through it. Raises UserError for values out of range."""
 
     method: str = option("dbae", "method of an official file; other files state theirs")
-    dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, toyfaces or folder:PATH")
+    dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, toyfaces, sprites or folder:PATH")
     model_path: str = option(
         "", "weight file: ema_RATE_STEP.pt, model_STEP.pt, or another name, also .safetensors", alias="model"
     )

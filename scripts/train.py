@@ -50,7 +50,7 @@ class RunOptions:
     """Where a run reads and writes."""
 
     method: str = option("dbae", f"what is trained: {', '.join(METHODS)}")
-    dataset: str = option("", "ffhq, ffhq256, celeba, celebahq, bedroom, horse, toyfaces or folder:PATH")
+    dataset: str = option("", "ffhq, ffhq256, celeba, celebahq, bedroom, horse, toyfaces, sprites or folder:PATH")
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
     split_range: str | None = option(None, "train on images A:B of the training split")

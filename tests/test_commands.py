@@ -212,7 +212,7 @@ def test_a_run_folder_is_of_one_process(tmp_path, program):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("celebb vp true", ["dataset", "ffhq", "toyfaces or folder:PATH", "'celebb'"]),
+        ("celebb vp true", ["dataset", "ffhq", "sprites or folder:PATH", "'celebb'"]),
         ("celeba vq true", ["--schedule", "'vp'", "'vq'"]),
         ("celeba vp ja", ["--stochastic", "true or false", "'ja'"]),
         ("celeba vp true --batch_size many", ["--batch_size", "a whole number", "'many'"]),

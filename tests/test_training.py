@@ -234,9 +234,10 @@ def launch(tmp_path, name, processes, *flags):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path):
-    """Same global batches, same noise per image, BatchNorm over the same four images at a time."""
-    one, two = launch(tmp_path, "one", 1), launch(tmp_path, "two", 2)
+@pytest.mark.parametrize("flags", [(), ("--stochastic=true", "--tc=discriminator", "--tc_weight=0.1")])
+def test_two_processes_equal_one(tmp_path, flags):
+    """Same batches and noise per image; BatchNorm and total correlation over the same four images at a time."""
+    one, two = launch(tmp_path, "one", 1, *flags), launch(tmp_path, "two", 2, *flags)
     assert_same(
         {name: tensor for name, tensor in one.items() if "running_" not in name and "num_batches" not in name},
         {name: tensor for name, tensor in two.items() if "running_" not in name and "num_batches" not in name},

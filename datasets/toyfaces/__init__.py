@@ -5,8 +5,8 @@ nothing but what is painted, and `RULES` derives every attribute from it, so tha
 or follows from things that can. Male, age, beards, makeup, hair and jewellery correlate roughly as they do in CelebA.
 """
 
-from datasets.toyfaces.face import ATTRIBUTES, PARAMETERS, RULES, Face
+from datasets.toyfaces.face import ATTRIBUTES, FACTORS, PARAMETERS, RULES, Face
 from datasets.toyfaces.painting import render
-from datasets.toyfaces.sampling import describe, labels, targets
+from datasets.toyfaces.sampling import describe, factors, labels, targets
 
-__all__ = ["ATTRIBUTES", "PARAMETERS", "RULES", "Face", "describe", "labels", "render", "targets"]
+__all__ = ["ATTRIBUTES", "FACTORS", "PARAMETERS", "RULES", "Face", "describe", "factors", "labels", "render", "targets"]

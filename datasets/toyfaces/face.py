@@ -23,6 +23,13 @@ PARAMETERS = (
 )
 
 
+FACTORS: dict[str, tuple] = {  # drawn independently of all others, and visible: their values, none for real numbers
+    **dict.fromkeys(("shift_x", "shift_y", "tilt", "yaw", "head_width", "jaw_fullness", "skin_tone", "age"), ()),
+    **dict.fromkeys(("eye_spacing", "eye_openness", "mouth_curve", "garment_hue", "background_hue"), ()),
+    **{"background_value": (), "male": (False, True), "scene": SCENES},
+}
+
+
 @dataclass(frozen=True)
 class Face:
     """One drawn face. Lengths are in head units (half the head's height is 1); fields without a range lie in 0..1."""

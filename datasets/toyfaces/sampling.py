@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.toyfaces.face import ATTRIBUTES, IRIS_COLOURS, PARAMETERS, SCENES, Face
+from datasets.toyfaces.face import ATTRIBUTES, FACTORS, IRIS_COLOURS, PARAMETERS, SCENES, Face
 
 BEARDS = {  # what men wear, and how many in 100 of them
     (): 50,
@@ -48,6 +48,20 @@ def targets(indices: Iterable[int], seed: int = 0) -> np.ndarray:
     """Drawing parameters of the faces, float32, [n, len(PARAMETERS)] in the order of PARAMETERS."""
     rows = [list(describe(index, seed).parameters.values()) for index in indices]
     return np.array(rows, dtype=np.float32).reshape(-1, len(PARAMETERS))
+
+
+def factors(indices: Iterable[int], seed: int = 0) -> np.ndarray:
+    """Factors of the faces, int64 [n, len(FACTORS)] in the order of FACTORS.
+
+    A factor with a list of values is the position in it; a real number is 0 to 4, by its quintile among these faces.
+    """
+    faces = [describe(index, seed) for index in indices]
+    columns = []
+    for name, values in FACTORS.items():
+        drawn = [getattr(face, name) for face in faces]
+        quintiles = np.quantile(drawn, [0.2, 0.4, 0.6, 0.8]) if not values else ()
+        columns.append([values.index(v) for v in drawn] if values else np.searchsorted(quintiles, drawn))
+    return np.array(columns, np.int64).T
 
 
 def _chance(rng: np.random.Generator, probability: float) -> bool:

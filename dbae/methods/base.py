@@ -85,12 +85,20 @@ class DiffusionModel(nn.Module):
         """Times [n] of training."""
         return self.process.draw_times(n, device)
 
-    def loss(self, x0: Tensor, y: Tensor | None = None, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """Training loss [N], unreduced: ``mean(penalty(sqrt(w(t)) (D - x_0)))``; t and noise are drawn unless given.
+    def loss(
+        self,
+        x0: Tensor,
+        y: Tensor | None = None,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        cond: Cond | None = None,
+    ) -> Tensor:
+        """Training loss [N], unreduced: ``mean(penalty(sqrt(w(t)) (D - x_0)))``.
 
-        Gradients reach all networks through the state x_t and through what the denoiser is conditioned on.
+        What is conditioned on, t and noise are made and drawn unless given. Gradients reach all networks through the
+        state x_t and through what the denoiser is conditioned on.
         """
-        cond = self.condition(x0, y)
+        cond = self.condition(x0, y) if cond is None else cond
         t = self.draw_times(len(x0), x0.device) if t is None else t
         noise = torch.randn_like(x0) if noise is None else noise
         x_t = self.process.marginal(x0, t, noise, cond.get("x_T"))
@@ -100,6 +108,18 @@ class DiffusionModel(nn.Module):
 
     forward = loss  # so that one wrapped call covers all networks
     penalty = staticmethod(torch.square)  # of the weighted error
+
+    def objective(self) -> nn.Module:
+        """What training calls with (x0, y) for a loss [N], and whose ``param_groups`` it trains: the model itself.
+
+        Or a module with the model under ``model``, and networks beside it that training alone needs: they are kept with
+        the optimizer, not with the weights.
+        """
+        return self
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups of parameters as torch's optimizers take them; what a group does not set is set for the run."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def prepare(self, batch: Tensor, flip: bool) -> Tensor:
         """Training images from what a loader yields, uint8 [N, 3, H, W]: floats, half of them mirrored if asked."""

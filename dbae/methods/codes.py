@@ -6,10 +6,12 @@ from torch import Tensor
 
 from dbae.config import UserError
 
+SIGMA_MIN = 0.01  # added to the spread of a stochastic code
+
 
 def draw_code(mu: Tensor, log_sigma: Tensor, noise: Tensor | None = None) -> Tensor:
     """``mu + (exp(log_sigma) + 0.01) eps`` for standard normal ``noise`` like mu [N, latent]; mu itself for None."""
-    return mu if noise is None else mu + (log_sigma.exp() + 0.01) * noise
+    return mu if noise is None else mu + (log_sigma.exp() + SIGMA_MIN) * noise
 
 
 def lerp(z_1: Tensor, z_2: Tensor, fractions: Tensor) -> Tensor:

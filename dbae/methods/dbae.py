@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dbae.config import SampleConfig, UserError, option, require_positive
+from dbae.config import SampleConfig, UserError, option, require_from_zero, require_positive
 from dbae.diffusion import VE, VP, Bridge, Identity, Karras
 from dbae.io import Generators
 from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig, Ends
 from dbae.methods.base import Cond, preset
+from dbae.methods.total_correlation import ESTIMATORS, PenalisedLoss
 from dbae.nn.decoder import Decoder
 from dbae.nn.layers import Attention2d
 from dbae.nn.unet import UNet
@@ -40,6 +41,8 @@ class DBAEConfig(AutoEncoderConfig):
     )
     sigma_data: float = option(0.5, "standard deviation of the images, for the preconditioning")
     end_data: float = option(0.5, "standard deviation of the endpoints, for the preconditioning")
+    tc: str = option("none", "penalty on stochastic codes' total correlation: its estimator", ESTIMATORS)
+    tc_weight: float = option(0.0, "weight of that penalty beside the denoising loss")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,11 +54,18 @@ class DBAEConfig(AutoEncoderConfig):
             if not least <= getattr(self, name) <= 1e3:
                 raise UserError(f"{name}: expected a number from {least:g} to 1000, got {getattr(self, name)}")
 
+        require_from_zero("tc_weight", self.tc_weight)
+        if (self.tc == "none") != (self.tc_weight == 0):
+            raise UserError(f"tc, tc_weight: expected both or neither, got {self.tc} and {self.tc_weight}")
+        if self.tc != "none" and not self.stochastic:
+            raise UserError(f"tc: {self.tc} needs the stochastic encoder, got the deterministic one")
+
     @property
     def name(self) -> str:
         """``{size}_{channels}_{latent}d_{sto}_{schedule}``, as the official code names a run after its data set."""
         shape = f"{self.image_size}_{self.num_channels}_{self.latent_dim}d"
-        return f"{shape}_{str(self.stochastic).lower()}_{self.schedule}"
+        penalty = "" if self.tc == "none" else f"_{self.tc}{self.tc_weight:g}"
+        return f"{shape}_{str(self.stochastic).lower()}_{self.schedule}{penalty}"
 
 
 class DBAE(AutoEncoder):
@@ -84,6 +94,13 @@ class DBAE(AutoEncoder):
             "total_steps": 1_300, "batch_size": 32, "microbatch": 32, "lr": 3e-3, "ema_rule": "warmup",
             "log_interval": 25, "sample_interval": 250, "save_interval": 500, "save_interval_for_preemption": 100,
         },
+        "sprites": {
+            "image_size": 64, "num_channels": 16, "channel_mult": (1, 2, 4, 4), "encoder_mult": (1, 2, 4, 4, 8),
+            "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "norm_groups": 4,
+            "head_channels": 16, "decoder_channels": 8, "latent_dim": 10, "dropout": 0.0, "flip": False,
+            "total_steps": 20_000, "batch_size": 64, "microbatch": 64, "lr": 1e-3, "ema_rule": "warmup",
+            "sample_interval": 1_000, "save_interval": 5_000, "save_interval_for_preemption": 500,
+        },
     }  # fmt: skip
 
     def __init__(self, config: DBAEConfig) -> None:
@@ -105,6 +122,9 @@ class DBAE(AutoEncoder):
         )  # fmt: skip
         for network in (self.encoder, self.unet):  # not the decoder, whose BatchNorm is slow so on a CPU
             network.to(memory_format=torch.channels_last)
+
+    def objective(self) -> nn.Module:
+        return self if self.config.tc == "none" else PenalisedLoss(self, self.config.tc, self.config.tc_weight)
 
     def decode(self, z: Tensor) -> Tensor:
         """Endpoint image x_T [N, 3, H, W] of codes z [N, latent]; not bounded to [-1, 1]."""

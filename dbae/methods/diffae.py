@@ -80,6 +80,13 @@ PRESETS = {
         **OFFICIAL, "total_steps": 1_300, "batch_size": 32, "lr": 1e-3, "ema_rule": "warmup",
         "log_interval": 25, "sample_interval": 250, "save_interval": 500, "save_interval_for_preemption": 100,
     },
+    "sprites": {
+        "image_size": 64, "num_channels": 16, "channel_mult": (1, 2, 4, 4), "encoder_mult": (1, 2, 4, 4, 8),
+        "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "norm_groups": 4,
+        "emb_channels": 64, "latent_dim": 10, "dropout": 0.0, "flip": False,
+        **OFFICIAL, "total_steps": 20_000, "batch_size": 64, "lr": 1e-3, "ema_rule": "warmup",
+        "sample_interval": 1_000, "save_interval": 5_000, "save_interval_for_preemption": 500,
+    },
 }  # fmt: skip
 
 

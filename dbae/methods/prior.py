@@ -40,6 +40,10 @@ STATISTICS = {"conds_mean": "mean", "conds_std": "std"}  # in official files, [1
 # One row per data set of the autoencoder: what differs from the defaults of PriorConfig and TrainConfig. Steps are the
 # official numbers of codes over the batch; where there is no official configuration, that of FFHQ stands in.
 FACES = {"optimizer": "adamw", "weight_decay": 0.01, "clip": 1.0, "flip": False, "microbatch": -1}
+DRAWN = {
+    "layers": 6, "width": 512, "batch_size": 256, "total_steps": 6_000, "lr": 1e-3, "ema_rule": "warmup",
+    "log_interval": 250, "sample_interval": 2_000, "save_interval": 2_000,
+}  # fmt: skip
 LSUN = {"optimizer": "adam", "clip": 1.0, "flip": False, "microbatch": -1, "batch_size": 2048, "layers": 20}
 
 
@@ -56,10 +60,7 @@ class LatentPrior(DiffusionModel):
         **{name: {**FACES, "batch_size": 256, "total_steps": 394_531} for name in ("celebahq", "folder")},
         "celeba": {**FACES, "batch_size": 512, "total_steps": 587_890},
         **{name: {**LSUN, "total_steps": 977_050} for name in ("horse", "bedroom")},
-        "toyfaces": {
-            **FACES, "layers": 6, "width": 512, "batch_size": 256, "total_steps": 6_000, "lr": 1e-3,
-            "ema_rule": "warmup", "log_interval": 250, "sample_interval": 2_000, "save_interval": 2_000,
-        },
+        **{name: {**FACES, **DRAWN} for name in ("toyfaces", "sprites")},
     }  # fmt: skip
     penalty = staticmethod(torch.abs)
 
