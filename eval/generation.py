@@ -4,6 +4,7 @@ All run in blocks: 50,000 x 2,048 features need a few GB. Sums that cancel are i
 """
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from dbae.config import UserError
 
 BLOCK = 1 << 25  # distances that are in memory at once
+PAIRS = 1 << 10  # pairs of rows at a time, which a processor's cache holds
 SPARE = 4  # candidates beside the k nearest, as the distances that choose them are rounded
 
 
@@ -117,18 +119,18 @@ def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return kernel * kernel * kernel  # a power is a hundred times as slow
 
 
-# Nearest neighbours
+# Nearest neighbours: exact, though most pairs are told apart by few numbers
 
 
 def nearest(
     x: ArrayLike, y: ArrayLike, k: int = 1, itself: bool = True, device: torch.device | str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances [n, k], float64, to the k nearest rows of y for each row of x, and their numbers [n, k].
+    """Distances [n, k] to the k nearest rows of y for each row of x, and their numbers [n, k].
 
     Without ``itself`` row i of y is no neighbour of row i of x. Raises UserError where y has too few rows.
     """
     y = _checked(y, k + (not itself))
-    squared, numbers = _nearest(*_shifted(y, _checked(x, 1), y, device=device), k, itself)
+    squared, numbers = _nearest(*_prepared(y, _checked(x, 1), y, device=device), k, itself)
     return squared.sqrt().cpu().numpy(), numbers.cpu().numpy()
 
 
@@ -137,19 +139,19 @@ def precision_recall(
 ) -> dict[str, float]:
     """Precision and recall (Kynkäänniemi et al., 2019), density and coverage (Naeem et al., 2020), by balls.
 
-    A ball around a row reaches to its k-th neighbour among the others of its set. ``precision``: share of fakes in the
-    ball of any real; ``recall``: of reals in the ball of any fake; ``density``: balls of reals around a fake, over k;
-    ``coverage``: share of reals with a fake in their ball. Raises UserError for k rows or fewer.
+    A ball around a row reaches to its k-th neighbour among the others of its set, inclusively. ``precision``: share of
+    fakes in the ball of any real; ``recall``: of reals in the ball of any fake; ``density``: balls of reals around a
+    fake, over k; ``coverage``: share of reals with a fake in their ball. Raises UserError for k rows or fewer.
     """
     real, fake = _checked(real, k + 1), _checked(fake, k + 1)
-    reals, fakes = _shifted(real, real, fake, device=device)
+    reals, fakes = _prepared(real, real, fake, device=device)
     radius_real, radius_fake = (_nearest(each, each, k, itself=False)[0][:, -1] for each in (reals, fakes))
     covered = torch.zeros(len(real), dtype=torch.bool, device=device)
     recalled, precise, inside = covered.clone(), 0, 0
-    for first, block in _squared_distances(fakes, reals):
-        rows = fakes[first : first + len(block)]
-        near_real = _within(block, radius_real[None], rows, reals)
-        near_fake = _within(block, radius_fake[first : first + len(block), None], rows, reals)
+    for rows in _blocks(fakes, reals):
+        limits = radius_real[None], radius_fake[rows, None]
+        squared = _distances(fakes, reals, rows, limits)
+        near_real, near_fake = (squared <= limit for limit in limits)
         precise += int(near_real.any(1).sum())
         inside += int(near_real.sum())
         covered |= near_real.any(0)
@@ -172,48 +174,82 @@ def memorisation(sampled: ArrayLike, held_out: ArrayLike, train: ArrayLike) -> f
     return here / there if there else None
 
 
-def _shifted(origin: np.ndarray, *features: np.ndarray, device: torch.device | str) -> list[Tensor]:
-    """Features less the mean of ``origin``, which costs distances fewer digits; float32."""
-    mean = origin.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return [torch.from_numpy(np.asarray(each, np.float32) - mean).to(device) for each in features]
+class _Rows(NamedTuple):
+    """Features [n, d] less a mean; and [n, q + 1]: along q directions, and the length of the rest.
 
-
-def _squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Blocks [b, m] of squared distances of rows of x to all rows of y, each with its first row's number.
-
-    They are rounded: where rows are much the same, to anything near 0.
+    Distances of the short ones are never longer: ``(|u| - |v|)^2 <= |u - v|^2`` for the rest u, v of two rows.
     """
-    norms, size = y.square().sum(1), min(1024, max(1, BLOCK // len(y)))
-    for first in range(0, len(x), size):
-        rows = x[first : first + size]
-        block = torch.addmm(norms, rows, y.T, alpha=-2)
-        yield first, block.add_(rows.square().sum(1, keepdim=True))
+
+    full: Tensor
+    short: Tensor
+    longest: float  # squared length
 
 
-def _nearest(x: Tensor, y: Tensor, k: int, itself: bool) -> tuple[Tensor, Tensor]:
-    """Squared distances [n, k], float64, and numbers [n, k] of the k nearest rows of y."""
+def _prepared(origin: np.ndarray, *features: np.ndarray, device: torch.device | str) -> list[_Rows]:
+    """Features less the mean of ``origin``, which costs distances fewer digits, and along its main directions."""
+    mean = origin.mean(axis=0, dtype=np.float64).astype(np.float32)
+    some = torch.from_numpy(np.asarray(origin[:: 1 + len(origin) // 4096], np.float32) - mean).to(device)
+    axes = torch.linalg.qr(some[: max(16, some.shape[1] // 8)].T)[0]
+    for _ in range(2):  # subspace iteration: any directions would do, these leave little
+        axes = torch.linalg.qr(some.T @ (some @ axes))[0]
     found = []
-    for first, block in _squared_distances(x, y):
-        if not itself:
-            own = torch.arange(len(block), device=block.device)
-            block[own, own + first] = torch.inf
-        number = block.topk(min(k + SPARE, len(y) - (not itself)), largest=False).indices
-        exact, order = _exact(x[first : first + len(block), None], y[number]).sort(stable=True)
-        found.append((exact[:, :k], number.gather(1, order)[:, :k]))
+    for each in features:
+        full = torch.from_numpy(np.asarray(each, np.float32) - mean).to(device)
+        short = full @ axes
+        lengths = full.square().sum(1)
+        rest = (lengths - short.square().sum(1)).clamp(min=0).sqrt()
+        found.append(_Rows(full, torch.cat((short, rest[:, None]), 1), float(lengths.max())))
+    return found
+
+
+def _blocks(x: _Rows, y: _Rows) -> Iterator[slice]:
+    """Rows of x whose distances to all of y fit into memory."""
+    size = min(1024, max(1, BLOCK // len(y.full)))
+    return (slice(first, min(first + size, len(x.full))) for first in range(0, len(x.full), size))
+
+
+def _nearest(x: _Rows, y: _Rows, k: int, itself: bool) -> tuple[Tensor, Tensor]:
+    """Squared distances [n, k] and numbers [n, k] of the k nearest rows of y."""
+    found, count = [], min(k + SPARE, len(y.full) - (not itself))
+    for rows in _blocks(x, y):
+
+        def best(squared: Tensor, rows: slice = rows) -> tuple[Tensor, Tensor]:
+            if not itself:
+                squared[:, rows].fill_diagonal_(torch.inf)
+            numbers = squared.topk(count, largest=False).indices
+            own = torch.arange(len(numbers), device=numbers.device).repeat_interleave(count)
+            exact = _exact(x.full[rows], y.full, own, numbers.flatten()).view_as(squared[:, :count])
+            exact, order = exact.sort(stable=True)
+            return exact[:, :k], numbers.gather(1, order)[:, :k]
+
+        limit = best(_squared(x.short[rows], y.short))[0][:, -1:]  # no k-th neighbour is farther away
+        found.append(best(_distances(x, y, rows, (limit,))))
     return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
-def _exact(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distances of pairs of rows, float64."""
-    return (x.double() - y).square_().sum(-1)
+def _distances(x: _Rows, y: _Rows, rows: slice, limits: tuple[Tensor, ...]) -> Tensor:
+    """Squared distances [b, m] of some rows of x that are right to compare with ``limits``, which broadcast to [b, m].
+
+    Pairs whose short distance is beyond all limits are beyond them. The others are looked at one by one, or, if they
+    are many, as a product of matrices, and one by one where its rounding could matter.
+    """
+    part, error = x.full[rows], 64 * torch.finfo(torch.float32).eps * max(x.longest, y.longest)
+    squared = _squared(x.short[rows], y.short)
+    close = reduce(torch.logical_or, [squared <= limit + error for limit in limits])
+    if close.sum() > squared.numel() / 256:
+        squared = _squared(part, y.full)
+        close = reduce(torch.logical_or, [(squared - limit).abs_() <= error for limit in limits])
+    i, j = close.nonzero(as_tuple=True)
+    squared[i, j] = _exact(part, y.full, i, j)
+    return squared
 
 
-def _within(squared: Tensor, radius: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Whether rounded squared distances [b, m] of x and y are up to a squared ``radius``; close cases are looked at."""
-    rounded = radius.to(squared.dtype)
-    inside = squared <= rounded
-    error = 16 * torch.finfo(squared.dtype).eps * max(float(each.square().sum(1).max()) for each in (x, y))
-    row, column = ((squared - rounded).abs_() <= error).nonzero(as_tuple=True)
-    for i, j in zip(row.split(1 << 14), column.split(1 << 14), strict=True):
-        inside[i, j] = _exact(x[i], y[j]) <= radius.expand_as(squared)[i, j] * (1 + 1e-9)
-    return inside
+def _squared(x: Tensor, y: Tensor) -> Tensor:
+    """Squared distances [b, m] of all rows, rounded: where rows are much the same, to anything near 0."""
+    return torch.addmm(y.square().sum(1), x, y.T, alpha=-2).add_(x.square().sum(1, keepdim=True))
+
+
+def _exact(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Squared distances [p] of the rows i [p] of x and j [p] of y, from differences."""
+    pairs = zip(i.split(PAIRS), j.split(PAIRS), strict=True)
+    return torch.cat([x[a].sub_(y[b]).square_().sum(1) for a, b in pairs])
