@@ -133,13 +133,14 @@ def main(args: list[str] | None = None) -> None:
     entries(path)
     network = load_network(options.features, options.weights, device, options.resizing)
 
-    split = f"of {options.real}" if options.real else f"of {options.dataset} {options.split}"
+    kind = f" ({options.class_name})" if options.class_name else ""
+    split = f"of {options.real}" if options.real else f"of {options.dataset} {options.split}{kind}"
     real = features_of(options, network, reals, "real", options.flip)
     fake = features_of(options, network, samples, "samples")
     pairs = [(described(samples, "samples"), fake, described(reals, split), real)]
     if held_out:
         held_out = first(held_out, min(len(held_out), len(samples)))
-        what = described(held_out, f"of {options.dataset} {options.floor}")
+        what = described(held_out, f"of {options.dataset} {options.floor}{kind}")
         pairs.append((what, features_of(options, network, held_out, "real"), pairs[0][2], real))
     elif options.floor == "halves":
         order = np.random.default_rng(options.seed).permutation(len(real))

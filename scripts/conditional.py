@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.labels import Targets
 from dbae.config import UserError
 from dbae.io import image_generators
 
@@ -13,6 +14,15 @@ TRIES = 10_000  # candidates per code
 CODE, CHANCE = 1, 2  # streams of random numbers: of candidates, and of their acceptance
 
 Candidates = Callable[[list[int], int], Tensor]  # numbers of images and of a try -> codes [n, latent]
+
+
+def of_class(targets: Targets, name: str) -> Tensor:
+    """Whether each image [n] has the label ``name``; with ``!`` before it, whether it has not. UserError for others."""
+    label = name.removeprefix("!")
+    if label not in targets.names:
+        raise UserError(f"class: expected one of {', '.join(targets.names)}, got {label!r}")
+    has = targets.values[:, targets.names.index(label)] > 0
+    return ~has if name.startswith("!") else has
 
 
 def few_shot(z: Tensor, has: Tensor, labelled: int, unlabelled: int, seed: int) -> Callable[[Tensor], Tensor]:

@@ -18,6 +18,7 @@ from dbae.io import image_generators
 from eval.arrays import read_arrays
 from eval.features import Encode, FeatureCache
 from eval.networks import NETWORKS, FeatureNetwork
+from scripts.conditional import of_class
 from scripts.encoding import encode_to_file
 
 FLIPS = ("none", "random")
@@ -33,6 +34,7 @@ class ComparisonOptions:
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
     split: str = option("train", "part of the data set", ("train", "valid", "test"))
+    class_name: str = option("", "only real images with this label, or with ! before it without it", alias="class")
     num: int | None = option(None, "only the first N samples")
     num_real: int | None = option(None, "only the first N real images (DiffAE: 50000)")
     features: str = option("", f"feature network: {', '.join(NETWORKS)}")
@@ -49,6 +51,8 @@ class ComparisonOptions:
             raise UserError("sample_path: expected one, got none")
         if bool(self.dataset) == bool(self.real):
             raise UserError("dataset, real: expected one of them, got " + ("both" if self.real else "none"))
+        if self.real and self.class_name:
+            raise UserError("class: expected with --dataset, got it with --real")
         for name in ("num", "num_real", "batch_size"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
@@ -125,7 +129,11 @@ def open_reals(options: ComparisonOptions, size: int, split: str | None = None) 
         if data.size != size:
             raise UserError(f"{options.real}: expected images of {size} pixels as the samples, got {data.size}")
         return data
-    return build(options.dataset, split or options.split, size, options.data_root, options.data_dir)
+    data = build(options.dataset, split or options.split, size, options.data_root, options.data_dir)
+    if not options.class_name:
+        return data
+    has = of_class(data.targets("binary"), options.class_name)
+    return data.part(has.nonzero().flatten().tolist())
 
 
 def network_encoder(network: FeatureNetwork, flip: str = "none", seed: int = 0) -> Encode:

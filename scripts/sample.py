@@ -41,7 +41,7 @@ from scripts.common import (
     print_dry_run,
     result_folder,
 )  # fmt: skip
-from scripts.conditional import CODE, Candidates, accepted, few_shot
+from scripts.conditional import CODE, Candidates, accepted, few_shot, of_class
 from scripts.encoding import cached_features, drawn_code
 
 SHOWN = 64  # images in the grid
@@ -151,15 +151,11 @@ def candidates_of(options: SampleOptions, trained: TrainedModel, weights: str) -
     return Source(whose, encode)
 
 
-def of_class(options: SampleOptions, trained: TrainedModel, weights: str, codes: Source) -> Source:
+def only_class(options: SampleOptions, trained: TrainedModel, weights: str, codes: Source) -> Source:
     """The same, of those codes alone that a classifier of few labels takes for the class."""
     size, where = trained.model.config.image_size, (options.data_root, options.data_dir, options.labels)
     part = labelled_splits(options.dataset, "binary", size, *where)["train"]
-    name = options.class_name.removeprefix("!")
-    if name not in part.targets.names:
-        raise UserError(f"class: expected one of {', '.join(part.targets.names)}, got {name!r}")
-    has = part.targets.values[:, part.targets.names.index(name)]
-    has = 1 - has if options.class_name.startswith("!") else has
+    has = of_class(part.targets, options.class_name)
     few = {"labelled": options.labelled, "unlabelled": options.unlabelled}
     whose = {"weights": weights, **part.dataset.identity()}
 
@@ -219,7 +215,7 @@ def main(args: list[str] | None = None) -> None:
     weights, codes = fingerprint(options.model_path), None
     if coded:
         codes = candidates_of(options, trained, weights)
-        codes = of_class(options, trained, weights, codes) if options.class_name else codes
+        codes = only_class(options, trained, weights, codes) if options.class_name else codes
     made_from = codes.about if codes else {}
     settings = {"weights": weights, "codes": source, **made_from, **sampling.as_dict(), **trained.identity()}
     others = runtime.on_first(lambda: others_in(folder, settings, options.overwrite))

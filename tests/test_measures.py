@@ -301,3 +301,15 @@ def test_edits_that_do_nothing_and_edits_that_do_all(monkeypatch):
     assert everything["reached"] == everything["reached_positives"] > 0.7 > 0.3 > everything["reached_unedited"]
     assert abs(everything["FD_to_positives"]) < 1e-6 * everything["FD_to_negatives"]
     assert everything["others_flipped"] > 0 and everything["cosine"]["edit"] < 1
+
+
+def test_real_images_of_a_class():
+    whole = labelled_splits("toyfaces", "binary", 32)["test"]
+    column = whole.targets.values[:, whole.targets.names.index("Male")]
+    for name, rows in (("Male", column > 0), ("!Male", column <= 0)):
+        options = measures.ComparisonOptions(sample_path="x", dataset="toyfaces", split="test", class_name=name)
+        chosen = measures.open_reals(options, 32)
+        assert len(chosen) == int(rows.sum())
+        assert torch.equal(chosen[0][0], whole.dataset[int(rows.nonzero()[0])][0])
+    with pytest.raises(UserError, match="class: expected one of"):
+        measures.open_reals(measures.ComparisonOptions(sample_path="x", dataset="toyfaces", class_name="Mal"), 32)
