@@ -56,7 +56,7 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PriorOptions(DataOptions, RuntimeConfig):
+class FromPriorOptions(DataOptions, RuntimeConfig):
     """A latent prior, and how it is sampled."""
 
     prior: str | None = option(None, "weight file of the prior (default: the newest in sample_STEP/prior)")
@@ -68,7 +68,7 @@ class PriorOptions(DataOptions, RuntimeConfig):
 
 
 @dataclass(frozen=True)
-class SampleOptions(PriorOptions):
+class SampleOptions(FromPriorOptions):
     """How many images, and from which codes."""
 
     num: int = option(64, "images to make")
@@ -92,7 +92,7 @@ class SampleOptions(PriorOptions):
             raise UserError(f"prior: expected with --codes prior, got it with {self.codes}")
 
 
-def find_prior(options: PriorOptions) -> str:
+def find_prior(options: FromPriorOptions) -> str:
     """Weight file of the prior, its newest average by default. Raises UserError where there is none."""
     if options.prior:
         return options.prior

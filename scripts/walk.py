@@ -22,11 +22,11 @@ from scripts.cli import Parser, run
 from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.conditional import CODE
 from scripts.figures import Row, animation, strip
-from scripts.sample import PriorOptions, find_prior, load_prior
+from scripts.sample import FromPriorOptions, find_prior, load_prior
 
 
 @dataclass(frozen=True)
-class WalkOptions(PriorOptions):
+class WalkOptions(FromPriorOptions):
     """How many samples, and how many frames from one to the next. Raises UserError for values out of range."""
 
     samples: int = option(5, "samples that the film goes through")
