@@ -26,6 +26,7 @@ from scripts import (
     reconstruct,
     sample,
     train_prior,
+    traverse,
     walk,
 )
 from scripts.conditional import accepted, few_shot
@@ -263,3 +264,19 @@ def test_fractions_of_the_way_may_differ_by_pair():
         ways = path(z_1, z_2, fractions)
         for i in range(3):
             assert torch.allclose(ways[i], path(z_1[i : i + 1], z_2[i : i + 1], fractions[i])[0])
+
+
+def test_single_numbers_of_a_code_are_moved(diffae, tmp_path, monkeypatch):
+    moved = []
+    real = traverse.TrainedModel.shift
+    monkeypatch.setattr(traverse.TrainedModel, "shift", lambda *args: moved.append(args[3]) or real(*args))
+    line = words(diffae, "--steps=2", f"--out={tmp_path}", "--split=test")
+    traverse.main([*line, "--numbers=4,1", "--columns=3"])
+    rows = moved[-1][0].unflatten(0, (2, 3))
+    assert rows[:, 1].abs().max() < 1e-6 and torch.equal(rows[:, 0], -rows[:, 2])
+    assert [row[2].nonzero().flatten().tolist() for row in rows] == [[4], [1]]
+    traverse.main([*line, "--rows=2", "--columns=3", "--index=5"])
+    assert moved[-1].shape == (1, 6, 6) and len(list(tmp_path.rglob("traverse_test_*.png"))) == 2
+    for wrong in ("--numbers=6", "--index=24", "--columns=1", "--reach=0"):
+        with pytest.raises(UserError):
+            traverse.main([*line, wrong])
