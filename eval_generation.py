@@ -135,8 +135,8 @@ def main(args: list[str] | None = None) -> None:
 
     kind = f" ({options.class_name})" if options.class_name else ""
     split = f"of {options.real}" if options.real else f"of {options.dataset} {options.split}{kind}"
+    fake = features_of(options, network, samples, "samples")  # first, as these may be bad
     real = features_of(options, network, reals, "real", options.flip)
-    fake = features_of(options, network, samples, "samples")
     pairs = [(described(samples, "samples"), fake, described(reals, split), real)]
     if held_out:
         held_out = first(held_out, min(len(held_out), len(samples)))

@@ -15,6 +15,7 @@ and another image. Everything goes to sample_STEP/edits_FEATURES_SETTINGS.json, 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,6 +73,8 @@ class EditMeasureOptions(ModelOptions, RuntimeConfig):
         super().__post_init__()
         for name in ("limit", "judged"):
             require_positive(name, getattr(self, name))
+        if self.scale is not None and not isfinite(self.scale):
+            raise UserError(f"scale: expected a finite number, got {self.scale}")
         if self.limit < 2:
             raise UserError(f"limit: expected 2 or more, got {self.limit}")
 

@@ -9,6 +9,7 @@ if [[ $4$5 != *,* ]]; then
     launch_trained reconstruct "$1" "$2" --method=diffae --split="$3" --steps="$4" --xT="$5"
 fi
 [[ " ${OPTIONS[*]-} " =~ \ --evaluate([ =]true)?\  ]] || fail "T and XT: expected one each, or --evaluate to make a table of them"
+[[ $4 =~ ^[0-9,]+$ && $5 =~ ^((inferred|retraced|random)(,|$))+$ ]] || fail "T, XT: expected numbers, and some of inferred,retraced,random; got $4 and $5"
 runs=$(dirname "$(from_here "$2")") before=
 for word in "${OPTIONS[@]}"; do
     [[ $word == --out=* ]] && runs=${word#*=}

@@ -74,6 +74,7 @@ class SampledFolder(FolderImages):
         if not len(self.indices):
             raise UserError(f"{root}: expected images like 000000.png, there are none")
         self.size = self._pixels(self.indices[0]).width
+        self.image(self.indices[0])
 
     def image(self, index: int) -> Image.Image:
         image = self._pixels(index)
