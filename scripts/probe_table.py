@@ -10,13 +10,14 @@ leaves labels out says over how many it is; a .csv name writes CSV.
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from dbae.checkpoint import read_config
 from dbae.config import UserError
 from eval.probe import coverage
-from scripts.cli import Parser, run
-from scripts.tables import add_options, check_out, write_table
+from scripts.cli import run
+from scripts.tables import collect
 
 HEADER = ("method", "trained on", "AP", "r", "MSE", "r (best epoch)", "probed on", "test images", "source")
 
@@ -78,17 +79,7 @@ def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
         )
 
 
-def main(args: list[str] | None = None) -> None:
-    """Collect and write."""
-    parser = Parser(__doc__)
-    parser.add_argument("--runs", required=True, metavar="DIR,DIR,...", help="folders with probed checkpoints")
-    add_options(parser)
-    options = parser.parse_args(args)
-
-    check_out(options.out)
-    rows = [*published_rows(), *(row for run_dir in options.runs.split(",") for row in rows_of(run_dir))]
-    write_table(HEADER, rows, options.out, options.overwrite)
-
+main = partial(collect, __doc__, "probed checkpoints", HEADER, published_rows, rows_of)
 
 if __name__ == "__main__":
     run(main)

@@ -9,12 +9,13 @@ A run is a folder below which reconstructions lie that were evaluated; rows of t
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from dbae.config import UserError
 from eval.samples import read_report
-from scripts.cli import Parser, run
-from scripts.tables import add_options, check_out, write_table
+from scripts.cli import run
+from scripts.tables import collect
 
 METRICS = {"SSIM": ".3f", "SSIM_official": ".3f", "LPIPS": ".4f", "MSE": ".2e", "PSNR": ".2f"}
 HEADER = ("method", "sampler", "x_T", "calls", *METRICS, "images", "source")
@@ -58,16 +59,7 @@ def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
         yield (os.path.basename(run_dir.rstrip("/")), label, start, str(report["nfe"]), *values, data, "ours")
 
 
-def main(args: list[str] | None = None) -> None:
-    """Collect and write."""
-    parser = Parser(__doc__)
-    parser.add_argument("--runs", required=True, metavar="DIR,DIR,...", help="folders with evaluated reconstructions")
-    add_options(parser)
-    options = parser.parse_args(args)
-    check_out(options.out)
-    rows = [*published_rows(), *(row for run_dir in options.runs.split(",") for row in rows_of(run_dir))]
-    write_table(HEADER, rows, options.out, options.overwrite)
-
+main = partial(collect, __doc__, "evaluated reconstructions", HEADER, published_rows, rows_of)
 
 if __name__ == "__main__":
     run(main)

@@ -3,23 +3,29 @@
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dbae.config import UserError
 from dbae.io import atomic_write
 from scripts.cli import Parser
 
+Rows = Iterable[Sequence[str]]
 
-def add_options(parser: Parser) -> None:
-    """``--out`` and ``--overwrite``, as ``write_table`` takes them."""
+
+def collect(
+    doc: str, what: str, header: Sequence[str], published: Callable[[], Rows], rows_of: Callable[[str], Rows],
+    args: list[str] | None = None,
+) -> None:  # fmt: skip
+    """A program's main function: the ``published`` rows, then those of the folders of ``what`` that are typed."""
+    parser = Parser(doc)
+    parser.add_argument("--runs", required=True, metavar="DIR,DIR,...", help=f"folders with {what}")
     parser.add_argument("--out", default="", metavar="PATH", help="file to write, .md or .csv (default: print)")
     parser.add_argument("--overwrite", action="store_true", default=False, help="replace another file")
-
-
-def check_out(out: str) -> None:
-    """Raise UserError for a file that has another ending."""
-    if out and not out.endswith((".md", ".csv")):
-        raise UserError(f"out: expected a name that ends in .md or .csv, got {out!r}")
+    options = parser.parse_args(args)
+    if options.out and not options.out.endswith((".md", ".csv")):
+        raise UserError(f"out: expected a name that ends in .md or .csv, got {options.out!r}")
+    rows = [*published(), *(row for run_dir in options.runs.split(",") for row in rows_of(run_dir))]
+    write_table(header, rows, options.out, options.overwrite)
 
 
 def write_table(header: Sequence[str], rows: Sequence[Sequence[str]], out: str = "", overwrite: bool = False) -> None:
