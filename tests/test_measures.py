@@ -13,6 +13,7 @@ import eval_manipulation
 from datasets import Labelled, labelled_splits
 from datasets.labels import Targets
 from dbae.config import UserError
+from eval.features import reduced
 from eval.generation import (
     frechet_at_half,
     frechet_distance,
@@ -280,11 +281,20 @@ def test_nearest_by_code(checkpoint, tmp_path):
     assert found[0]["image"] == "000005.png" and found[0]["distance"] == pytest.approx(0, abs=1e-3)
 
 
+class Small:
+    """A quick feature network."""
+
+    name = "8x8 pixels"
+
+    def __call__(self, images):
+        return reduced(images.float() / 255, 8)
+
+
 def test_edits_that_do_nothing_and_edits_that_do_all(monkeypatch):
     splits = {name: Labelled(p.dataset.part(range(300)), Targets("binary", p.targets.names, p.targets.values[:300]))
               for name, p in labelled_splits("toyfaces", "binary", 32).items()}  # fmt: skip
     options = eval_manipulation.EditMeasureOptions(dataset="toyfaces", model_path="x", limit=40, judged=300)
-    network = load_network("pixels")
+    network = Small()
     judge = eval_manipulation.train_judge(network, splits, options)
     part, column = splits["test"], judge.names.index("Male")
     rows = [(part.targets.values[:, column] == has).nonzero().flatten()[:40] for has in (0, 1)]
