@@ -2,6 +2,6 @@
 
 from dbae.checkpoint import load_model
 from dbae.config import SampleConfig, TrainConfig, UserError
-from dbae.methods import DBAE, METHODS, DiffAE, LatentPrior
+from dbae.methods import DBAE, DDAE, METHODS, DiffAE, LatentPrior
 
-__all__ = ["DBAE", "METHODS", "DiffAE", "LatentPrior", "SampleConfig", "TrainConfig", "UserError", "load_model"]
+__all__ = ["DBAE", "DDAE", "METHODS", "DiffAE", "LatentPrior", "SampleConfig", "TrainConfig", "UserError", "load_model"]

@@ -74,21 +74,23 @@ def load_model(
 
     Its class and architecture come from ``config.json`` beside the file, or from within a ``.safetensors`` file. An
     official file has neither: then ``method`` (default: dbae) says which model in it is meant, ``fields`` of its Config
-    what tensor shapes do not tell, and ``dataset`` is checked against them. Whatever else is given must agree with the
+    what tensor shapes do not tell, and ``dataset`` is checked against them; DDAE is told by the name of an official
+    configuration, or the path of its yaml file, in place of a data set. Whatever else is given must agree with the
     file's configuration, but for fields that may change in evaluation, such as DBAE's ``end_data``. Raises UserError
     for a contradiction, and for a file that is missing, damaged, foreign or not made of tensors alone.
     """
     path = os.fspath(path)
     sets, content = read_weights(path)
     content = content or read_config(bf.dirname(path))
-    found = (content or {}).get("method", "dbae")
-    if method is None or not content:
-        found = method or found
-    elif method != found:
-        raise UserError(f"method: {path} is of {found}, got {method}")
-    if found not in METHODS:
-        raise UserError(f"method: expected one of {', '.join(METHODS)}, got {found!r}")
-    cls, fields = METHODS[found], {name: value for name, value in fields.items() if value is not None}
+    stated = (content or {}).get("method", "dbae" if content else None)
+    for name in filter(None, (stated, method)):
+        if name not in METHODS:
+            raise UserError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+    asked = METHODS[method or stated or "dbae"]
+    cls = METHODS[stated] if stated else asked.variant(dataset)
+    if not issubclass(cls, asked) or cls.variant(dataset) is not cls:
+        raise UserError(f"method: {path} is of {cls.method}, got {asked.variant(dataset).method}")
+    found, fields = cls.method, {name: value for name, value in fields.items() if value is not None}
     unknown = fields.keys() - {f.name for f in dataclasses.fields(cls.Config)}
     if unknown:
         raise UserError(f"{min(unknown)}: {found} has no such setting")
@@ -152,7 +154,7 @@ def weight_sets(content: Mapping[str, Any]) -> dict[str, State]:
     """Every set of tensors that may be a model's, by where it stands in what a file holds.
 
     That is the file itself or an entry like ``state_dict``, and of either the tensors below one of PREFIXES, which
-    names then go without, with those of BESIDE. Of ``model.`` and its average ``ema_model.``, that is the average.
+    names then go without, with those of BESIDE. Where there is an average, ``ema_model.``, no live weights are taken.
     """
     entries = {"": content, **{f"{name}: ": value for name, value in content.items() if isinstance(value, Mapping)}}
     sets = {}
@@ -164,10 +166,11 @@ def weight_sets(content: Mapping[str, Any]) -> dict[str, State]:
         where, state = todo.pop()
         for prefix in PREFIXES:
             below = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            if below and not (prefix == "model." and where + "ema_model." in sets):
+            if below:
                 sets[where + prefix] = below = below | {name: state[name] for name in BESIDE if name in state}
                 todo.append((where + prefix, below))
-    return sets
+    averages = {where: state for where, state in sets.items() if "ema_model." in where}
+    return averages or sets
 
 
 def read_codes(path: str) -> tuple[Tensor, Tensor, Tensor]:

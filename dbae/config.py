@@ -145,7 +145,9 @@ class SampleConfig:
     grid: str = option(
         "karras", "time grid: karras, uniform in t, or uniform in the log of signal over noise", tuple(GRIDS)
     )
-    eta: float = option(DEFAULTS["eta"], "stochasticity of DDIM and DBIM, in [0, 1]; 0 draws no noise (ddim, dbim)")
+    eta: float = option(
+        DEFAULTS["eta"], "stochasticity of DDIM and DBIM, or part of EDM's greatest churn, in [0, 1]; 0 draws no noise"
+    )
     boot: bool = option(DEFAULTS["boot"], "booting noise: begin with a draw from the bridge, not at x_T (dbim*, dbm2)")
     xT: str = option(
         "inferred",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dbae.config import UserError
-from dbae.nn.layers import BlockSequential
+from dbae.nn.layers import Recomputed
 
 COMPILE_MODES = {"true": "default", "graphs": "reduce-overhead"}  # our name -> that of torch.compile
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
@@ -189,7 +189,7 @@ def use_compile(model: nn.Module, mode: str, device: torch.device) -> bool:
 def use_checkpointing(model: nn.Module) -> None:
     """Keep only the inputs of blocks in training, and compute the rest twice: less memory."""
     for module in model.modules():
-        if isinstance(module, BlockSequential):
+        if isinstance(module, Recomputed):
             module.checkpointing = True
 
 

@@ -29,7 +29,7 @@ from dbae.config import (
     require_positive,
 )
 from dbae.io import image_generators, randn_like, require_finite, to_float, to_uint8
-from dbae.methods import METHODS, AutoEncoder, DiffusionModel, preset, preset_name
+from dbae.methods import METHODS, AutoEncoder, DiffusionModel, preset
 from dbae.progress import progress_bar
 from scripts.cli import Parser, given, peek
 
@@ -39,7 +39,8 @@ class ModelOptions:
     """A checkpoint, and how images pass through it. Raises UserError for values out of range."""
 
     method: str = option("dbae", "method of an official file; other files state theirs")
-    dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, toyfaces, sprites or folder:PATH")
+    config: str = option("", "configuration of DDAE: a name like EDM_ddpm, or the path of an official yaml file")
+    dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, cifar10, toyfaces, sprites or folder:PATH")
     model_path: str = option(
         "", "weight file: ema_RATE_STEP.pt, model_STEP.pt, or another name, also .safetensors", alias="model"
     )
@@ -59,10 +60,16 @@ class ModelOptions:
         for name in ("dataset", "model_path"):
             if not getattr(self, name):
                 raise UserError(f"{name}: expected one, got none")
-        preset_name(METHODS[self.method], self.dataset)  # an unknown data set ends here
+        if self.config or METHODS[self.method].ROWS == "dataset":
+            METHODS[self.method].preset_row(self.row)  # an unknown data set ends here
         require_positive("batch_size", self.batch_size)
         for name in ("seed", "num_workers"):
             require_from_zero(name, getattr(self, name))
+
+    @property
+    def row(self) -> str:
+        """What names the presets: the configuration, where there is one, or the data set."""
+        return self.config or self.dataset
 
 
 @dataclass(frozen=True)
@@ -85,17 +92,19 @@ def parse(
     """Options of class ``cls`` (a ModelOptions), what was typed about the model, and the whole namespace.
 
     ``only`` some of the options are offered where it names any. The method is that of the weight file's run, or the
-    one typed.
+    one typed, in the variant that the configuration is of; the data set is that of the configuration, or the one typed.
     """
     path = peek(args, "model_path") or peek(args, "model")
     content = read_config(os.path.dirname(path)) if path else None
     name = peek(args, "method", "dbae", METHODS)
-    name = content.get("method", "dbae") if content else name
-    method = METHODS[name]
+    row = peek(args, "config")
+    method = METHODS[content.get("method", "dbae") if content else name].variant(row)
     parser.add_config(title, cls, only)
     parser.add_config("model (checked against the checkpoint)", method.Config, method.CHECKED)
     typed = parser.parse_args(args)
-    return cls(**{**given(typed, cls), "method": name}), given(typed, method.Config, method.CHECKED), typed
+    known = {"dataset": method.preset_row(row).get("dataset", "")} if row else {}
+    options = cls(**{**known, **given(typed, cls), "method": method.method})
+    return options, given(typed, method.Config, method.CHECKED), typed
 
 
 def parse_sampling(
@@ -105,12 +114,12 @@ def parse_sampling(
     parser.add_config("sampling", SampleConfig)
     options, about, typed = parse(parser, cls, title, args, only)
     method = METHODS[options.method]
-    return options, about, typed, method, dataclasses.replace(method.SAMPLING, **given(typed, SampleConfig))
+    return options, about, typed, method, method.sampling(**given(typed, SampleConfig))
 
 
 def load(options: ModelOptions, about: dict[str, Any], device: torch.device | None = None) -> DiffusionModel:
     """The model, checked against everything typed about it, and as fast as the options say on ``device``."""
-    dataset = None if "image_size" in about or options.dataset.startswith("folder:") else options.dataset
+    dataset = None if "image_size" in about or options.row.startswith("folder:") else options.row
     method = None if options.model_path.endswith(".safetensors") else options.method  # such a file states its own
     model = load_model(options.model_path, method, dataset, device, **about)
     if device and isinstance(options, RuntimeConfig):
@@ -153,7 +162,7 @@ def print_dry_run(options: ModelOptions, about: dict[str, Any], **more: Any) -> 
         model = load(options, about).config
     else:
         print(f"note: no such file yet: {options.model_path}; showing the preset's model", file=sys.stderr)
-        model = preset(method, method.Config, options.dataset, about)
+        model = preset(method, method.Config, options.row, about)
     print(json.dumps(dataclasses.asdict(options) | {"model": dataclasses.asdict(model)} | more, indent=2))
 
 

@@ -7,7 +7,8 @@ examples:
 
 The tensors keep their names and values, which are those of the released files. A released file has no config.json, so
 of DBAE its --schedule is needed; the rest is read from the tensors. DiffAE's last.ckpt (--method diffae, ddim or prior)
-holds live and averaged weights, of which the average is taken, and in that of a prior the autoencoder as well.
+holds live and averaged weights, of which the average is taken, and in that of a prior the autoencoder as well; so does
+a model_EPOCH.pth of DDAE (--method ddae --dataset EDM_ddpm, or the path of its yaml file).
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ class ConvertOptions:
     method: str = option("dbae", "method of an official file, which has no config.json")
     model_path: str = option("", "weight file to read: .safetensors, or any other of torch", alias="model")
     out: str = option("", "file to write: .safetensors or .pt")
-    dataset: str | None = option(None, "data set that a released file was trained on (checked against its size)")
+    dataset: str | None = option(
+        None, "data set that a released file was trained on (checked against its size); of DDAE the configuration"
+    )
     overwrite: bool = option(False, "replace files that are there already")
 
     def __post_init__(self) -> None:
@@ -42,7 +45,7 @@ class ConvertOptions:
 def main(args: list[str] | None = None) -> None:
     """Parse, load, which checks everything, and write."""
     parser = Parser(__doc__)
-    method = METHODS[peek(args, "method", "dbae", METHODS)]
+    method = METHODS[peek(args, "method", "dbae", METHODS)].variant(peek(args, "dataset"))
     parser.add_config("conversion", ConvertOptions)
     parser.add_config("model (of a released file)", method.Config, method.CHECKED)
     typed = parser.parse_args(args)

@@ -39,7 +39,7 @@ from dbae import runtime
 from dbae.checkpoint import complete_sets, config_content, read_config, write_config
 from dbae.config import TrainConfig, UserError, from_json, option
 from dbae.io import lock_folder, save_grid, to_float, to_uint8
-from dbae.methods import METHODS, DiffusionModel, preset, preset_name
+from dbae.methods import METHODS, DiffusionModel, preset
 from dbae.state import TrainState
 from dbae.training import Batches, local_batch, micro_batches, train
 from scripts.cli import Parser, given, peek, run
@@ -50,7 +50,10 @@ class RunOptions:
     """Where a run reads and writes."""
 
     method: str = option("dbae", f"what is trained: {', '.join(METHODS)}")
-    dataset: str = option("", "ffhq, ffhq256, celeba, celebahq, bedroom, horse, toyfaces, sprites or folder:PATH")
+    config: str = option("", "configuration of DDAE: a name like EDM_ddpm, or the path of an official yaml file")
+    dataset: str = option(
+        "", "ffhq, ffhq256, celeba, celebahq, bedroom, horse, cifar10, toyfaces, sprites or folder:PATH"
+    )
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
     split_range: str | None = option(None, "train on images A:B of the training split")
@@ -67,31 +70,44 @@ class RunOptions:
     check: int = option(0, "check arguments and data for N processes, and exit; 0: train")
 
     def __post_init__(self) -> None:
-        preset_name(METHODS[self.method], self.dataset)
+        METHODS[self.method].preset_row(self.row)
         if not 0 < self.timeout <= 10_000:
             raise UserError(f"timeout: expected minutes above 0 and up to 10000, got {self.timeout}")
         start = self.resume_checkpoint
         if start and "://" not in start and not os.path.exists(start):
             raise UserError(f"resume_checkpoint: no such file: {start}")
 
+    @property
+    def row(self) -> str:
+        """What names the presets: the configuration, where there is one, or the data set."""
+        return self.config or self.dataset
+
 
 def parse(args: list[str] | None = None) -> tuple[RunOptions, object, TrainConfig]:
     """Run options, and the data set's preset with what was typed on top: the method's Config, and TrainConfig."""
-    method = METHODS[peek(args, "method", "dbae", METHODS)]
+    row = peek(args, "config")
+    method = METHODS[peek(args, "method", "dbae", METHODS)].variant(row)
     parser = Parser(__doc__, "The data set's preset overrides the defaults shown; --dry_run prints what results.")
     parser.add_config("run", RunOptions)
     parser.add_config("model", method.Config)
     parser.add_config("training", TrainConfig)
     typed = parser.parse_args(args)
-    options = RunOptions(**given(typed, RunOptions))
-    model, training = (preset(method, cls, options.dataset, given(typed, cls)) for cls in (method.Config, TrainConfig))
+    known = {"dataset": method.preset_row(row).get("dataset", "")} if row else {}
+    options = RunOptions(**{**known, **given(typed, RunOptions), "method": method.method})
+    model, training = (preset(method, cls, options.row, given(typed, cls)) for cls in (method.Config, TrainConfig))
     return options, model, training
 
 
 def run_folder(options: RunOptions, model: object) -> str:
-    """``WORKDIR/{DATASET}{name of the model's configuration}``, as the official code names it."""
+    """``WORKDIR/{DATASET}{name of the model's configuration}``, as the official code names it.
+
+    Where a configuration was named, ``WORKDIR/{CONFIG}_{DATASET}``.
+    """
     kind, _, path = options.dataset.partition(":")
     name = f"folder-{os.path.basename(os.path.normpath(path))}-" if path else kind
+    if options.config:
+        stem = os.path.splitext(os.path.basename(options.config))[0]
+        return f"{options.workdir.rstrip('/')}/{stem}_{name.rstrip('-')}"
     method = "" if options.method == "dbae" else f"{options.method}_"
     return f"{options.workdir.rstrip('/')}/{method}{name}{model.name}"
 

@@ -33,8 +33,10 @@ def over(processes, cases=None, names="sampler"):
 
 
 def has(process, sampler):
-    """EDM is not for bridges, and the drift not for chains."""
-    return sampler != "edm" if isinstance(process, Bridge) else not (process.discrete and sampler in ("euler", "heun"))
+    """EDM and DDPM's large variance are not for bridges, and the drift not for chains."""
+    if isinstance(process, Bridge):
+        return sampler not in ("edm", "ddpm-large")
+    return not (process.discrete and sampler in ("euler", "heun"))
 
 
 def moments(process, t, x_T):

@@ -103,12 +103,12 @@ def test_grids_that_do_not_exist(grid, message):
 
 
 CALLS = [
-    *((sampler, {}, lambda steps, chain: 0) for sampler in SOLVERS if sampler != "ddpm"),
+    *((sampler, {}, lambda steps, chain: 0) for sampler in SOLVERS if "ddpm" not in sampler),
     *((sampler, {"churn": 0.5}, lambda steps, chain: steps) for sampler in ("euler", "heun")),
     # Booted, the only step of one leaves none of the state that was drawn
     *((sampler, {"boot": True}, lambda steps, chain: min(1, steps - 1)) for sampler in ("dbim", "dbim2", "dbm2")),
     *(("dbim", {"eta": eta, "boot": eta < 1}, lambda steps, chain: steps - 1) for eta in (0.5, 1.0)),
-    ("ddpm", {}, lambda steps, chain: steps - 1),
+    *((sampler, {}, lambda steps, chain: steps - 1) for sampler in ("ddpm", "ddpm-large")),
     # The last index of a chain cannot be noised further
     ("edm", {"S_churn": 1e3}, lambda steps, chain: steps - chain),
     *(("edm", {"S_churn": 1e3, **off}, lambda steps, chain: 0) for off in ({"S_min": 1e9}, {"S_noise": 0.0})),

@@ -24,7 +24,8 @@ def time_grid(process: Process, steps: int = 100, rho: float = 7.0, grid: str = 
     In continuous time, float64: from ``T`` (a bridge, singular there: from ``T - 1e-4``) to ``t_min``, and then 0;
     ``karras`` is even in ``t^(1/rho)`` (EDM eq. 5), ``uniform`` in time, ``logsnr`` in ``log(b / c)``.
     Over a discrete schedule, int64: ``uniform`` is ``index_grid``; ``karras`` and ``logsnr`` are the distinct indices
-    nearest to even spacing in ``sigma^(1/rho)`` and in ``log(b / c)`` from ``steps - 1`` of the schedule to 0, then -1.
+    nearest to even spacing in ``sigma^(1/rho)`` and in ``log(b / c)`` from the last of the schedule to the first, and
+    then the data's.
     Raises ValueError for an unknown grid, a number of steps that the schedule does not have, or a ``rho`` so extreme or
     steps so many that times are not finite or neighbours are equal in float32, a network's precision.
     """
@@ -43,31 +44,34 @@ def time_grid(process: Process, steps: int = 100, rho: float = 7.0, grid: str = 
             )
         return ts
 
-    if steps > process.T:
-        raise ValueError(f"steps: expected at most {process.T}, the length of the schedule, got {steps}")
-    levels = scale(process, torch.arange(process.T, dtype=torch.float64, device="cpu"), rho)
+    first, length = process.t_min, process.T - process.t_min
+    if steps > length:
+        raise ValueError(f"steps: expected at most {length}, the length of the schedule, got {steps}")
+    levels = scale(process, torch.arange(first, process.T, dtype=torch.float64, device="cpu"), rho)
     if not (levels.isfinite().all() and (levels.diff() != 0).all()):
         raise ValueError(f"rho: expected one that tells the noise levels apart, got {rho:g}")
     wanted = levels[-1] + ramp * (levels[0] - levels[-1])
-    indices = [process.T]
+    indices = [length]
     for i, index in enumerate((wanted[:, None] - levels).abs().argmin(1).tolist()):
         # Below the one before, and high enough that those to come have an index each
         indices.append(max(min(index, indices[-1] - 1), steps - 1 - i))
-    return torch.tensor([*indices[1:], -1], device="cpu")
+    return torch.tensor([*indices[1:], -1], device="cpu") + first
 
 
 def index_grid(process: Process, steps: int) -> Tensor:
     """DiffAE's spacing of a discrete schedule in ``steps`` steps: int64 indices [steps + 1] on the CPU.
 
-    They are ..., 2s, s, 0 for the smallest stride s that gives ``steps`` of them, and then -1, the data. Raises
-    ValueError, naming the nearest possible numbers, where no stride gives ``steps`` indices.
+    They are ..., 2s, s, 0 for the smallest stride s that gives ``steps`` of them, and then -1, the data; each one more
+    for a schedule that starts at 1. Raises ValueError, naming the nearest possible numbers, where no stride gives
+    ``steps`` indices.
     """
-    strides = {len(range(0, process.T, stride)): stride for stride in range(process.T - 1, 0, -1)}
+    first, length = process.t_min, process.T - process.t_min
+    strides = {len(range(0, length, stride)): stride for stride in range(length - 1, 0, -1)}
     if steps not in strides:
-        first, second = sorted(strides, key=lambda n: abs(n - steps))[:2]
-        nearest = f"{first} or {second} (the nearest even spacings of {process.T} indices)"
+        near, next_near = sorted(strides, key=lambda n: abs(n - steps))[:2]
+        nearest = f"{near} or {next_near} (the nearest even spacings of {length} indices)"
         raise ValueError(f"steps: expected {nearest}, got {steps}")
-    return torch.tensor([*list(range(0, process.T, strides[steps]))[::-1], -1], device="cpu")
+    return torch.tensor([*list(range(0, length, strides[steps]))[::-1], -1], device="cpu") + first
 
 
 def inverted(process: Process, ts: Tensor, retraced: bool = False) -> Tensor:

@@ -55,12 +55,18 @@ class Karras(Preconditioning):
         return c_skip, c_out, c_in, self.log_scale * torch.log(t + 1e-44)
 
 
+@dataclass
 class Epsilon(Preconditioning):
-    """The network is given the time and predicts the noise: ``D = (x_t - c F) / b`` (DDPM). Its error is the loss."""
+    """The network predicts the noise: ``D = (x_t - c F) / b`` (DDPM). Its error is the loss.
+
+    It is given the time, over ``time_scale`` where that is not 1 (DDAE: the length of the chain).
+    """
+
+    time_scale: float = 1.0
 
     def coefficients(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _, b, c = process.abc(t)
-        return 1 / b, -c / b, torch.ones_like(t), t
+        return 1 / b, -c / b, torch.ones_like(t), t / self.time_scale
 
 
 class Identity(Preconditioning):

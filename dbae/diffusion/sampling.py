@@ -16,7 +16,7 @@ from torch import Tensor
 from dbae.diffusion.grids import time_grid
 from dbae.diffusion.process import Diffusion, Process
 from dbae.diffusion.schedules import VE
-from dbae.diffusion.solvers import Update, booting_noise, dbim, dbm2, edm, euler
+from dbae.diffusion.solvers import Update, booting_noise, dbim, dbm2, ddpm_large, edm, euler
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[Tensor], Tensor]
@@ -25,7 +25,7 @@ Noise = Callable[[Tensor], Tensor]
 DEFAULTS = {
     "churn": 0.0,  # part of every step taken by the reverse SDE (DDBM, algorithm 1)
     "guidance": 1.0,  # factor of a bridge's h-term; 1 is the model
-    "eta": 0.0,  # share of the noise drawn anew in each step (DDIM, DBIM)
+    "eta": 0.0,  # share of the noise drawn anew in each step (DDIM, DBIM); of EDM's greatest churn
     "boot": False,  # the state at the first time is a draw from the marginal, not x_start (DBIM)
     "S_churn": 0.0,  # these four as in EDM
     "S_min": 0.0,
@@ -61,8 +61,9 @@ SOLVERS = {
     "dbim3": Sampler(partial(dbim, order=3), ("boot",)),
     "dbm2": Sampler(dbm2, ("boot",)),
     "ddpm": Sampler(partial(dbim, eta=1.0)),
+    "ddpm-large": Sampler(ddpm_large),
     # Heun in sigma, on a diffusion
-    "edm": Sampler(edm, ("S_churn", "S_min", "S_max", "S_noise")),
+    "edm": Sampler(edm, ("S_churn", "S_min", "S_max", "S_noise", "eta")),
     # From the first time to the last
     "one-step": Sampler(lambda process, ts: dbim(process, ts[[0, -1]])),
 }

@@ -90,34 +90,37 @@ class VE(Schedule):
 class Discrete(VariancePreserving):
     """A chain of ``betas``: ``b^2`` at index ``t`` is the product of ``1 - beta`` up to and with that index (DDPM).
 
-    Indices are 0 .. steps - 1. Beside them -1 is the data (``b = 1, c = 0``) and ``steps`` is pure noise
-    (``b = 0, c = 1``). Results are float64, whatever the type of ``t``.
+    Indices are ``start`` .. T - 1, ``start`` 0 or 1. Beside them ``start - 1`` is the data (``b = 1, c = 0``) and ``T``
+    is pure noise (``b = 0, c = 1``). Results are float64, whatever the type of ``t``.
     """
 
-    discrete, t_min = True, 0
+    discrete = True
 
-    def __init__(self, betas: Tensor) -> None:
-        self.steps = self.T = len(betas)
+    def __init__(self, betas: Tensor, start: int = 0) -> None:
+        self.t_min, self.T = start, start + len(betas)
         log_s = torch.log1p(-betas).cumsum(0) / 2
-        table = torch.cat([log_s.new_tensor([0.0]), log_s, log_s.new_tensor([-torch.inf])])
+        self._set_table(torch.cat([log_s.new_tensor([0.0]), log_s, log_s.new_tensor([-torch.inf])]))
+
+    def _set_table(self, table: Tensor) -> None:
+        """``table`` [steps + 2] is ``log s`` from the index before ``t_min`` to ``T``."""
         self._tables = {table.device: table}  # a copy on each device that has asked for one
 
     def log_s(self, t: Tensor) -> Tensor:
         if t.device not in self._tables:
             self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
-        return self._tables[t.device][t.long() + 1]
+        return self._tables[t.device][t.long() + 1 - self.t_min]
 
     def time_at(self, sigma: Tensor) -> Tensor:
         """The index, int64, whose noise level is nearest to ``sigma``."""
-        _, levels = self.s_sigma(torch.arange(self.steps, device=sigma.device))
-        return (sigma[..., None] - levels).abs().argmin(-1)
+        _, levels = self.s_sigma(torch.arange(self.t_min, self.T, device=sigma.device))
+        return (sigma[..., None] - levels).abs().argmin(-1) + self.t_min
 
 
 class LinearBeta(Discrete):
-    """Betas evenly from ``first`` to ``last`` (DDPM; the images of DiffAE and DDAE)."""
+    """Betas evenly from ``first`` to ``last`` (DDPM; the images of DiffAE and, with ``start`` 1, of DDAE)."""
 
-    def __init__(self, steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> None:
-        super().__init__(torch.linspace(first, last, steps, dtype=torch.float64, device="cpu"))
+    def __init__(self, steps: int = 1000, first: float = 1e-4, last: float = 0.02, start: int = 0) -> None:
+        super().__init__(torch.linspace(first, last, steps, dtype=torch.float64, device="cpu"), start)
 
 
 class ConstantBeta(Discrete):

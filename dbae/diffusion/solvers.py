@@ -25,6 +25,8 @@ from torch import Tensor
 
 from dbae.diffusion.process import Bridge, Process
 
+GREATEST_CHURN = math.sqrt(2) - 1  # EDM's bound of the factor by which sigma is raised, less 1
+
 
 class Update(NamedTuple):
     """``x <- sum_i k_x[i] x_i + k_T x_T + sum_j k_D[j] D_j + k_eps eps``.
@@ -108,6 +110,21 @@ def dbim(process: Process, ts: Tensor, order: int = 1, eta: float = 0.0) -> list
     return updates
 
 
+def ddpm_large(process: Process, ts: Tensor) -> list[Update]:
+    """DDPM with the variance of the forward step in place of the posterior's: ``beta_t`` on a whole chain (Ho et al.).
+
+    ``c_s^2 - (b_s / b_t)^2 c_t^2`` is it from t up to s, and nothing is drawn in the last step. Raises ValueError for a
+    bridge.
+    """
+    if isinstance(process, Bridge):
+        raise ValueError("ddpm-large: expected a diffusion, got a bridge: ddpm samples it")
+    _, b, c = process.abc(ts)
+    drawn = (c[:-1] ** 2 - (b[:-1] / b[1:]) ** 2 * c[1:] ** 2).clamp(min=0).sqrt()
+    drawn[-1] = 0
+    rows = zip(dbim(process, ts, eta=1.0), drawn.tolist(), strict=True)
+    return [update._replace(k_eps=k_eps) for update, k_eps in rows]
+
+
 def dbm2(process: Process, ts: Tensor) -> list[Update]:
     """Order 2, two calls per step: ``D`` is linear in ``lam`` through its values at the start and at a middle time.
 
@@ -126,16 +143,19 @@ def dbm2(process: Process, ts: Tensor) -> list[Update]:
     return updates
 
 
-def edm(process: Process, ts: Tensor, S_churn: float, S_min: float, S_max: float, S_noise: float) -> list[Update]:
+def edm(
+    process: Process, ts: Tensor, S_churn: float, S_min: float, S_max: float, S_noise: float, eta: float = 0.0
+) -> list[Update]:
     """Heun's method in ``x / s`` over ``sigma`` with noise added before the step: EDM, algorithm 2.
 
     Where ``S_min <= sigma <= S_max`` it is first raised by the factor ``1 + min(S_churn / N, sqrt(2) - 1)``, over a
-    chain to that of the nearest index. Raises ValueError for a bridge.
+    chain to that of the nearest index; with ``eta`` by at least ``1 + eta (sqrt(2) - 1)``, whatever N (DDAE). Raises
+    ValueError for a bridge.
     """
     if isinstance(process, Bridge):
         raise ValueError("edm: expected a diffusion, got a bridge: euler and heun with churn sample it")
     sigma = process.schedule.s_sigma(ts)[1]
-    gamma, hats = min(S_churn / (len(ts) - 1), math.sqrt(2) - 1), ts
+    gamma, hats = max(min(S_churn / (len(ts) - 1), GREATEST_CHURN), eta * GREATEST_CHURN), ts
     if gamma > 0:
         churned = (sigma >= S_min) & (sigma <= S_max) & sigma.isfinite()
         hats = torch.where(churned, process.schedule.time_at(sigma * (1 + gamma)).double(), ts)

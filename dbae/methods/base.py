@@ -16,7 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from dbae.config import SampleConfig, UserError
-from dbae.diffusion import Preconditioning, Process, Update, integrate, inverted, nfe, solver_updates, time_grid
+from dbae.diffusion import (
+    DEFAULTS,
+    SOLVERS,
+    Preconditioning,
+    Process,
+    Update,
+    integrate,
+    inverted,
+    nfe,
+    solver_updates,
+    time_grid,
+)
 from dbae.io import Generators, randn_like, to_float
 
 Cond = dict[str, Tensor]
@@ -28,7 +39,8 @@ class DiffusionModel(nn.Module):
 
     method: ClassVar[str]  # its name in config.json and on the command line
     Config: ClassVar[type]  # a frozen dataclass of options, with ``image_size``, and ``name`` of a run's folder
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]  # data set -> fields of Config and TrainConfig
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]  # data set or configuration -> fields of Config and TrainConfig
+    ROWS: ClassVar[str] = "dataset"  # what names the rows of PRESETS: data sets, or configurations ("config")
     CHECKED: ClassVar[tuple[str, ...]] = ("image_size",)  # of Config: evaluation compares them with the checkpoint
     OVERRIDABLE: ClassVar[tuple[str, ...]] = ()  # those of them that evaluation may change
     SIZE_DEPENDENT: ClassVar[tuple[str, ...]] = ()  # of Config: their values in a preset belong to its image size
@@ -64,9 +76,12 @@ class DiffusionModel(nn.Module):
 
     # Shared by all methods
 
-    def denoise(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        """Estimate of x_0 at times t [N]: the preconditioned network, not clamped. The only place that calls it."""
-        c_skip, c_out, c_in, c_noise = self.precond.scalings(self.process, t)
+    def denoise(self, x_t: Tensor, t: Tensor, process: Process | None = None, **cond: Tensor) -> Tensor:
+        """Estimate of x_0 at times t [N]: the preconditioned network, not clamped. The only place that calls it.
+
+        ``process`` is that of x_t, where it is not the model's own.
+        """
+        c_skip, c_out, c_in, c_noise = self.precond.scalings(process or self.process, t)
         F_x = self.network(_per_image(c_in, x_t) * x_t, c_noise, **cond)
         return _per_image(c_skip, x_t) * x_t + _per_image(c_out, x_t) * F_x
 
@@ -126,13 +141,18 @@ class DiffusionModel(nn.Module):
         x = to_float(batch)
         return torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x) if flip else x
 
+    def sampling_process(self, sampling: SampleConfig) -> Process:
+        """The process that the sampler takes x_t to be of: that of training, unless official code differs."""
+        return self.process
+
     def sample(self, x_start: Tensor, cond: Cond, sampling: SampleConfig, generator: Generators = None) -> Tensor:
         """Images in [-1, 1] from the state ``x_start`` at the first time of the grid.
 
         The estimate of x_0 is clamped to [-1, 1] at every call. Noise comes from ``generator``, one or one per image.
         What is not finite becomes NaN, as clamping would hide an infinity. Raises UserError as ``updates`` does.
         """
-        return self._bounded(self._integrate(x_start, cond, self.updates(sampling), generator))
+        process = self.sampling_process(sampling)
+        return self._bounded(self._integrate(x_start, cond, self.updates(sampling), process, generator))
 
     def invert(self, x0: Tensor, cond: Cond, sampling: SampleConfig, generator: Generators = None) -> Tensor:
         """The state x_T from which ``sample`` leads back to about x0 [N, 3, H, W]: DDIM's inversion.
@@ -142,7 +162,7 @@ class DiffusionModel(nn.Module):
         """
         if sampling.xT == "random":
             return randn_like(x0, generator)
-        return self._integrate(x0, cond, self.updates(sampling, invert=True))
+        return self._integrate(x0, cond, self.updates(sampling, invert=True), self.sampling_process(sampling))
 
     @torch.no_grad()
     def reconstruction(
@@ -162,11 +182,11 @@ class DiffusionModel(nn.Module):
         Raises UserError for a sampler, or steps of a grid, that the process does not have, for settings so extreme that
         times or factors are not finite, and for the inversion of a sampler that draws noise.
         """
-        steps = (invert and sampling.inversion_steps) or sampling.steps
+        steps, process = (invert and sampling.inversion_steps) or sampling.steps, self.sampling_process(sampling)
         try:
-            ts = time_grid(self.process, steps, sampling.rho, sampling.grid)
-            ts = inverted(self.process, ts, sampling.xT == "retraced") if invert else ts
-            return solver_updates(sampling.sampler, self.process, ts, **sampling.solver_settings)
+            ts = time_grid(process, steps, sampling.rho, sampling.grid)
+            ts = inverted(process, ts, sampling.xT == "retraced") if invert else ts
+            return solver_updates(sampling.sampler, process, ts, **sampling.solver_settings)
         except (ValueError, ArithmeticError) as error:
             raise UserError(f"inversion: {error}" if invert else str(error)) from None
 
@@ -187,9 +207,11 @@ class DiffusionModel(nn.Module):
         return sum(nfe(sampling.sampler, n, sampling.churn) for n in steps)
 
     @torch.no_grad()
-    def _integrate(self, x: Tensor, cond: Cond, updates: Sequence[Update], generator: Generators = None) -> Tensor:
+    def _integrate(
+        self, x: Tensor, cond: Cond, updates: Sequence[Update], process: Process, generator: Generators = None
+    ) -> Tensor:
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return self._bounded(self.denoise(x_t, t, **cond))
+            return self._bounded(self.denoise(x_t, t, process, **cond))
 
         return integrate(denoise, x, updates, lambda x: randn_like(x, generator))
 
@@ -197,12 +219,18 @@ class DiffusionModel(nn.Module):
         """Within [-1, 1] where x_0 is, with NaN for what is not finite, as clamping would hide an infinity."""
         return torch.where(x.isfinite(), x, torch.nan).clamp(-1, 1) if self.BOUNDED else x
 
-    def sampling(self, **settings: Any) -> SampleConfig:
-        """The method's own way to sample with some settings changed, fields of SampleConfig. UserError for others."""
+    @classmethod
+    def sampling(cls, **settings: Any) -> SampleConfig:
+        """The method's own way to sample with some settings changed, fields of SampleConfig. UserError for others.
+
+        What another sampler does not read has its neutral value again.
+        """
         unknown = settings.keys() - {f.name for f in dataclasses.fields(SampleConfig)}
         if unknown:
             raise UserError(f"sampling: unknown setting {min(unknown)!r}")
-        return dataclasses.replace(self.SAMPLING, **settings)
+        sampler = SOLVERS.get(settings.get("sampler", cls.SAMPLING.sampler))
+        neutral = {name: value for name, value in DEFAULTS.items() if sampler and name not in sampler.reads}
+        return dataclasses.replace(cls.SAMPLING, **{**neutral, **settings})
 
     @torch.no_grad()
     def generate(self, n: int, generator: Generators = None, **settings: Any) -> Tensor:
@@ -293,7 +321,21 @@ class DiffusionModel(nn.Module):
             raise ValueError(f"images: expected values in [-1, 1], got up to {peak.item():g}")
         return x.to(next(self.parameters()).dtype)
 
-    # Files
+    # Presets and files
+
+    @classmethod
+    def variant(cls, row: str | None) -> "type[DiffusionModel]":
+        """The class that a row of presets is of, where a method has several: this one or a subclass."""
+        return cls
+
+    @classmethod
+    def preset_row(cls, name: str) -> Mapping[str, Any]:
+        """The row of PRESETS for a data set: of its name, or ``folder`` for ``folder:PATH``. UserError for others."""
+        row = "folder" if name.startswith("folder:") else name
+        if row not in cls.PRESETS or name == "folder":
+            known = ", ".join(row for row in cls.PRESETS if row != "folder")
+            raise UserError(f"dataset: expected one of {known} or folder:PATH, got {name!r}")
+        return cls.PRESETS[row]
 
     @staticmethod
     def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -324,18 +366,9 @@ class DiffusionModel(nn.Module):
         return "_".join([sampling.sampler, str(sampling.steps), *rest])
 
 
-def preset_name(method: type[DiffusionModel], dataset: str) -> str:
-    """Row of a method's PRESETS for a data set: its name, or ``folder`` for ``folder:PATH``. UserError for others."""
-    name = "folder" if dataset.startswith("folder:") else dataset
-    if name not in method.PRESETS or dataset == "folder":
-        known = ", ".join(row for row in method.PRESETS if row != "folder")
-        raise UserError(f"dataset: expected one of {known} or folder:PATH, got {dataset!r}")
-    return name
-
-
 def preset(method: type[DiffusionModel], cls: type, dataset: str, overrides: Mapping[str, Any]) -> Any:
-    """A ``cls`` (the method's Config or TrainConfig) from a data set's row and the overrides, which win."""
-    row = method.PRESETS[preset_name(method, dataset)]
+    """A ``cls`` (the method's Config or TrainConfig) from a ``preset_row`` and the overrides, which win."""
+    row = method.preset_row(dataset)
     values = {**row, **overrides}
     if values.get("image_size") != row.get("image_size"):
         for name in set(method.SIZE_DEPENDENT) - overrides.keys():

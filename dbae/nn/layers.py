@@ -144,20 +144,24 @@ Attention1d = partial(Attention, pointwise=nn.Conv1d)
 Attention2d = partial(Attention, pointwise=nn.Conv2d)
 
 
-class BlockSequential(nn.Sequential):
-    """A ``Sequential`` that hands the embedding of time, and the code, to the blocks that take them.
+class Recomputed:
+    """A module with a method ``run``. With ``checkpointing``, training keeps the inputs of ``run`` alone.
 
-    With ``checkpointing``, training keeps its input alone and computes the rest again for the gradient.
+    It computes the rest again for the gradient.
     """
 
     checkpointing = False
 
-    def forward(self, x: Tensor, emb: Tensor | None = None, z: Tensor | None = None) -> Tensor:
+    def forward(self, *inputs: Tensor | None) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._run, x, emb, z, use_reentrant=False)
-        return self._run(x, emb, z)
+            return checkpoint(self.run, *inputs, use_reentrant=False)
+        return self.run(*inputs)
 
-    def _run(self, x: Tensor, emb: Tensor | None, z: Tensor | None) -> Tensor:
+
+class BlockSequential(Recomputed, nn.Sequential):
+    """A ``Sequential`` that hands the embedding of time, and the code, to the blocks that take them."""
+
+    def run(self, x: Tensor, emb: Tensor | None = None, z: Tensor | None = None) -> Tensor:
         for layer in self:
             x = layer(x, emb, z) if isinstance(layer, ResBlock) else layer(x)
         return x
