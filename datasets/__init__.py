@@ -19,7 +19,7 @@ from dbae.config import UserError
 
 __all__ = ["DATASETS", "KINDS", "ImageDataset", "Labelled", "Source", "Targets", "build", "labelled_splits"]
 
-OFFICIAL = ("celeba", "toyfaces", "lfw")  # sets that come with splits
+OFFICIAL = ("celeba", "toyfaces", "lfw", "cifar10", "cifar100", "tiny")  # sets that come with splits
 SPLIT_SEED = 2  # of the shuffle of folders: a small one with two labels in turn has both in every split
 # The splits that labels of each kind are used with, and their tenths where there is no official split
 PARTS = {"binary": TENTHS, "class": TENTHS, "real": {"train": (0, 8), "test": (8, 10)}}
@@ -88,7 +88,8 @@ def labelled_splits(
 
     The arguments are those of ``build``; lfw has real labels only. A folder, which may be sorted by what its labels
     say, is shuffled with a fixed seed and split; published sets without an official split are split by index. Classes
-    are split each for itself. No image is read. Raises UserError for labels that are missing or of another kind, for a
+    are split each for itself. Of CIFAR and Tiny-ImageNet valid is the last tenth of train, which is without it here.
+    No image is read. Raises UserError for labels that are missing or of another kind, for a
     binary one without positives in a split, and for a class without images in train.
     """
     if kind not in KINDS:
@@ -96,6 +97,8 @@ def labelled_splits(
     options = {"size": size, "data_root": data_root, "data_dir": data_dir, "labels": labels}
     if name in OFFICIAL:
         parts = {s: Labelled(dataset := build(name, s, **options), dataset.targets(kind)) for s in PARTS[kind]}
+        if name in DATASETS and DATASETS[name].held_out and "valid" in parts:
+            parts["train"] = _without(parts["train"], parts["valid"])
     else:
         parts = _split(build(name, "train", **options), kind, shuffled=name.startswith("folder:"))
     needed = {"binary": parts, "class": {"train": parts["train"]}, "real": {}}[kind]
@@ -123,6 +126,13 @@ def _split(whole: ImageDataset, kind: str, shuffled: bool) -> dict[str, Labelled
         chosen = sorted(i for group in groups for i in group[len(group) * first // 10 : len(group) * last // 10])
         parts[split] = Labelled(whole.part(chosen), Targets(kind, targets.names, targets.values[chosen]))
     return parts
+
+
+def _without(part: Labelled, other: Labelled) -> Labelled:
+    """A split without the images that another one has as well."""
+    others, targets = set(other.dataset.indices), part.targets
+    kept = [i for i, index in enumerate(part.dataset.indices) if index not in others]
+    return Labelled(part.dataset.part(kept), Targets(targets.kind, targets.names, targets.values[kept]))
 
 
 def _missing(targets: Targets) -> str:

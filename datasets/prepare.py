@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from datasets.classes import open_classes
 from datasets.inspection import PROBLEM, inspect_lmdb
 from datasets.label_files import decode_text, label_names, parse_labels, parse_partition, read_file
 from datasets.labels import LabelTable, class_folders
@@ -39,6 +40,7 @@ class Recipe:
     first: int | None = None  # number in the name of index 0, where labels go by number
     labels: Mapping[str, str] = field(default_factory=dict)  # files to copy: option that gives another path, and name
     categories: tuple[str, ...] = ()
+    classes: bool = False  # whether the originals are a release with classes and splits
 
 
 RECIPES = {
@@ -66,6 +68,14 @@ RECIPES = {
     "folder": Recipe(
         "Own images: any folder or zip; read the result as folder:OUT. A labels.csv is taken over", sizes=None
     ),
+    **{
+        name: Recipe(f"{title}; files are stored as they are", "image-%06d", None, None, ("png",), classes=True)
+        for name, title in {
+            "cifar10": "CIFAR-10: the binary or Python release, folder or archive, or images train/CLASS, test/CLASS",
+            "cifar100": "CIFAR-100, in the same forms, with the fine labels",
+            "tiny": "Tiny-ImageNet: the folder or zip tiny-imagenet-200, whose val is the test split",
+        }.items()
+    },
     "toyfaces": Recipe(
         "The embedded drawn faces, drawn once and for all: faster than drawing them in training",
         key="toy-%06d",
@@ -149,11 +159,15 @@ def prepare(recipe: Recipe, options: argparse.Namespace) -> None:
     out = options.out or os.path.join("data", given.get("category") or options.command)
     size, encoding = given.get("size"), given.get("format", recipe.encodings[0])
     is_drawn = options.command == "toyfaces"
-    originals = DrawnFaces("", options.count, size) if is_drawn else open_originals(options.source)
-    names = choose(originals, recipe)[: given.get("limit")]
+    if recipe.classes:
+        originals, names, tables = open_classes(options.command, options.source)
+    else:
+        originals = DrawnFaces("", options.count, size) if is_drawn else open_originals(options.source)
+        names, tables = choose(originals, recipe), {}
+    names = names[: given.get("limit")]
 
     # Label files are parsed before the long work
-    labels = published_labels(originals, recipe, options, len(names))
+    labels = {**published_labels(originals, recipe, options, len(names)), **tables}
     if options.command == "folder" and (table := own_labels(originals, names)):
         labels["labels.csv"] = table
     job = Job(originals, names, recipe.key.format(size=size), size, encoding, keep_holes=recipe.first is not None)

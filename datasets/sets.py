@@ -1,7 +1,7 @@
 """The data sets: the table of the published LMDBs, folders of images, and the embedded toy faces."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,9 @@ class Source:
     first: int = 0  # number in the row's name of index 0
     partition: str | None = None  # file that says which split each image belongs to
     splits: dict[str, tuple[int, int]] | None = None  # official ranges; None: train and test are both the whole set
+    held_out: bool = (
+        False  # whether the last tenth of train, which stays in it, is also valid, as there is no official one
+    )
 
     def row_name(self, index: int) -> str:
         """Name of an image's row in the files of labels and of the partition, where ``row`` has its format."""
@@ -73,6 +76,19 @@ DATASETS = {
             partition="list_eval_partition.txt",
             splits={"train": (0, 162_770), "valid": (162_770, 182_637), "test": (182_637, 202_599)},
         ),
+        *(
+            Source(
+                *(name, name, ("image-%06d",), _folders(name), images),
+                partition="partition.csv",
+                held_out=True,
+                splits={"train": (0, train), "valid": (train - train // 10, train), "test": (train, images)},
+            )
+            for name, train, images in (
+                ("cifar10", 50_000, 60_000),
+                ("cifar100", 50_000, 60_000),
+                ("tiny", 100_000, 110_000),
+            )
+        ),
         Source("horse", "lsun --category horse", _KEYS_7, _folders("horse", *SIZES), complete=2_000_340),
         Source("bedroom", "lsun --category bedroom", _KEYS_7, _folders("bedroom", *SIZES), complete=3_033_042),
     )
@@ -91,7 +107,7 @@ class LmdbImages(ImageDataset):
         self.length, stated = self.store.length(self.key_format), self.store.stated_length()
         if stated is not None and stated < self.length:
             log_once(f"{path}: the key length says {stated}, all {self.length} images that are there are used")
-        indices = source_split(source, split, self.length, self.store.folder)
+        indices = source_split(source, split, self.length, self.store.folder, self.row_name)
         super().__init__(path, size, cut(indices, split_range))
         self.kinds = ("binary", "real") if source.row else KINDS
         usual = os.path.join(self.store.folder, source.labels)
@@ -134,8 +150,11 @@ class LmdbImages(ImageDataset):
             raise UnreadableImage(f"{self.title} has no image {self.name(index)}: expected {expected}, see `{inspect}`")
 
 
-def source_split(source: Source, split: str, length: int, folder: str) -> Sequence[int]:
-    """Indices of a split of ``length`` images: by the partition file in ``folder``, official range, or 80/10/10 %."""
+def source_split(source: Source, split: str, length: int, folder: str, row_name: Callable[[int], str]) -> Sequence[int]:
+    """Indices of a split of ``length`` images: by the partition file in ``folder``, official range, or 80/10/10 %.
+
+    ``row_name`` is the name of an image's row in the partition.
+    """
     if source.splits is None:
         if length != (source.complete or length):
             log_once(f"{folder}: {length} images, the published {source.name} has {source.complete}")
@@ -144,8 +163,11 @@ def source_split(source: Source, split: str, length: int, folder: str) -> Sequen
     check_split(source.name, split, SPLITS)
     path = find_beside(folder, source.partition)
     if path:
-        numbers = parse_partition(path, read_text(path)).targets(map(source.row_name, range(length))).values[:, 0]
-        indices = (numbers == SPLITS.index(split)).nonzero().flatten().tolist()
+        rows = map(row_name, range(length))
+        numbers = parse_partition(path, read_text(path)).targets(rows).values[:, 0]
+        held_out = split == "valid" and source.held_out
+        indices = (numbers == SPLITS.index("train" if held_out else split)).nonzero().flatten().tolist()
+        indices = indices[len(indices) - len(indices) // 10 :] if held_out else indices
         if not indices:
             raise UserError(f"{path} puts none of the {length} images in {split}; without it they split 80/10/10 %")
         return indices

@@ -31,7 +31,7 @@ class Process:
         return b * x0 + c * noise if isinstance(self, Diffusion) else a * x_T + b * x0 + c * noise
 
     def draw_times(self, n: int, device: torch.device | str | None = None) -> Tensor:
-        """Times [n] of training, uniform: float32 from ``t_min`` to ``T``, int64 indices from ``t_min`` to ``T - 1``."""
+        """Times [n] of training, uniform: float32 from ``t_min`` to ``T``, or int64 indices below ``T``."""
         if self.discrete:
             return torch.randint(self.t_min, self.T, (n,), device=device)
         return self.t_min + (self.T - self.t_min) * torch.rand(n, device=device)
