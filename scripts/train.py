@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from typing import IO, Any
 
 import torch
@@ -37,7 +38,7 @@ from datasets.loader import first_images, training_batches
 from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
 from dbae.checkpoint import complete_sets, config_content, read_config, write_config
-from dbae.config import TrainConfig, UserError, from_json, option
+from dbae.config import TrainConfig, UserError, from_json, option, require_from_zero
 from dbae.io import lock_folder, save_grid, to_float, to_uint8
 from dbae.methods import METHODS, DiffusionModel, preset
 from dbae.state import TrainState
@@ -58,6 +59,7 @@ class RunOptions:
     data_dir: str | None = option(None, "exact path of the data set instead")
     split_range: str | None = option(None, "train on images A:B of the training split")
     workdir: str = option("workdir", "folder under which the run's own folder is made")
+    epochs: int = option(0, "passes over the training images, in place of total_steps; 0: total_steps")
     data_moved: bool = option(False, "resume with the same images (names and sizes) from another path")
     resume_checkpoint: str | None = option(None, "start from this checkpoint where the run has none of its own")
     device: str = option("auto", "auto, cpu or cuda")
@@ -71,6 +73,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         METHODS[self.method].preset_row(self.row)
+        require_from_zero("epochs", self.epochs)
         if not 0 < self.timeout <= 10_000:
             raise UserError(f"timeout: expected minutes above 0 and up to 10000, got {self.timeout}")
         start = self.resume_checkpoint
@@ -211,6 +214,8 @@ def main(args: list[str] | None = None) -> None:
     labels = METHODS[options.method].TARGETS
     targets = data.targets(labels).values if labels else None
     check_room(data, options.cache, device)
+    if options.epochs:
+        config = dataclasses.replace(config, total_steps=ceil(options.epochs * len(data) / config.batch_size))
 
     def check_run() -> dict[str, Any]:
         entry = data_entry(options, data, labels)

@@ -194,8 +194,8 @@ def test_training(run, capsys):
     model = load_model(folder / "ema_0.9999_000004.pt")
     x = tiny.images(2)[:, :, :8, :8]
     assert type(model) is DDAE.variant(name) and model.encode(x).shape == (2, 32)
-    train.main([*words, "--total_steps=5"])  # goes on
-    assert (folder / "ema_0.9999_000005.pt").exists()
+    train.main([*words, "--epochs=3"])  # goes on, through 8 images three times
+    assert (folder / "ema_0.9999_000006.pt").exists()
 
 
 def test_sampling(run):
