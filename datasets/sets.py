@@ -39,9 +39,7 @@ class Source:
     first: int = 0  # number in the row's name of index 0
     partition: str | None = None  # file that says which split each image belongs to
     splits: dict[str, tuple[int, int]] | None = None  # official ranges; None: train and test are both the whole set
-    held_out: bool = (
-        False  # whether the last tenth of train, which stays in it, is also valid, as there is no official one
-    )
+    held_out: bool = False  # no official valid: it is the last tenth of train, which stays in that, too
 
     def row_name(self, index: int) -> str:
         """Name of an image's row in the files of labels and of the partition, where ``row`` has its format."""

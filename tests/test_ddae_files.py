@@ -70,7 +70,7 @@ def test_official_yaml_files_are_the_presets(tmp_path, row):
         ({"model_type": "VDM"}, "DDPM"),
         ({"n_T": 500}, "n_T"),
         ({"n_epoch": "many"}, "many"),
-        ({"surprise": 1}, "surprise"),
+        ({"network": {**json.loads(yaml_text("DDPM_ddpm"))["network"], "surprise": 1}}, "surprise"),
     ],
 )
 def test_other_yaml_files_are_refused(tmp_path, changes, said):
@@ -78,6 +78,13 @@ def test_other_yaml_files_are_refused(tmp_path, changes, said):
     path.write_text(yaml_text("DDPM_ddpm", **changes))
     with pytest.raises(UserError, match=said):
         DDAE.variant(str(path)).preset_row(str(path))
+
+
+def test_settings_that_are_not_used_are_named(tmp_path, caplog):
+    path = tmp_path / "DDPM.yaml"
+    path.write_text(yaml_text("DDPM_ddpm", num_workers=4, betas=[1e-4, 0.02]))
+    assert DDAE.preset_row(str(path)) and DDAE.preset_row(str(path))
+    assert len(caplog.messages) == 1 and "num_workers" in caplog.text and "betas" not in caplog.text
 
 
 def test_a_yaml_file_makes_no_objects(tmp_path):

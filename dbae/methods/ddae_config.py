@@ -1,8 +1,10 @@
 """Configurations of DDAE: options, presets, and the official yaml files read as such."""
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from dbae.config import UserError, check_choices, option, require_positive
@@ -179,7 +181,7 @@ def framework(content: Mapping[str, Any], path: str) -> str:
 
 
 def yaml_row(path: str) -> dict[str, Any]:
-    """A row of presets from an official yaml file. Raises UserError for a setting that is unknown or has no like here.
+    """A row of presets from an official yaml file. Raises UserError for a network or diffusion that there is none of.
 
     Its batch and learning rate are of one process: like the published runs, this takes 4 of them, and 8 with
     augmentation.
@@ -246,10 +248,16 @@ def _row(content: dict[str, Any], kind: str, path: str) -> dict[str, Any]:
         fixed = FIXED.get(key.lower())
         if fixed is not None and [float(v) for v in _listed(value)] != [float(v) for v in _listed(fixed)]:
             raise UserError(f"{path}: {key}: expected {fixed}, got {value}")
-    unknown = [*network, *more, *(key for key in rest if key not in ELSEWHERE and key.lower() not in FIXED)]
-    if unknown:
+    if unknown := [*network, *more]:
         raise UserError(f"{path}: unknown setting {unknown[0]!r}")
+    if ignored := [str(key) for key in rest if key not in ELSEWHERE and str(key).lower() not in FIXED]:
+        _warn_once(f"{path}: settings that are not known here, and not used: {', '.join(ignored)}")
     return row
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    logging.getLogger(__name__).warning(message)
 
 
 def _listed(value: Any) -> list[Any]:
