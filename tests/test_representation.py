@@ -8,7 +8,7 @@ import tiny
 from conftest import ROOT
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score, roc_auc_score
-from test_generation import SMALL, written
+from tiny import SMALL, written
 
 from datasets import build, sprites
 from datasets.toyfaces import FACTORS, describe

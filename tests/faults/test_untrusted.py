@@ -43,7 +43,10 @@ def test_every_load_is_guarded():
         where = f"{path}, line {getattr(node, 'lineno', 0)}"
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            assert not UNSAFE_MODULES & {name.split(".")[0] for name in names}, where
+            unsafe = UNSAFE_MODULES & {name.split(".")[0] for name in names}
+            assert not unsafe or (path.name == "classes.py" and unsafe == {"pickle"}), where
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
+            assert node.attr == "Unpickler" or node.attr.endswith("Error"), where  # whose find_class is restricted
         if isinstance(node, ast.Call) and ast.unparse(node.func) in GUARDS:
             name, value = GUARDS[ast.unparse(node.func)]
             given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg == name}
