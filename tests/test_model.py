@@ -52,10 +52,10 @@ def test_reconstruct_is_encode_then_generate():
 
 def test_estimates_are_clamped_at_every_call(monkeypatch):
     model = tiny.model()
-    monkeypatch.setattr(model, "denoise", lambda x_t, t, **cond: torch.full_like(x_t, 7.0))
+    monkeypatch.setattr(model, "denoise", lambda x_t, *rest, **cond: torch.full_like(x_t, 7.0))
     z = torch.zeros(1, 8)
     once = model.generate_from(z, torch.zeros(1, 3, 32, 32), steps=5)
-    monkeypatch.setattr(model, "denoise", lambda x_t, t, **cond: torch.ones_like(x_t))
+    monkeypatch.setattr(model, "denoise", lambda x_t, *rest, **cond: torch.ones_like(x_t))
     assert torch.equal(once, model.generate_from(z, torch.zeros(1, 3, 32, 32), steps=5))
 
 
