@@ -4,7 +4,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../args.sh"
 
 expect sample "CONFIG MODEL_PATH" "$@"
-given=(${OPTIONS[@]+"${OPTIONS[@]}"}) mode= OPTIONS=()
+given=(${OPTIONS[@]+"${OPTIONS[@]}"}) mode="" OPTIONS=()
 for ((i = 0; i < ${#given[@]}; i++)); do
     case ${given[i]} in
         --mode) mode=${given[++i]-none} ;;
