@@ -111,7 +111,9 @@ def pixels(part: Labelled, rows: Tensor) -> Tensor:
     return torch.stack([part.dataset[i][0] for i in rows.tolist()])
 
 
-def edit(trained: TrainedModel, images: Tensor, classifier: AttributeClassifier, name: str, options: Any) -> Tensor:
+def edit(
+    trained: TrainedModel, images: Tensor, classifier: AttributeClassifier, name: str, options: EditMeasureOptions
+) -> Tensor:
     """Reconstructions and edits, uint8 [n, 2, 3, H, W]."""
     z, row = trained.encode(images), classifier.index(name)
     step = attribute_step(classifier.weight[row])

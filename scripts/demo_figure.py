@@ -24,7 +24,6 @@ from scripts.cli import Parser, run
 from scripts.figures import Row, draw_rows, plain_text, save_figure
 
 COLUMNS = 10
-NAMES = {"dbae": "DBAE", "diffae": "DiffAE"}
 
 
 def read_log(model_path: str) -> list[dict[str, str]]:
@@ -74,7 +73,7 @@ def main(args: list[str] | None = None) -> None:
         options.model_path, options.sample_path, logs, pictures, strict=True
     ):
         model = load_model(path)
-        name = NAMES.get(model.method, model.method) if len(options.model_path) > 1 else ""
+        name = type(model).__name__ if len(options.model_path) > 1 else ""
         rows = rows or [Row("input", real)]
         if not torch.equal(rows[0].images, real):
             raise UserError(f"sample_path: expected reconstructions of the same images, {sample_path} has others")

@@ -41,6 +41,7 @@ from scripts.common import (
     result_folder,
 )  # fmt: skip
 from scripts.encoding import array_encoder, cached_features, drawn_code, noise_settings
+from scripts.tables import markdown
 
 PIXELS = 32  # height and width of what principal components are taken of
 COLUMNS = {  # of the printed table -> where a row has it
@@ -150,11 +151,11 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows as a Markdown table, of the columns that there are."""
     kinds = next(iter(rows.values()))
     columns = {title: path for title, path in COLUMNS.items() if path[0] in kinds}
-    lines = [["codes", "dimensions", *columns], ["---"] * (len(columns) + 2)]
+    lines = []
     for name, row in rows.items():
         dimensions = dict.fromkeys(str(row[kind]["dimensions"]) for kind in kinds)
         lines.append([name, " / ".join(dimensions), *(_cell(row, path) for path in columns.values())])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(("codes", "dimensions", *columns), lines)
 
 
 def _cell(row: Any, path: tuple[str, ...]) -> str:
@@ -197,7 +198,7 @@ def main(args: list[str] | None = None) -> None:
             report["mean sigma over mean std of mu"] = float(spread)
         with atomic_write(options.path, "w") as file:
             file.write(json.dumps(report, indent=2) + "\n")
-        print(f"{table(rows)}\n({options.path}: {len(data)} images of {data.title}, {options.split})")
+        print(f"{table(rows)}({options.path}: {len(data)} images of {data.title}, {options.split})")
     runtime.cleanup()
     return None
 

@@ -99,20 +99,22 @@ def find_prior(options: FromPriorOptions) -> str:
     folder = result_folder(options.model_path, "prior", out=options.out)
     found = [match for match in map(NAME.fullmatch, listdir(folder)) if match and match["rate"] and not match["prefix"]]
     if not found:
-        raise UserError(f"prior: none in {folder}; fit one with train_prior, or give --codes gaussian or encoded")
+        raise UserError(f"prior: none in {folder}; fit one with train_prior, or sample --codes gaussian or encoded")
     return os.path.join(folder, max(found, key=lambda match: int(match["step"]))[0])
 
 
-def load_prior(path: str, weights: str, device: torch.device) -> LatentPrior:
-    """The prior. Raises UserError for one of another autoencoder."""
+def load_prior(options: FromPriorOptions, weights: str, device: torch.device) -> tuple[str, LatentPrior]:
+    """Path and model of the prior. Raises UserError for one of another autoencoder, and steps that it does not have."""
+    path = find_prior(options)
     prior = load_model(path, "prior", device=device)
+    prior.check_sampling(prior.sampling(steps=options.latent_steps))
     entry = (read_config(os.path.dirname(path)) or {}).get("data", {})
     if entry.get("weights", weights) != weights:
         raise UserError(f"prior: {path} is of the codes of other weights ({entry['weights']}, these are {weights})")
-    return prior
+    return path, prior
 
 
-def noise(options: SampleOptions, index: list[int], length: int, attempt: int) -> Tensor:
+def noise(options: FromPriorOptions, index: list[int], length: int, attempt: int) -> Tensor:
     """Standard normal values [n, length] of images by number and try, on the CPU."""
     generators = image_generators(options.seed, index, "cpu", CODE, attempt)
     return torch.stack([torch.randn(length, generator=generator) for generator in generators])
@@ -128,13 +130,10 @@ def candidates_of(options: SampleOptions, trained: TrainedModel, weights: str) -
     """Codes by the numbers of images and of a try."""
     length, device = trained.model.config.latent_dim, trained.device
     if options.codes == "prior":
-        path = find_prior(options)
-        prior = load_prior(path, weights, device)
-        sampling = {"steps": options.latent_steps}
-        prior.check_sampling(prior.sampling(**sampling))
+        path, prior = load_prior(options, weights, device)
 
         def from_prior(index: list[int], attempt: int) -> Tensor:
-            return prior.decode(noise(options, index, length, attempt).to(device), **sampling)
+            return prior.decode(noise(options, index, length, attempt).to(device), steps=options.latent_steps)
 
         return Source({"prior": fingerprint(path), "latent_steps": options.latent_steps}, lambda: from_prior)
 

@@ -28,6 +28,11 @@ def collect(
     write_table(header, rows, options.out, options.overwrite)
 
 
+def markdown(header: Sequence[str], rows: Rows) -> str:
+    """The table in Markdown."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in [header, ["---"] * len(header), *rows])
+
+
 def write_table(header: Sequence[str], rows: Sequence[Sequence[str]], out: str = "", overwrite: bool = False) -> None:
     """Print the table, or write it to ``out``. Raises UserError where another file is there, unless ``overwrite``."""
     if out.endswith(".csv"):
@@ -35,7 +40,7 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[str]], out: str =
         csv.writer(buffer).writerows([header, *rows])
         text = buffer.getvalue()
     else:
-        text = "".join(f"| {' | '.join(line)} |\n" for line in [header, ["---"] * len(header), *rows])
+        text = markdown(header, rows)
     if not out:
         print(text, end="")
         return

@@ -20,9 +20,8 @@ from dbae.methods.codes import slerp
 from dbae.progress import progress_bar
 from scripts.cli import Parser, run
 from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run, result_folder
-from scripts.conditional import CODE
 from scripts.figures import Row, animation, strip
-from scripts.sample import FromPriorOptions, find_prior, load_prior
+from scripts.sample import FromPriorOptions, load_prior, noise
 
 
 @dataclass(frozen=True)
@@ -50,18 +49,14 @@ def main(args: list[str] | None = None) -> None:
         return print_dry_run(options, about, sampling=sampling.as_dict(), output=f"{path}.gif")
     device = runtime.setup(options.device)
     trained = TrainedModel.of(load_autoencoder(options, about, device), options, sampling)
-    model, prior_path = trained.model, find_prior(options)
-    prior = load_prior(prior_path, fingerprint(options.model_path), device)
-    latent = {"steps": options.latent_steps}
-    prior.check_sampling(prior.sampling(**latent))
+    model, latent = trained.model, {"steps": options.latent_steps}
+    prior_path, prior = load_prior(options, fingerprint(options.model_path), device)
     check_outputs([f"{path}.gif", f"{path}.png"], [options.model_path, prior_path])
     if options.check:
         return None
 
-    numbers = range(options.rows * options.samples)
-    generators = image_generators(options.seed, numbers, "cpu", CODE, 0)
-    noise = torch.stack([torch.randn(model.config.latent_dim, generator=each) for each in generators])
-    stops = noise.unflatten(0, (options.rows, options.samples))
+    numbers = list(range(options.rows * options.samples))  # the noise of the samples of these numbers
+    stops = noise(options, numbers, model.config.latent_dim, 0).unflatten(0, (options.rows, options.samples))
     fractions = torch.linspace(0, 1, options.frames)[:-1]
     ways = [slerp(*stops[:, i : i + 2].unbind(1), fractions) for i in range(options.samples - 1)]
     way = torch.cat([*ways, stops[:, -1:]], dim=1).flatten(0, 1).to(device)  # [rows * F, latent]

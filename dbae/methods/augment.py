@@ -23,43 +23,43 @@ SYM6 = (  # low-pass filter of the wavelet sym6
 MARGIN = 6  # pixels around the result that the filters need
 
 
-def draw_parameters(
-    n: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
-) -> Tensor:
-    """Parameters [n, 8] of n transforms, 0 where one is off, in the order of the official random numbers.
+def draw_parameters(n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Parameters [n, 8] of n transforms, on the CPU, 0 where one is off; in the order of the official random numbers.
 
     They are the flips in x and y (0 or 1), the logarithm of scale, the angle of rotation, logarithm and axis of
     stretch, and the shifts in x and y, all but flips and angles in standard deviations.
     """
-    where = {"generator": generator, "device": device}
 
     def opened(p: float, *shape: int) -> Tensor:
-        return torch.rand(*shape or (n,), **where) < p
+        return torch.rand(*shape or (n,), generator=generator) < p
 
     def angles() -> Tensor:
-        return (torch.rand(n, **where) * 2 - 1) * math.pi
+        return (torch.rand(n, generator=generator) * 2 - 1) * math.pi
 
-    x_flip = torch.randint(2, (n,), **where) * opened(1)
-    y_flip = torch.randint(2, (n,), **where) * opened(PROBABILITY)
-    scale = torch.randn(n, **where) * opened(PROBABILITY)
+    x_flip = torch.randint(2, (n,), generator=generator) * opened(1)
+    y_flip = torch.randint(2, (n,), generator=generator) * opened(PROBABILITY)
+    scale = torch.randn(n, generator=generator) * opened(PROBABILITY)
     rotation = angles() * opened(PROBABILITY)
-    stretch, axis = torch.randn(n, **where), angles()
+    stretch, axis = torch.randn(n, generator=generator), angles()
     stretch, axis = stretch * opened(PROBABILITY), axis * opened(0.5)
-    shift = torch.randn(2, n, **where) * opened(PROBABILITY, 1, n)
+    shift = torch.randn(2, n, generator=generator) * opened(PROBABILITY, 1, n)
     return torch.stack([x_flip.float(), y_flip.float(), scale, rotation, stretch, axis, *shift], dim=1)
 
 
 def augment(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """Images x [N, C, H, W] after their transforms [N, 8], and labels [N, 9]: 0 where a transform is off."""
+    """Images x [N, C, H, W] after their transforms [N, 8], and labels [N, 9]: 0 where a transform is off.
+
+    Parameters on the CPU spare a GPU the wait for how far the transforms reach.
+    """
     x_flip, y_flip, scale, rotation, stretch, axis, *shift = parameters.to(x.dtype).unbind(1)
-    turned = torch.where(x_flip.view(-1, 1, 1, 1) == 1, x.flip(3), x)
-    turned = torch.where(y_flip.view(-1, 1, 1, 1) == 1, turned.flip(2), turned)
+    turned = torch.where(x_flip.to(x.device).view(-1, 1, 1, 1) == 1, x.flip(3), x)
+    turned = torch.where(y_flip.to(x.device).view(-1, 1, 1, 1) == 1, turned.flip(2), turned)
     labels = [x_flip, y_flip, scale, rotation.cos() - 1, rotation.sin(), stretch * axis.cos(), stretch * axis.sin()]
     height, width = x.shape[2:]
     s, a = 2 ** (SIGMA * scale), 2 ** (SIGMA * stretch)
     G = _stretched(1 / s, 1 / s) @ _rotated(rotation) @ _rotated(-axis) @ _stretched(1 / a, a) @ _rotated(axis)
     G = G @ _shifted(-SHIFT * width * shift[0], -SHIFT * height * shift[1])
-    return resampled(turned, G), torch.stack([*labels, *shift], dim=1)
+    return resampled(turned, G), torch.stack([*labels, *shift], dim=1).to(x.device)
 
 
 def resampled(x: Tensor, G: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def resampled(x: Tensor, G: Tensor) -> Tensor:
     channels, height, width = x.shape[1:]
 
     # Pad by how far the batch's corners reach out
-    half = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=x.device)
+    half = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=G.device)
     signs = half.new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     corners = (G @ F.pad(signs * half, (0, 1), value=1.0).T.to(G))[:, :2]  # [N, 2, 4]
     reach = torch.stack([(-corners).amax((0, 2)), corners.amax((0, 2))])  # left, top; right, bottom
@@ -88,7 +88,7 @@ def resampled(x: Tensor, G: Tensor) -> Tensor:
     size = (2 * (height + MARGIN), 2 * (width + MARGIN))
     into = _stretched(*G.new_tensor([2 / x.shape[3], 2 / x.shape[2]]))
     G = into @ G @ _stretched(*G.new_tensor([size[1] / 2, size[0] / 2]))
-    grid = F.affine_grid(G[:, :2], [len(x), channels, *size], align_corners=False)
+    grid = F.affine_grid(G[:, :2].to(x.device), [len(x), channels, *size], align_corners=False)
     x = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     cut = MARGIN // 2
     return _halved(x)[:, :, cut:-cut, cut:-cut]

@@ -67,7 +67,7 @@ class DDAE(DiffusionModel):
     def forward(self, x0: Tensor, y: Tensor | None = None) -> Tensor:
         """Training loss [N]: of augmented images, where the configuration says so."""
         if self.config.augment:
-            x0, y = augment(x0, draw_parameters(len(x0), device=x0.device))
+            x0, y = augment(x0, draw_parameters(len(x0)))
         return self.loss(x0, y)
 
     # Official sampling
