@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole job on a CPU in minutes: bash demo.sh [--pretrained]
 # Environment, toy faces, a short training, reconstruction, evaluation, and workdir/demo/*.png.
-# With --pretrained the shipped models take the place of the training: a minute or two, and edited attributes, too.
+# With --pretrained the shipped models take the place of the training: a few minutes, and edited attributes, too.
 # Running it again starts from what is there.
 set -euo pipefail
 [[ $# == 0 || ($# == 1 && $1 == --pretrained) ]] || { echo "error: expected nothing or --pretrained, got $*" >&2; exit 2; }

@@ -99,6 +99,8 @@ def parse(
     name = peek(args, "method", "dbae", METHODS)
     row = peek(args, "config")
     method = METHODS[content.get("method", "dbae") if content else name].variant(row)
+    if row and method.ROWS != "config":
+        raise UserError(f"config: expected with a model of DDAE, {path} is of {method.method}")
     parser.add_config(title, cls, only)
     parser.add_config("model (checked against the checkpoint)", method.Config, method.CHECKED)
     typed = parser.parse_args(args)

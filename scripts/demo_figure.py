@@ -20,6 +20,7 @@ from dbae.checkpoint import load_model
 from dbae.config import UserError
 from dbae.io import check_outputs, to_float, to_uint8
 from eval import samples
+from eval.reconstruction import describe
 from scripts.cli import Parser, run
 from scripts.figures import Row, draw_rows, plain_text, save_figure
 
@@ -42,11 +43,10 @@ def facts(model: Any, name: str, sample_path: str, log: list[dict[str, str]]) ->
     """Lines on a model and its reconstructions."""
     report = samples.read_report(sample_path)
     settings = report.get("settings", {})
-    metrics = [f"{metric.replace('_', ' ')} {value:.3g}" for metric, value in report.get("metrics", {}).items()]
     images = f"{report.get('images_evaluated', '?')} {settings.get('split', '')} images"
     return [
-        f"{name}: a code of {model.config.latent_dim} numbers for {3 * model.config.image_size**2:,}",
-        "  ".join(metrics),
+        f"{name}: a code of {model.config.latent_dim} numbers for {3 * model.config.image_size**2:,} pixel values",
+        describe(report.get("metrics", {})),
         f"{settings.get('sampler', '?')}, {report.get('nfe', '?')} network calls, {images} of "
         + plain_text(settings.get("dataset", "")),
         f"trained on {int(log[-1]['images']):,} images in {float(log[-1]['seconds']) / 60:.1f} min",
@@ -89,8 +89,9 @@ def main(args: list[str] | None = None) -> None:
         lines += facts(model, shown or "model", sample_path, log)
 
     # Rows of images above, the loss over images seen and the numbers below
-    figure = Figure(figsize=(12, 4 + len(rows)), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(0.57 * len(rows), 1))
+    heights = (1.25 * len(rows), max(2.6, 0.22 * len(lines)))  # inches
+    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=heights)
     draw_rows(top, rows)
     left, right = bottom.subplots(1, 2, width_ratios=(1.6, 1))
     for name, log in curves.items():
@@ -105,7 +106,8 @@ def main(args: list[str] | None = None) -> None:
     if len(curves) > 1:
         left.legend(frameon=False)
     right.axis("off")
-    right.text(0, 1, "\n".join(lines), va="top", fontsize=9.5, linespacing=1.4)
+    text = right.text(0, 1, "\n".join(lines), va="top", fontsize=9.5, linespacing=1.4)
+    text.set_in_layout(False)  # or long lines would press on the curves
     save_figure(options.out, figure, bbox_inches="tight")
     print(f"wrote {options.out}")
 

@@ -217,6 +217,9 @@ def test_sampling(run):
     sample.main([*common, *sampler, "--steps=5", "--num=4", "--batch_size=2"])  # what is missing, as it was
     again = {path.name: path.read_bytes() for path in made.glob("0*.png")}
     assert len(again) == 4 and {name: again[name] for name in first} == first
+    dbae = str(next((ROOT / "ckpt/toyfaces/det").glob("ema_*.pt")))
+    with pytest.raises(UserError, match="config: expected with a model of DDAE, .* is of dbae"):
+        sample.main([f"--config={name}", f"--model_path={dbae}", "--num=1"])
     other = "EDM_small" if name.startswith("DDPM") else "DDPM_small"
     with pytest.raises(UserError, match="method"):
         sample.main([*(word.replace(name, other) if "--config" in word else word for word in common), "--num=1"])
