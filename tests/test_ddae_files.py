@@ -218,7 +218,7 @@ def test_sampling(run):
     again = {path.name: path.read_bytes() for path in made.glob("0*.png")}
     assert len(again) == 4 and {name: again[name] for name in first} == first
     dbae = str(next((ROOT / "ckpt/toyfaces/det").glob("ema_*.pt")))
-    with pytest.raises(UserError, match="config: expected with a model of DDAE, .* is of dbae"):
+    with pytest.raises(UserError, match=r"config: expected with a model of DDAE, .* is of dbae"):
         sample.main([f"--config={name}", f"--model_path={dbae}", "--num=1"])
     other = "EDM_small" if name.startswith("DDPM") else "DDPM_small"
     with pytest.raises(UserError, match="method"):
