@@ -121,6 +121,13 @@ def test_checkpointing_computes_the_same():
     assert all(torch.equal(a, b) for a, b in zip(usual.buffers(), thrifty.buffers(), strict=True))
 
 
+def test_half_precision_on_a_cpu_is_laid_out_for_its_group_norm(model):
+    other = copy.deepcopy(model)
+    other.use_amp(torch.bfloat16)
+    weight = other.get_parameter("unet.input_blocks.1.0.in_layers.2.weight")
+    assert weight.is_contiguous() and not weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_half_precision_leaves_the_decoder_alone(model):
     x, t = tiny.images(), torch.full((4,), 0.5)
     full, everything, unet = fresh(model).eval(), fresh(model).eval(), fresh(model).eval()

@@ -289,6 +289,9 @@ class DiffusionModel(nn.Module):
         names = [name for name, _ in self.named_children() if name not in self.FLOAT32]
         chosen = names if networks == "all" else [name for name in names if name == networks]
         self.amp = dict.fromkeys(chosen, dtype) if dtype else {}
+        if self.amp and next(self.parameters()).device.type == "cpu":  # its GroupNorm in bf16 is slow channels last
+            for name in self.amp:
+                self.get_submodule(name).to(memory_format=torch.contiguous_format)
 
     @property
     def precision(self) -> str:
