@@ -289,9 +289,10 @@ class DiffusionModel(nn.Module):
         names = [name for name, _ in self.named_children() if name not in self.FLOAT32]
         chosen = names if networks == "all" else [name for name in names if name == networks]
         self.amp = dict.fromkeys(chosen, dtype) if dtype else {}
-        if self.amp and next(self.parameters()).device.type == "cpu":  # its GroupNorm in bf16 is slow channels last
-            for name in self.amp:
-                self.get_submodule(name).to(memory_format=torch.contiguous_format)
+        on_cpu = next(self.parameters()).device.type == "cpu"  # whose GroupNorm in bf16 is slow channels last
+        for name in chosen:
+            layout = torch.contiguous_format if dtype and on_cpu else torch.channels_last
+            self.get_submodule(name).to(memory_format=layout)
 
     @property
     def precision(self) -> str:
