@@ -44,11 +44,11 @@ REFERENCE: dict[type[nn.Module], type[nn.Module]] = {UpConv2d: ReferenceUpConv2d
 
 def reference(model: DiffusionModel) -> DiffusionModel:
     """A copy of a model with the same weights that computes as the official code does."""
-    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    model = copy.deepcopy(model)
     for module in model.modules():
         module.__class__ = REFERENCE.get(type(module), type(module))
     model.use_amp(torch.float16 if next(model.parameters()).is_cuda else None, "unet")
-    return model
+    return model.to(memory_format=torch.contiguous_format)
 
 
 def reference_step(model: DiffusionModel, config: TrainConfig, batches: Batches) -> Callable[[], float]:
