@@ -1,0 +1,223 @@
+"""Training of classifiers on images that are drawn anew every epoch: mirrored, cropped, and noised.
+
+Linear layers on the features of a frozen model (many of them at once), heads that are told the noise, networks that see
+noisy images, and fine-tuned encoders differ in what they are given, and not in how they are trained and kept.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, cos, pi
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.loader import CachedImages, gather
+from dbae import runtime
+from dbae.config import UserError
+from dbae.io import Generators, differing, image_generators, read_tensors, seed_for, to_float, write_tensors
+from dbae.progress import progress_bar
+from dbae.state import EMA
+
+# Images [n, 3, H, W] in [-1, 1], and where their random numbers come from (None: torch's own, which training seeds)
+# -> what each classifier is called with, by its name
+Inputs = Callable[[Tensor, Generators], Mapping[str, Sequence[Tensor]]]
+Watch = Callable[[Mapping[str, nn.Module]], Mapping[str, float]]
+
+
+def cosine(epochs: int, warmup: int = 0, by_step: bool = False) -> Callable[[float], float]:
+    """Factor of the learning rate after some epochs: a cosine to 0, after a linear rise over ``warmup`` epochs.
+
+    It changes with every epoch, so that the last one still learns, or ``by_step``.
+    """
+
+    def factor(done: float) -> float:
+        done = done if by_step else int(done)
+        if done < warmup:
+            return (done + (0 if by_step else 1)) / warmup
+        return (1 + cos(pi * (done - warmup) / (epochs - warmup))) / 2
+
+    return factor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How classifiers are trained. Batch size and learning rate are those of all processes together."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Callable[[Any], torch.optim.Optimizer]  # of parameters or groups of them
+    factor: Callable[[float], float]  # of its learning rates, by the epochs that are done, a fraction included
+    crop: int = 4  # images are padded by as many black pixels on every side, and cropped at random; 0: not
+    flip: bool = True
+    label_smoothing: float = 0.0
+    ema_rate: float = 0.0  # of the average that is evaluated; 0: the last weights
+    seed: int = 0
+
+
+def crop_and_flip(images: Tensor, crop: int, flip: bool) -> Tensor:
+    """Images uint8 [n, 3, s, s]: half of them mirrored, then cut out at random of themselves with a black margin."""
+    if flip:
+        images = torch.where(torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5, images.flip(3), images)
+    if not crop:
+        return images
+    n, size = len(images), images.shape[-1]
+    padded = F.pad(images, (crop,) * 4)
+    top, left = torch.randint(2 * crop + 1, (2, n, 1), device=images.device)
+    along = torch.arange(size, device=images.device)
+    rows, columns = (top + along)[:, None, :, None], (left + along)[:, None, None, :]
+    each, channel = torch.arange(n, device=images.device), torch.arange(3, device=images.device)
+    return padded[each[:, None, None, None], channel[:, None, None], rows, columns]
+
+
+class Training:
+    """Classifiers in training: their weights, average and optimizer after ``step`` steps, kept in the file ``path``.
+
+    Random numbers are functions of the seed and the step, so that an interrupted training ends with the same bits. What
+    all depends on is ``settings``, ready for JSON: another training's file is refused.
+    """
+
+    def __init__(
+        self,
+        classifiers: Mapping[str, nn.Module],
+        recipe: Recipe,
+        device: torch.device,
+        path: str,
+        settings: Mapping[str, Any],
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """``groups`` are the optimizer's, where not all parameters learn alike."""
+        self.recipe, self.device, self.path, self.settings = recipe, device, path, dict(settings)
+        self.names, self.networks = list(classifiers), nn.ModuleList(classifiers.values()).to(device)
+        self.trained = [p for p in self.networks.parameters() if p.requires_grad]
+        self.optimizer = recipe.optimizer(groups or self.trained)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.ema = EMA(self.networks, recipe.ema_rate) if recipe.ema_rate else None
+        self.step, self.history = 0, []
+
+    @property
+    def classifiers(self) -> dict[str, nn.Module]:
+        """What is evaluated, by name, in evaluation mode: the average, where there is one."""
+        if self.ema:
+            self.ema.sync_buffers(self.networks)
+        return dict(zip(self.names, (self.ema.module if self.ema else self.networks).eval(), strict=True))
+
+    def restore(self) -> bool:
+        """Go on from the file, if there is one. Raises UserError for that of another training."""
+        try:
+            saved = read_tensors(self.path)
+        except FileNotFoundError:
+            return False
+        if others := differing(json.loads(saved.get("settings", "{}")), self.settings):
+            raise UserError(f"{self.path} holds a training with another {others}; give --overwrite true to replace it")
+        self.networks.load_state_dict(saved["networks"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.ema:
+            self.ema.module.load_state_dict(saved["average"])
+        self.step, self.history = saved["step"], json.loads(saved["history"])
+        return True
+
+    def save(self) -> None:
+        content = {"networks": self.networks.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        content |= {"average": self.ema.module.state_dict()} if self.ema else {}
+        texts = {"history": self.history, "settings": self.settings}
+        write_tensors(self.path, content | {name: json.dumps(value) for name, value in texts.items()})
+
+    def run(
+        self, images: CachedImages, classes: Tensor, inputs: Inputs, watch: Watch | None = None, quiet: bool = False
+    ) -> int:
+        """Train to the end on images with their ``classes`` [n]; returns 0, or the signal that stopped it, saved.
+
+        ``watch`` gives scores of the classifiers after every epoch; they go into the ``history``.
+        """
+        recipe, rank, world = self.recipe, runtime.rank(), runtime.world()
+        if recipe.batch_size % world:
+            raise UserError(f"batch_size: expected a multiple of the {world} processes, got {recipe.batch_size}")
+        per_epoch, share = ceil(len(images) / recipe.batch_size), recipe.batch_size // world
+        total = recipe.epochs * per_epoch
+        with (
+            runtime.Stop() as stop,
+            progress_bar(total, "step", "train", self.step, enabled=rank == 0 and not quiet) as bar,
+        ):
+            while self.step < total:
+                epoch, k = divmod(self.step, per_epoch)
+                order = np.random.default_rng([recipe.seed, epoch]).permutation(len(images))
+                batch = order[k * recipe.batch_size : (k + 1) * recipe.batch_size]
+                rows = batch[rank * share : (rank + 1) * share].tolist()
+                torch.manual_seed(seed_for(recipe.seed, self.step, rank))  # flips, crops, noise, dropout
+                self._take_step(gather(images.images, rows, self.device), gather(classes, rows, self.device), inputs,
+                                len(batch), self.step / per_epoch)  # fmt: skip
+                self.step += 1
+                bar.update()
+                if self.step % per_epoch == 0:
+                    scores = dict(watch(self.classifiers)) if watch else {}
+                    self.history.append({"epoch": epoch + 1, **scores})
+                    if scores and not quiet:
+                        shown = "  ".join(f"{name} {value:.4f}" for name, value in list(scores.items())[:4])
+                        bar.write(f"epoch {epoch + 1}  {shown}")
+                signum = max(runtime.all_gather(stop.signum)) if world > 1 else stop.signum
+                if signum or self.step % per_epoch == 0:
+                    runtime.on_first(self.save)
+                if signum:
+                    return signum
+        return 0
+
+    def _take_step(self, images: Tensor, classes: Tensor, inputs: Inputs, size: int, done: float) -> None:
+        """One step on this process's share of a batch of ``size`` images."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.recipe.factor(done)
+        self.networks.train()
+        x = to_float(crop_and_flip(images, self.recipe.crop, self.recipe.flip))
+        given, loss = inputs(x, None) if len(x) else {}, sum(p.sum() for p in self.trained) * 0  # of an empty share
+        for name, network in zip(self.names, self.networks, strict=True):
+            if given:
+                smoothing = self.recipe.label_smoothing
+                each = F.cross_entropy(network(*given[name]), classes, reduction="sum", label_smoothing=smoothing)
+                loss = loss + each / size
+        self.optimizer.zero_grad()
+        loss.backward()
+        for parameter in self.trained if runtime.world() > 1 else ():
+            runtime.mean(parameter.grad).mul_(runtime.world())
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.step + 1)
+
+
+@torch.no_grad()
+def logits(
+    classifiers: Mapping[str, nn.Module],
+    images: CachedImages,
+    inputs: Inputs,
+    device: torch.device,
+    batch_size: int = 256,
+    seed: int = 0,
+    desc: str = "test",
+) -> dict[str, Tensor]:
+    """Outputs [n, classes] of the classifiers on the CPU, for images as they are; image i draws from (seed, i).
+
+    Every process computes its share, and all get the whole.
+    """
+    rank, world = runtime.rank(), runtime.world()
+    mine = range(rank, len(images), world)
+    parts: list[dict[str, Tensor]] = []
+    with progress_bar(len(images), "image", desc, enabled=rank == 0 and bool(desc)) as bar:
+        for first in range(0, len(mine), batch_size):
+            rows = list(mine[first : first + batch_size])
+            x = to_float(gather(images.images, rows, device))
+            given = inputs(x, image_generators(seed, rows, device))
+            parts.append({name: network(*given[name]).float() for name, network in classifiers.items()})
+            bar.update(min(world * len(rows), len(images) - bar.n))
+    mixed = runtime.all_gather({name: torch.cat([part[name] for part in parts]).cpu() for name in classifiers})
+    found = {name: torch.empty(len(images), mixed[0][name].shape[1]) for name in classifiers}
+    for r, part in enumerate(mixed):
+        for name, values in part.items():
+            found[name][r::world] = values
+    return found
+
+
+def accuracies(outputs: Mapping[str, Tensor], classes: Tensor) -> dict[str, float]:
+    """Share of images whose largest output is that of their class, by name."""
+    return {name: (output.argmax(dim=1) == classes).double().mean().item() for name, output in outputs.items()}
