@@ -7,14 +7,14 @@ examples:
 
 All weights of what is kept are trained, on mirrored and cropped images; what comes after the block is dropped. Held-out
 training images are classified after every epoch, test images after the last one. Results go to sample_STEP/finetune/
-(the control's to finetune_scratch/): classifier.safetensors and results.json. Running the command again goes on from the
-last epoch.
+(the control's to finetune_scratch/): classifier.safetensors and results.json. Running the command again goes on where
+it stopped.
 """
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -54,11 +54,12 @@ class FinetuneOptions(ModelOptions, RuntimeConfig):
     from_scratch: bool = option(False, "the control: random weights, all with the same learning rate")
     held_out: bool = option(True, "hold the images of valid out, to choose by; false: train on them, too")
     labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv, or its folders)")
+    limit: int | None = option(None, "only the first N images of train")
     quiet: bool = option(False, "show no progress")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "lr"):
+        for name in ("epochs", "lr", *(["limit"] if self.limit is not None else [])):
             require_positive(name, getattr(self, name))
         for name in ("warmup", "weight_decay"):
             require_from_zero(name, getattr(self, name))
@@ -95,10 +96,19 @@ def recipe_of(options: FinetuneOptions, precision: str) -> Recipe:
 def splits_of(options: FinetuneOptions, size: int) -> tuple[dict[str, list[Labelled]], tuple[str, ...]]:
     """Images with their classes: train, valid unless that is trained on, and test; and names of the classes."""
     parts = labelled_splits(options.dataset, "class", size, options.data_root, options.data_dir, options.labels)
-    names = parts["train"].targets.names
+    data, targets = parts["train"].dataset, parts["train"].targets
+    if options.limit is not None and options.limit < len(data):
+        kept = range(options.limit)
+        parts["train"] = Labelled(data.part(kept), replace(targets, values=targets.values[: options.limit]))
+    names = targets.names
     if options.held_out:
         return {split: [part] for split, part in parts.items()}, names
     return {"train": [parts["train"], parts["valid"]], "test": [parts["test"]]}, names
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())
 
 
 def settings_of(
@@ -165,7 +175,7 @@ def main(args: list[str] | None = None) -> None:
     result, weights, state = (os.path.join(folder, name) for name in WRITTEN)
     safetensors_library(weights)
     splits, classes = splits_of(options, model.config.image_size)
-    whole = sum(p.numel() for p in model.parameters())
+    whole = count(model)
     network = build(model, options, classes).to(device)
     recipe = recipe_of(options, model.precision)
     settings = settings_of(network, recipe, splits, options)
@@ -193,11 +203,10 @@ def main(args: list[str] | None = None) -> None:
     runtime.on_first(lambda: held.append(lock_folder(folder)))
 
     # Train
-    kept = sum(p.numel() for p in network.parameters())
+    sizes = {"parameters": count(network), "parameters dropped": whole - count(network.encoder)}
     if not options.quiet:
-        runtime.print0(
-            f"{kept:,} parameters up to {network.block}, {whole - kept:,} fewer than the whole model; {folder}"
-        )
+        shown = ", ".join(f"{name} {value:,}" for name, value in sizes.items())
+        runtime.print0(f"{network.block} at time {network.time.item():g}: {shown}; {folder}")
     data = {split: read(parts, options, device) for split, parts in splits.items()}
 
     def watch(classifiers: Mapping[str, nn.Module]) -> dict[str, float]:
@@ -217,7 +226,7 @@ def main(args: list[str] | None = None) -> None:
     if runtime.rank() == 0:
         report = {
             "made_from": settings, "images": {split: len(classes) for split, (_, classes) in data.items()},
-            "parameters": kept, "steps": training.step, **scores, "history": training.history,
+            **sizes, "steps": training.step, **scores, "history": training.history,
         }  # fmt: skip
         save_finetuned(weights, final, options.dataset)
         with atomic_write(result, "w") as file:
