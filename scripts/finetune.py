@@ -14,7 +14,7 @@ it stopped.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -118,12 +118,11 @@ def settings_of(
     model = network.encoder
     names = ("epochs", "batch_size", "warmup", "lr", "weight_decay", "label_smoothing", "ema_rate", "noise", "seed")
     settings = {
-        "protocol": "ours", "method": model.method, "config": options.config, "checkpoint": options.model_path,
+        "protocol": "ours", "method": model.method, "model": asdict(model.config), "classes": network.classes,
         "weights": fingerprint(options.model_path), "from_scratch": options.from_scratch, "block": network.block,
         "time": network.time.item(), "layer_decay": 1.0 if options.from_scratch else options.layer_decay,
         "optimizer": "adamw", "ema_rule": recipe.ema_rule, "crop": recipe.crop, "flip": recipe.flip,
-        "dropout": model.config.dropout, "precision": model.precision, "processes": runtime.world(),
-        "classes": network.classes, **{name: getattr(options, name) for name in names},
+        "precision": model.precision, "processes": runtime.world(), **{name: getattr(options, name) for name in names},
     }  # fmt: skip
     for split, parts in splits.items():
         each = [{**part.dataset.identity(), "labels": part.dataset.labels_digest("class")} for part in parts]
@@ -225,8 +224,9 @@ def main(args: list[str] | None = None) -> None:
         scores["valid accuracy"] = training.history[-1]["valid"]
     if runtime.rank() == 0:
         report = {
-            "made_from": settings, "images": {split: len(classes) for split, (_, classes) in data.items()},
-            **sizes, "steps": training.step, **scores, "history": training.history,
+            "checkpoint": options.model_path, "made_from": settings,
+            "images": {split: len(classes) for split, (_, classes) in data.items()}, **sizes,
+            "steps": training.step, **scores, "history": training.history,
         }  # fmt: skip
         save_finetuned(weights, final, options.dataset)
         with atomic_write(result, "w") as file:
