@@ -164,7 +164,7 @@ class Training:
                 if self.step % per_epoch == 0:
                     scores = dict(watch(self.classifiers)) if watch else {}
                     self.history.append({"epoch": epoch + 1, **scores})
-                    if scores and not quiet:
+                    if scores and rank == 0 and not quiet:
                         shown = "  ".join(f"{name} {value:.4f}" for name, value in list(scores.items())[:4])
                         bar.write(f"epoch {epoch + 1}  {shown}")
                 signum = max(runtime.all_gather(stop.signum)) if world > 1 else stop.signum
