@@ -124,11 +124,16 @@ def save_weights(path: str, model: DiffusionModel, content: Mapping[str, Any] | 
     state = model.to_official(model.state_dict())
     if not path.endswith(".safetensors"):
         return write_tensors(path, state)
+    write_safetensors(path, state, content)
+    return None
+
+
+def write_safetensors(path: str, state: State, content: Mapping[str, Any] | None) -> None:
+    """Write tensors, with ``content`` in the metadata. Raises UserError where the package is missing."""
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-    data = _safetensors(path).save(own, {METADATA: json.dumps(content), "format": "pt"})
+    data = safetensors_library(path).save(own, {METADATA: json.dumps(content), "format": "pt"})
     with atomic_write(path) as file:
         file.write(data)
-    return None
 
 
 def read_weights(path: str) -> tuple[dict[str, State], dict[str, Any] | None]:
@@ -218,7 +223,7 @@ def _checked(content: Any, where: str) -> dict[str, Any]:
 
 
 def _read_safetensors(path: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    library = _safetensors(path)
+    library = safetensors_library(path)
     try:
         with bf.BlobFile(path, "rb") as file:
             data = file.read()
@@ -232,7 +237,8 @@ def _read_safetensors(path: str) -> tuple[dict[str, Tensor], dict[str, Any] | No
     return state, None if content is None else _checked(content, path)
 
 
-def _safetensors(path: str) -> ModuleType:
+def safetensors_library(path: str) -> ModuleType:
+    """The package that reads and writes the file. Raises UserError where it is missing."""
     try:
         import safetensors.torch
     except ImportError:

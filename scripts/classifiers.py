@@ -5,6 +5,7 @@ noisy images, and fine-tuned encoders differ in what they are given, and not in 
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, cos, pi
@@ -55,6 +56,8 @@ class Recipe:
     flip: bool = True
     label_smoothing: float = 0.0
     ema_rate: float = 0.0  # of the average that is evaluated; 0: the last weights
+    ema_rule: str = "constant"  # one of EMA_RULES
+    scaled: bool = False  # fp16, whose gradients need a loss scale
     seed: int = 0
 
 
@@ -95,7 +98,8 @@ class Training:
         self.trained = [p for p in self.networks.parameters() if p.requires_grad]
         self.optimizer = recipe.optimizer(groups or self.trained)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.ema = EMA(self.networks, recipe.ema_rate) if recipe.ema_rate else None
+        self.ema = EMA(self.networks, recipe.ema_rate, recipe.ema_rule) if recipe.ema_rate else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.scaled)
         self.step, self.history = 0, []
 
     @property
@@ -107,14 +111,18 @@ class Training:
 
     def restore(self) -> bool:
         """Go on from the file, if there is one. Raises UserError for that of another training."""
-        try:
-            saved = read_tensors(self.path)
-        except FileNotFoundError:
+        if not os.path.exists(self.path):
             return False
+        saved = read_tensors(self.path)
         if others := differing(json.loads(saved.get("settings", "{}")), self.settings):
             raise UserError(f"{self.path} holds a training with another {others}; give --overwrite true to replace it")
         self.networks.load_state_dict(saved["networks"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:  # in the parameter's memory format
+                    moments[name] = torch.empty_like(parameter).copy_(value)
+        self.scaler.load_state_dict(saved["scaler"])
         if self.ema:
             self.ema.module.load_state_dict(saved["average"])
         self.step, self.history = saved["step"], json.loads(saved["history"])
@@ -123,6 +131,7 @@ class Training:
     def save(self) -> None:
         content = {"networks": self.networks.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
         content |= {"average": self.ema.module.state_dict()} if self.ema else {}
+        content["scaler"] = self.scaler.state_dict()
         texts = {"history": self.history, "settings": self.settings}
         write_tensors(self.path, content | {name: json.dumps(value) for name, value in texts.items()})
 
@@ -155,7 +164,7 @@ class Training:
                 if self.step % per_epoch == 0:
                     scores = dict(watch(self.classifiers)) if watch else {}
                     self.history.append({"epoch": epoch + 1, **scores})
-                    if scores and not quiet:
+                    if scores and rank == 0 and not quiet:
                         shown = "  ".join(f"{name} {value:.4f}" for name, value in list(scores.items())[:4])
                         bar.write(f"epoch {epoch + 1}  {shown}")
                 signum = max(runtime.all_gather(stop.signum)) if world > 1 else stop.signum
@@ -171,17 +180,19 @@ class Training:
             group["lr"] = rate * self.recipe.factor(done)
         self.networks.train()
         x = to_float(crop_and_flip(images, self.recipe.crop, self.recipe.flip))
-        given, loss = inputs(x, None) if len(x) else {}, sum(p.sum() for p in self.trained) * 0  # of an empty share
+        given = inputs(x, None) if len(x) else {}
+        loss = 0 if given else sum(p.sum() for p in self.trained) * 0  # of an empty share
         for name, network in zip(self.names, self.networks, strict=True):
             if given:
                 smoothing = self.recipe.label_smoothing
                 each = F.cross_entropy(network(*given[name]), classes, reduction="sum", label_smoothing=smoothing)
                 loss = loss + each / size
         self.optimizer.zero_grad()
-        loss.backward()
+        self.scaler.scale(loss).backward()
         for parameter in self.trained if runtime.world() > 1 else ():
             runtime.mean(parameter.grad).mul_(runtime.world())
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self.ema:
             self.ema.update(self.step + 1)
 

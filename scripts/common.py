@@ -147,6 +147,18 @@ def build_data(options: DataOptions, size: int, whole: bool = False) -> ImageDat
     return data.part(range(min(len(data), options.limit))) if options.limit else data
 
 
+def feature_time(model: DiffusionModel, time: float | None = None) -> float:
+    """The time at which features are taken: the one asked for, or the method's. UserError for none, or one it lacks."""
+    if time is None and not hasattr(model, "FEATURES"):
+        raise UserError(f"time: expected one, as {model.method} has none of its own for features")
+    time, process = model.FEATURES[1] if time is None else time, model.process
+    if process.discrete and time not in range(process.t_min, process.T):
+        raise UserError(f"time: expected a whole number from {process.t_min} to {process.T - 1}, got {time:g}")
+    if not process.discrete and not process.t_min <= time <= process.t_start:
+        raise UserError(f"time: expected a number from {process.t_min:g} to {process.t_start:g}, got {time:g}")
+    return float(time)
+
+
 def result_folder(model_path: str, *names: str, out: str | None = None) -> str:
     """Folder of results: ``sample_{step}/NAME/...``, for other names of files ``sample_{stem}``.
 

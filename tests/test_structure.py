@@ -15,6 +15,7 @@ ALLOWED = {
     "dbae/runtime.py": {"dbae.config", "dbae.nn"},
     "dbae/checkpoint.py": {"dbae.config", "dbae.io", "dbae.methods"},
     "dbae/hub.py": {"dbae.checkpoint", "dbae.config", "dbae.io", "dbae.methods"},
+    "dbae/finetuned.py": {"dbae.checkpoint", "dbae.config", "dbae.io", "dbae.methods"},
     "dbae/progress.py": {"dbae.config", "dbae.io", "dbae.runtime"},
     "dbae/state.py": {"dbae.checkpoint", "dbae.config", "dbae.io", "dbae.methods", "dbae.runtime"},
     "dbae/training.py": {"dbae.config", "dbae.io", "dbae.progress", "dbae.runtime", "dbae.state"},

@@ -245,6 +245,37 @@ class DiffusionModel(nn.Module):
         generator = torch.Generator(images.device).manual_seed(0)
         return [("sample", self.generate(len(images), generator, steps=20))]
 
+    def check_blocks(self, blocks: Sequence[str]) -> None:
+        """Raise UserError unless these are names of the network's blocks, one or more."""
+        unknown = [name for name in blocks if name not in self.block_names()]
+        if unknown or not blocks:
+            raise UserError(f"blocks: expected some of {', '.join(self.block_names())}, got {', '.join(unknown)}")
+
+    def activations(
+        self,
+        x0: Tensor,
+        t: float | Tensor,
+        blocks: Sequence[str] | None = None,
+        noise: Tensor | None = None,
+        generator: Generators = None,
+        cond: Cond | None = None,
+    ) -> dict[str, Tensor]:
+        """Activations of the network's ``blocks`` (default: all) for images noised to time t, averaged over H and W.
+
+        float32 [N, C] by name, with their gradient; the network stops after the last block asked for. What is
+        conditioned on is made of the images unless given. Raises UserError for unknown names.
+        """
+        blocks = self.block_names() if blocks is None else blocks
+        self.check_blocks(blocks)
+        cond = self.condition(x0) if cond is None else cond
+        t = torch.as_tensor(t, device=x0.device).expand(len(x0))
+        t = t.long() if self.process.discrete else t
+        noise = randn_like(x0, generator) if noise is None else noise
+        x_t = self.process.marginal(x0, t, noise, cond.get("x_T"))
+        _, _, c_in, c_noise = self.precond.scalings(self.process, t)
+        found = self.network(_per_image(c_in, x_t) * x_t, c_noise, blocks=tuple(blocks), **cond)
+        return {name: found[name].float().mean(dim=(2, 3)) for name in blocks}
+
     @torch.no_grad()
     def features(
         self,
@@ -253,23 +284,10 @@ class DiffusionModel(nn.Module):
         blocks: Sequence[str] | None = None,
         noise: Tensor | None = None,
         generator: Generators = None,
+        cond: Cond | None = None,
     ) -> dict[str, Tensor]:
-        """Activations of the network's ``blocks`` (default: all) for images noised to time t, averaged over H and W.
-
-        float32 [N, C] by name; the network stops after the last block asked for. Raises UserError for unknown names.
-        """
-        blocks = self.block_names() if blocks is None else blocks
-        unknown = [name for name in blocks if name not in self.block_names()]
-        if unknown or not blocks:
-            raise UserError(f"blocks: expected some of {', '.join(self.block_names())}, got {', '.join(unknown)}")
-        cond = self.condition(x0)
-        t = torch.as_tensor(t, device=x0.device).expand(len(x0))
-        t = t.long() if self.process.discrete else t
-        noise = randn_like(x0, generator) if noise is None else noise
-        x_t = self.process.marginal(x0, t, noise, cond.get("x_T"))
-        _, _, c_in, c_noise = self.precond.scalings(self.process, t)
-        found = self.network(_per_image(c_in, x_t) * x_t, c_noise, blocks=tuple(blocks), **cond)
-        return {name: found[name].float().mean(dim=(2, 3)) for name in blocks}
+        """The same of a frozen network, without gradients."""
+        return self.activations(x0, t, blocks, noise, generator, cond)
 
     def encode(self, x: Tensor, generator: Generators = None) -> Tensor:
         """Image representation [N, d] used by probes: here the features of the method's block and time."""

@@ -191,6 +191,31 @@ class DDPMUNet(nn.Module):
         blocks = [module for module in self.up if isinstance(module, Block)]
         return [(f"out_{k}", module) for k, module in enumerate(blocks, start=1)]
 
+    def keep_until(self, block: str) -> None:
+        """Drop all that ``block`` does not depend on, labels included; the network then has no other output.
+
+        Raises KeyError for a name that is none of the blocks.
+        """
+        last = list(self.up).index(dict(self.named_blocks())[block])
+        self.up = self.up[: last + 1]
+        self.norm = self.final = self.time_emb.aug_emb = None
+
+    def levels(self) -> list[list[nn.Module]]:
+        """The modules that are there, by level, in the order in which they are computed.
+
+        The first convolution and the embedding of time; each resolution of the way down, with what leaves it; the
+        middle; each resolution of the way up.
+        """
+        levels: list[list[nn.Module]] = [[self.image_proj, self.time_emb]]
+        for path in (self.down, [self.middle], self.up):
+            levels.append([])
+            for k, module in enumerate(path, start=1):
+                levels[-1].append(module)
+                if isinstance(module, (ConvResample, ResidualResample)) and k < len(path):
+                    levels.append([])
+        ends = [self.norm, self.final] if self.final is not None else []
+        return [*levels, ends] if ends else levels
+
     def forward(
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, blocks: Sequence[str] | None = None
     ) -> Tensor | dict[str, Tensor]:
