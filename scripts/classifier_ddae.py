@@ -10,6 +10,7 @@ noisy_classifier.json and recognition.png. Running the command again goes on whe
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from functools import partial
 
@@ -71,7 +72,8 @@ def main(args: list[str] | None = None) -> None:
         "optimizer": "adam", "crop": recipe.crop, "flip": recipe.flip, "seed": recipe.seed,
     }  # fmt: skip
     folder = result_folder(options.model_path, f"classifier_{block}", out=options.out)
-    title = f"MLP on {block} of {options.config or model.method}, {options.dataset.partition(':')[0]}"
+    step = os.path.basename(os.path.dirname(folder)).removeprefix("sample_")
+    title = f"MLP on {block} of {options.config or model.method} at {step}, {options.dataset.partition(':')[0]}"
     job = Job(
         title, framework, partial(task_of, model), model.config.image_size, recipe, settings, folder,
         [options.model_path],

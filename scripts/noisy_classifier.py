@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from datasets import Labelled, labelled_splits
+from datasets import Labelled, Targets, labelled_splits
 from datasets.cache import cached
 from datasets.loader import CachedImages
 from dbae import runtime
@@ -23,6 +23,7 @@ from dbae.diffusion import VE, Diffusion, LinearBeta, Process
 from dbae.io import Generators, atomic_write, check_outputs, differing, lock_folder, read_json, require_finite
 from dbae.methods.ddae import CHAIN
 from dbae.methods.ddae_config import EDM_STEPS, sigma_of_step
+from dbae.progress import progress_bar
 from scripts.classifiers import Inputs, Recipe, Training, accuracies, logits
 from scripts.noisy_figure import RESULT, draw, read_results
 
@@ -118,8 +119,8 @@ def _first(parts: Sequence[Labelled], limit: int | None) -> Iterator[Labelled]:
         if limit is None or limit >= len(part.targets):
             yield part
         elif limit:
-            kept, targets = range(limit), part.targets
-            yield Labelled(part.dataset.part(kept), type(targets)(targets.kind, targets.names, targets.values[:limit]))
+            targets = Targets(part.targets.kind, part.targets.names, part.targets.values[:limit])
+            yield Labelled(part.dataset.part(range(limit)), targets)
         limit = None if limit is None else max(0, limit - len(part.targets))
 
 
@@ -156,11 +157,13 @@ def recognition(
     Image i has the noise of (seed, i) at all of them. Raises UserError where the network's output is not finite.
     """
     rates = {}
-    for number in numbers:
-        how = {"seed": seed, "desc": "" if quiet else f"test at {number}"}
-        found = logits({NAME: network}, images, task.inputs(task.tested[number]), device, **how)
-        require_finite("outputs of the classifier", found[NAME])
-        rates[number] = accuracies(found, classes)[NAME]
+    with progress_bar(len(numbers), "level", "test", enabled=not quiet and runtime.rank() == 0) as bar:
+        for number in numbers:
+            given = task.inputs(task.tested[number])
+            found = logits({NAME: network}, images, given, device, seed=seed, desc="")
+            require_finite("outputs of the classifier", found[NAME])
+            rates[number] = accuracies(found, classes)[NAME]
+            bar.update()
     return rates
 
 

@@ -64,8 +64,10 @@ def draw(path: str, reports: Sequence[dict[str, Any]]) -> None:
     chances = sorted({round(report["chance"], 4) for report in reports})
     for chance in chances:
         axis.axhline(chance, color="0.5", ls=":", lw=1.2)
-        axis.annotate(f"chance {chance:.3g}", (1, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                      color="0.4", fontsize=8)  # fmt: skip
+        axis.annotate(
+            f"chance {chance:.3g}", (0, chance), (4, -4), ("axes fraction", "data"), "offset points", va="top",
+            color="0.4", fontsize=8,
+        )  # fmt: skip
     axis.set(xscale="log", ylim=(0, 1), xlabel="noise over signal, $\\sigma$", ylabel="recognised test images")
     axis.set_title("Recognition of noisy images by classifiers that are told the noise", loc="left", fontsize=11)
     axis.grid(alpha=0.3)
