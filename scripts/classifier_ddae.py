@@ -73,7 +73,8 @@ def main(args: list[str] | None = None) -> None:
     }  # fmt: skip
     folder = result_folder(options.model_path, f"classifier_{block}", out=options.out)
     step = os.path.basename(os.path.dirname(folder)).removeprefix("sample_")
-    title = f"MLP on {block} of {options.config or model.method} at {step}, {options.dataset.partition(':')[0]}"
+    name = os.path.splitext(os.path.basename(options.config))[0] or model.method
+    title = f"MLP on {block} of {name} at {step}, {options.dataset.partition(':')[0]}"
     job = Job(
         title, framework, partial(task_of, model), model.config.image_size, recipe, settings, folder,
         [options.model_path],

@@ -60,6 +60,8 @@ class WRNOptions(ClassifierOptions):
         require_positive("image_size", self.image_size)
         for name in ("seed", "num_workers"):
             require_from_zero(name, getattr(self, name))
+        if self.image_size % 4:
+            raise UserError(f"image_size: expected a multiple of 4, got {self.image_size}")
         if self.depth < 10 or (self.depth - 4) % 6:
             raise UserError(f"depth: expected 6 n + 4, like 10, 16 or 28, got {self.depth}")
         if self.width < 1 or (self.width > 8 and self.width % 2):

@@ -50,7 +50,7 @@ FRAMEWORKS = {
 
 @dataclass(frozen=True)
 class ClassifierOptions:
-    """How a classifier is trained, and on how many images; a subclass has the other options that ``prepare`` reads."""
+    """How a classifier is trained, and on how many images; a subclass says what, and of which images."""
 
     epochs: int = option(15, "passes over the training images")
     batch_size: int = option(512, "images per step over all processes (official: 128 on each of 4)")
@@ -115,6 +115,7 @@ def splits_of(options: Any, size: int) -> tuple[dict[str, list[Labelled]], tuple
 
 
 def _first(parts: Sequence[Labelled], limit: int | None) -> Iterator[Labelled]:
+    """The parts up to their first ``limit`` images together."""
     for part in parts:
         if limit is None or limit >= len(part.targets):
             yield part

@@ -221,6 +221,7 @@ def test_head_on_a_frozen_model(kind, stripes, tmp_path, capsys):
         (["--mode=VP"], "mode"),
         (["--depth=27"], "depth: expected 6 n"),
         (["--width=9"], "width"),
+        (["--image_size=30"], "image_size: expected a multiple of 4"),
         (["--epochs=5"], "warm_epoch: expected 0 to 4"),
         (["--lr=0"], "lr: expected a number above 0"),
         (["--limit_test=0"], "limit_test"),
