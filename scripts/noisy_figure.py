@@ -61,8 +61,7 @@ def draw(path: str, reports: Sequence[dict[str, Any]]) -> None:
         levels = [level for level in report["levels"] if level["noise_to_signal"] > 0]
         noise, rate = ([level[name] for level in levels] for name in ("noise_to_signal", "accuracy"))
         axis.plot(noise, rate, marker=MARKERS[report["framework"]], ms=4, lw=1.5, label=plain_text(report["title"]))
-    chances = sorted({round(report["chance"], 4) for report in reports})
-    for chance in chances:
+    for chance in sorted({round(report["chance"], 2): report["chance"] for report in reports}.values()):
         axis.axhline(chance, color="0.5", ls=":", lw=1.2)
         axis.annotate(
             f"chance {chance:.3g}", (0, chance), (4, -4), ("axes fraction", "data"), "offset points", va="top",
