@@ -66,6 +66,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, data, ema_rat
     stop = runtime.Stop()
     monkeypatch.setattr(runtime, "Stop", lambda: stop)
     first = made(tmp_path / "part.pt", ema_rate=ema_rate)
+    assert not first.restore()  # there is no file yet
     assert first.run(*data, interrupting, quiet=True) == 15 and first.step == 7
     monkeypatch.undo()
     second = made(tmp_path / "part.pt", ema_rate=ema_rate)

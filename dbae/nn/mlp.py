@@ -1,10 +1,14 @@
-"""The network of a latent prior: an MLP whose layers all see its input (Preechakul et al., CVPR 2022)."""
+"""MLPs on vectors that are told a time: the network of a latent prior, and a classifier of a diffusion's features.
+
+The prior: Preechakul et al., Diffusion Autoencoders, CVPR 2022. The classifier: Xiang et al., ICCV 2023 (DDAE).
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dbae.nn.layers import timestep_embedding
+from dbae.nn.unet_ddpm import TimeEmbedding
 
 TIME_CHANNELS = 64  # of the sinusoid
 
@@ -44,3 +48,18 @@ class SkipMLP(nn.Module):
         for layer in self.layers[1:]:
             h = layer(torch.cat([h, x], dim=1), emb)
         return h
+
+
+class FeatureClassifier(nn.Module):
+    """Class logits of features of noised images: f [N, dim] and times of their noise t [N], 1, 2, ... -> [N, classes].
+
+    A linear probe is for one noise level, this one for all of them. ``dim`` is divisible by 8.
+    """
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.time_emb = TimeEmbedding(dim)
+        self.cls = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, classes))
+
+    def forward(self, f: Tensor, t: Tensor) -> Tensor:
+        return self.cls(f + self.time_emb(t))
