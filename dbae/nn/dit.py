@@ -19,11 +19,10 @@ def position_embedding(width: int, side: int) -> Tensor:
     """Sinusoids of the positions in a grid of ``side x side``, row by row: [side^2, width], ``width`` divisible by 4.
 
     The first half of the channels tells the column, the second one the row: of each first sines, then cosines, of
-    frequencies ``10000^(-k / (width/4))``. Computed in float64, on the CPU.
+    frequencies ``10000^(-k / (width/4))``. Computed in float64.
     """
-    exact = {"dtype": torch.float64, "device": "cpu"}
-    frequencies = 10000.0 ** (-torch.arange(width // 4, **exact) / (width // 4))
-    angles = torch.arange(side, **exact)[:, None] * frequencies
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)
     return torch.cat([axis.repeat(side, 1), axis.repeat_interleave(side, dim=0)], dim=1).float()
 
