@@ -117,7 +117,7 @@ class Order:
 def gather(rows: Tensor, indices: list[int], device: torch.device) -> Tensor:
     """A copy of some rows [n, ...] on ``device``; the host does not wait for a GPU, as what moves there is pinned."""
     memory = rows.device
-    index = torch.tensor(indices, pin_memory=memory.type == "cuda").to(memory, non_blocking=True)
+    index = torch.tensor(indices, dtype=torch.long, pin_memory=memory.type == "cuda").to(memory, non_blocking=True)
     moves = memory.type == "cpu" and device.type == "cuda"
     batch = rows.new_empty((len(indices), *rows.shape[1:]), pin_memory=moves)
     torch.index_select(rows, 0, index, out=batch)

@@ -263,11 +263,16 @@ def _only_one(sets: Mapping[str, State], build: Callable[[State], Any], path: st
 
 
 def _fill(model: DiffusionModel, state: State, path: str) -> None:
-    """Load tensors under official names, from any precision. UserError for what does not fit or is not finite.
+    """Load tensors under official names. The model stays as it was where ``fitting`` refuses them."""
+    own = model.to_official(model.state_dict())
+    model.load_state_dict(model.from_official(fitting(own, model.own_tensors(state, path), path)))
 
-    The model stays as it was where they are refused.
+
+def fitting(own: State, state: State, path: str) -> dict[str, Tensor]:
+    """The tensors that stand in a file, in the precision of a network's ``own``, whose values do not matter.
+
+    Raises UserError for what does not fit or is not finite.
     """
-    own, state = model.to_official(model.state_dict()), model.own_tensors(state, path)
     wrong = [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
     kinds = [n for n in own.keys() & state.keys() if not _readable(own[n], state[n])]
     for problem, names in (
@@ -284,7 +289,7 @@ def _fill(model: DiffusionModel, state: State, path: str) -> None:
     damaged = [name for name, value in state.items() if not value.isfinite().all()]
     if damaged:
         raise UserError(f"{path}: expected finite weights, {damaged[0]!r} holds NaN or infinity")
-    model.load_state_dict(model.from_official(state))
+    return state
 
 
 def _readable(own: Tensor, other: Tensor) -> bool:

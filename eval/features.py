@@ -91,13 +91,19 @@ class FeatureCache:
         """Keep the features of batch ``i`` of a process."""
         write_arrays(self._batch(rank, i), arrays)
 
+    def blocks(self) -> Iterator[Arrays]:
+        """Batches of the same number of all processes as one, in the order of the images, by and by."""
+        for i in range(self.done(0)):
+            paths = [self._batch(r, i) for r in range(self.processes)]
+            parts = [read_arrays(path)[0] for path in paths if bf.exists(path)]
+            if parts := [part for part in parts if len(part["index"])]:
+                joined = _joined(parts)
+                order = joined["index"].argsort()
+                yield {name: values[order] for name, values in joined.items()}
+
     def collect(self) -> Arrays:
         """All processes' batches as one, in the order of the images; an empty ``index`` alone where no image is."""
-        parts = [read_arrays(self._batch(r, i))[0] for r in range(self.processes) for i in range(self.done(r))]
-        parts = [part for part in parts if len(part["index"])] or [{"index": np.empty(0, np.int64)}]
-        joined = _joined(parts)
-        order = joined["index"].argsort()
-        return {name: values[order] for name, values in joined.items()}
+        return _joined(list(self.blocks()) or [{"index": np.empty(0, np.int64)}])
 
     def write(self, arrays: Arrays, about: dict[str, str]) -> None:
         """Write the file, with ``about`` beside the settings, and remove the batches."""

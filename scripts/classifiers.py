@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, cos, pi
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from dbae.io import Generators, differing, image_generators, read_tensors, seed_
 from dbae.progress import progress_bar
 from dbae.state import EMA
 
-# Images [n, 3, H, W] in [-1, 1], and where their random numbers come from (None: torch's own, which training seeds)
-# -> what each classifier is called with, by its name
+# Images [n, 3, H, W] in [-1, 1] (or Rows), and where their random numbers come from (None: torch's own, which training
+# seeds) -> what each classifier is called with, by its name
 Inputs = Callable[[Tensor, Generators], Mapping[str, Sequence[Tensor]]]
 Watch = Callable[[Mapping[str, nn.Module]], Mapping[str, float]]
 
@@ -74,6 +74,23 @@ def crop_and_flip(images: Tensor, crop: int, flip: bool) -> Tensor:
     rows, columns = (top + along)[:, None, :, None], (left + along)[:, None, None, :]
     each, channel = torch.arange(n, device=images.device), torch.arange(3, device=images.device)
     return padded[each[:, None, None, None], channel[:, None, None], rows, columns]
+
+
+class Rows(Protocol):
+    """What classifiers see in place of images, such as codes that were computed before."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, numbers: list[int], device: torch.device, training: bool) -> Tensor:
+        """Those rows on ``device``, drawn anew for ``training``."""
+
+
+def batch_of(data: CachedImages | Rows, numbers: list[int], device: torch.device, recipe: Recipe | None) -> Tensor:
+    """Images [n, 3, s, s] in [-1, 1], mirrored and cropped for training by a ``recipe``; or rows of what else it is."""
+    if not isinstance(data, CachedImages):
+        return data.rows(numbers, device, recipe is not None)
+    images = gather(data.images, numbers, device)
+    return to_float(crop_and_flip(images, recipe.crop, recipe.flip) if recipe else images)
 
 
 class Training:
@@ -136,7 +153,12 @@ class Training:
         write_tensors(self.path, content | {name: json.dumps(value) for name, value in texts.items()})
 
     def run(
-        self, images: CachedImages, classes: Tensor, inputs: Inputs, watch: Watch | None = None, quiet: bool = False
+        self,
+        images: CachedImages | Rows,
+        classes: Tensor,
+        inputs: Inputs,
+        watch: Watch | None = None,
+        quiet: bool = False,
     ) -> int:
         """Train to the end on images with their ``classes`` [n]; returns 0, or the signal that stopped it, saved.
 
@@ -157,8 +179,8 @@ class Training:
                 batch = order[k * recipe.batch_size : (k + 1) * recipe.batch_size]
                 rows = batch[rank * share : (rank + 1) * share].tolist()
                 torch.manual_seed(seed_for(recipe.seed, self.step, rank))  # flips, crops, noise, dropout
-                self._take_step(gather(images.images, rows, self.device), gather(classes, rows, self.device), inputs,
-                                len(batch), self.step / per_epoch)  # fmt: skip
+                x = batch_of(images, rows, self.device, recipe)
+                self._take_step(x, gather(classes, rows, self.device), inputs, len(batch), self.step / per_epoch)
                 self.step += 1
                 bar.update()
                 if self.step % per_epoch == 0:
@@ -174,12 +196,11 @@ class Training:
                     return signum
         return 0
 
-    def _take_step(self, images: Tensor, classes: Tensor, inputs: Inputs, size: int, done: float) -> None:
+    def _take_step(self, x: Tensor, classes: Tensor, inputs: Inputs, size: int, done: float) -> None:
         """One step on this process's share of a batch of ``size`` images."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.recipe.factor(done)
         self.networks.train()
-        x = to_float(crop_and_flip(images, self.recipe.crop, self.recipe.flip))
         given = inputs(x, None) if len(x) else {}
         loss = 0 if given else sum(p.sum() for p in self.trained) * 0  # of an empty share
         for name, network in zip(self.names, self.networks, strict=True):
@@ -200,7 +221,7 @@ class Training:
 @torch.no_grad()
 def logits(
     classifiers: Mapping[str, nn.Module],
-    images: CachedImages,
+    images: CachedImages | Rows,
     inputs: Inputs,
     device: torch.device,
     batch_size: int = 256,
@@ -217,7 +238,7 @@ def logits(
     with progress_bar(len(images), "image", desc, enabled=rank == 0 and bool(desc)) as bar:
         for first in range(0, len(mine), batch_size):
             rows = list(mine[first : first + batch_size])
-            x = to_float(gather(images.images, rows, device))
+            x = batch_of(images, rows, device, None)
             given = inputs(x, image_generators(seed, rows, device))
             parts.append({name: network(*given[name]).float() for name, network in classifiers.items()})
             bar.update(min(world * len(rows), len(images) - bar.n))

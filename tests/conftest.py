@@ -25,3 +25,19 @@ def checkpoint(tmp_path_factory):
     import tiny
 
     return tiny.written(tmp_path_factory.mktemp("run"), tiny.model(stochastic=True))
+
+
+@pytest.fixture
+def program(capsys):
+    """Run a program in this process as its launcher would; returns (status, standard output, standard error)."""
+    from scripts.cli import run
+
+    def call(module, *words):
+        status = 0
+        try:
+            run(lambda: module.main([str(word) for word in words]))
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return call

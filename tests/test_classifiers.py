@@ -10,7 +10,7 @@ from torch import nn
 from datasets.loader import CachedImages
 from dbae import runtime
 from dbae.config import UserError
-from scripts.classifiers import Recipe, Training, accuracies, cosine, crop_and_flip, logits
+from scripts.classifiers import Recipe, Training, accuracies, batch_of, cosine, crop_and_flip, logits
 
 CPU = torch.device("cpu")
 
@@ -107,6 +107,11 @@ def test_crops_are_windows_of_the_padded_image_and_half_are_mirrored():
     assert len(set(found)) == len(windows)
     assert abs(np.mean([mirrored for mirrored, _, _ in found]) - 0.5) < 0.05
     assert torch.equal(crop_and_flip(image, 0, False), image)
+
+
+def test_a_share_of_a_batch_may_be_empty(tmp_path, data):
+    recipe = made(tmp_path / "state.pt").recipe
+    assert batch_of(data[0], [], CPU, recipe).shape == batch_of(data[0], [], CPU, None).shape == (0, 3, 8, 8)
 
 
 def test_cosine():

@@ -19,7 +19,6 @@ import eval_reconstruction
 from dbae.config import TrainConfig
 from dbae.methods import DBAE, preset
 from scripts import reconstruct, train
-from scripts.cli import run
 
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "NPROC": "1"}
 SETTINGS = "euler_7.0_3_w=1.0_churn=0.33"
@@ -36,21 +35,6 @@ def bash(*words, cwd=ROOT, **environment):
         timeout=600,
     )
     return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture
-def program(capsys):
-    """Run a program in this process as its launcher would; returns the same."""
-
-    def call(module, *words):
-        status = 0
-        try:
-            run(lambda: module.main([str(word) for word in words]))
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def assert_one_line_error(result, *parts):
