@@ -1,6 +1,8 @@
 """The linear probe of blocks at noise levels: features, heads, the choice of a cell, and the command."""
 
 import json
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from benchmarks import linear_grid, timing
 from dbae.config import UserError
 from dbae.methods.ddae import DDAE, EDMDDAE
 from dbae.methods.ddae_config import DDPMConfig, EDMConfig
@@ -363,3 +366,19 @@ def test_data_without_labels_ends_before_images_are_read(monkeypatch, run_of, tm
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     with pytest.raises(UserError, match=r"labels|images"):
         linear.main(words(run_of["ddae"], tmp_path, tmp_path / "out", "--grid"))
+
+
+# What it costs
+
+
+def test_the_benchmark_counts_the_calls_that_are_made(monkeypatch, capsys, tmp_path):
+    def here(build, arguments, world):
+        return nullcontext(partial(next, timing.runs(build, *arguments)))
+
+    monkeypatch.setattr(timing, "isolated", here)
+    monkeypatch.setattr(linear_grid.Grid, "build_model", lambda self: model())
+    linear_grid.main(["--images=10", "--test_images=4", "--epochs=2", "--rounds=1", f"--json={tmp_path / 'rows.json'}"])
+    official, cached = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (official["calls"], cached["calls"]) == (3 * (2 * 10 + 4), 3 * (10 + 4))
+    assert cached["calls_ratio"] == pytest.approx(72 / 42) and "GFLOP of a call" in capsys.readouterr().out
+    assert linear_grid.flops(model(), ["out_1"]) < 0.8 * linear_grid.flops(model())
