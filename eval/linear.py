@@ -37,20 +37,8 @@ def logistic_regression(
     Each penalty is chosen by average precision on the validation split. An attribute with a single class in training
     gets weight 0 and a finite bias.
     """
-    space, y = _Whitened(z_train, device), y_train.to(device, torch.float32)
-    varied = (y != y[:1]).any(dim=0)
-
-    def loss(logits: Tensor, y: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(logits, y) * y.shape[1]
-
-    layers = []
-    for path_weight, path_bias in _regularisation_path(space, y[:, varied], torch.logit, loss, penalties):
-        bias = _share(y).logit()
-        weight = bias.new_zeros(len(space.axes), len(bias))
-        weight[:, varied], bias[varied] = path_weight, path_bias
-        layers.append(space.fold(weight, bias))
-    scores = np.stack([average_precision(y_valid, F.linear(z_valid, *layer)) for layer in layers])
-    return _choose(layers, np.nan_to_num(scores, nan=-1.0), penalties)
+    layers = logistic_path(z_train, y_train, penalties, device)
+    return choose(layers, [ranking(y_valid, F.linear(z_valid, *layer)) for layer in layers], penalties)
 
 
 def multinomial_regression(
@@ -65,10 +53,8 @@ def multinomial_regression(
 
     One penalty for all, chosen by accuracy on the validation split.
     """
-    space, y = _Whitened(z_train, device), y_train.to(device, torch.float32)
-    layers = [space.fold(*each) for each in _regularisation_path(space, y, torch.log, F.cross_entropy, penalties)]
-    scores = np.array([[top_k(y_valid, F.linear(z_valid, *layer))] * y.shape[1] for layer in layers])
-    return _choose(layers, scores, penalties)
+    layers = multinomial_path(z_train, y_train, penalties, device)
+    return choose(layers, [top_one(y_valid, F.linear(z_valid, *layer)) for layer in layers], penalties)
 
 
 def ridge_regression(
@@ -82,9 +68,70 @@ def ridge_regression(
     if len(z_train) < 3:
         raise UserError(f"train: expected at least 3 images, got {len(z_train)}")
     cut = len(z_train) - math.ceil(len(z_train) / 10)
-    trials = _ridge_path(z_train[:cut], y_train[:cut], penalties, device)
-    errors = np.stack([mse(y_train[cut:], F.linear(z_train[cut:], *layer)) for layer in trials])
-    return _choose(_ridge_path(z_train, y_train, penalties, device), -errors, penalties)
+    trials = ridge_path(z_train[:cut], y_train[:cut], penalties, device)
+    errors = [-mse(y_train[cut:], F.linear(z_train[cut:], *layer)) for layer in trials]
+    return choose(ridge_path(z_train, y_train, penalties, device), errors, penalties)
+
+
+def logistic_path(
+    z: Tensor, y: Tensor, penalties: Sequence[float] = PENALTIES, device: Device = "cpu"
+) -> list[Solution]:
+    """A logistic regression per attribute: the solution on raw codes z [n, d], y [n, k], for every penalty."""
+    space, y = _Whitened(z, device), y.to(device, torch.float32)
+    varied = (y != y[:1]).any(dim=0)
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, y) * y.shape[1]
+
+    layers = []
+    for path_weight, path_bias in _regularisation_path(space, y[:, varied], torch.logit, loss, penalties):
+        bias = _share(y).logit()
+        weight = bias.new_zeros(len(space.axes), len(bias))
+        weight[:, varied], bias[varied] = path_weight, path_bias
+        layers.append(space.fold(weight, bias))
+    return layers
+
+
+def multinomial_path(
+    z: Tensor, y: Tensor, penalties: Sequence[float] = PENALTIES, device: Device = "cpu"
+) -> list[Solution]:
+    """The same of one logistic regression over all classes, one-hot in y [n, classes]."""
+    space, y = _Whitened(z, device), y.to(device, torch.float32)
+    return [space.fold(*each) for each in _regularisation_path(space, y, torch.log, F.cross_entropy, penalties)]
+
+
+def ridge_path(z: Tensor, y: Tensor, penalties: Sequence[float] = PENALTIES, device: Device = "cpu") -> list[Solution]:
+    """The same of ridge regressions, in closed form, for real targets y [n, k]."""
+    space = _Whitened(z, device)
+    y = y.to(device, torch.float64)
+    bias = y.mean(dim=0)
+    products = space.codes.double().T @ (y - bias) / len(z)
+    return [space.fold(products / (space.variances[:, None] + penalty), bias) for penalty in penalties]
+
+
+def ranking(y: Tensor, output: Tensor) -> np.ndarray:
+    """How good outputs [n, k] are for attributes y [n, k], each on its own [k]; -1 where that is not defined."""
+    return np.nan_to_num(average_precision(y, output), nan=-1.0)
+
+
+def top_one(y: Tensor, output: Tensor) -> np.ndarray:
+    """The accuracy of outputs for one-hot classes, both [n, k], the same for all [k]."""
+    return np.full(y.shape[1], top_k(y, output))
+
+
+def choose(solutions: Sequence[Solution], scores: Sequence[np.ndarray], penalties: Sequence[float]) -> Chosen:
+    """For every output the solution with the highest of the ``scores`` [k] of each penalty, together as a layer."""
+    best = np.stack(scores).argmax(axis=0)
+    return assembled(solutions, best), [float(penalties[p]) for p in best]
+
+
+def assembled(solutions: Sequence[Solution], which: Sequence[int]) -> nn.Linear:
+    """A layer whose output i is that of the solution ``which[i]``."""
+    rows = np.arange(len(which))
+    weight, bias = (torch.stack(values)[which, rows] for values in zip(*solutions, strict=True))
+    layer = nn.Linear(*weight.T.shape)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer
 
 
 def neighbour_votes(z_train: Tensor, y_train: Tensor, z_test: Tensor, k: int = 20, device: Device = "cpu") -> Tensor:
@@ -168,21 +215,3 @@ def _regularisation_path(
         weight, bias = (scale * u).detach(), (v / curvature.sqrt()).detach()
         solutions.append((weight, bias))
     return solutions
-
-
-def _ridge_path(z: Tensor, y: Tensor, penalties: Sequence[float], device: Device) -> list[Solution]:
-    """The solution on raw codes for every penalty."""
-    space = _Whitened(z, device)
-    y = y.to(device, torch.float64)
-    bias = y.mean(dim=0)
-    products = space.codes.double().T @ (y - bias) / len(z)
-    return [space.fold(products / (space.variances[:, None] + penalty), bias) for penalty in penalties]
-
-
-def _choose(solutions: Sequence[Solution], scores: np.ndarray, penalties: Sequence[float]) -> Chosen:
-    """For every output the solution with the highest of the scores [penalties, k], together as a layer."""
-    best, rows = scores.argmax(axis=0), np.arange(scores.shape[1])
-    weight, bias = (torch.stack(values)[best, rows] for values in zip(*solutions, strict=True))
-    layer = nn.Linear(*weight.T.shape)
-    layer.load_state_dict({"weight": weight, "bias": bias})
-    return layer, [float(penalties[p]) for p in best]

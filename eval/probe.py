@@ -198,10 +198,12 @@ def train_linear(
     device: Device = "cpu",
     shuffled: bool = False,
     steps: int | None = None,
+    factor: Callable[[float], float] = lambda done: 1.0,
 ) -> Iterator[nn.Linear]:
     """Adam over batches in data-set order; yields the layer, still in training, after every epoch.
 
     ``shuffled`` epochs are in random order, without an incomplete last batch. Training ends early after ``steps``.
+    ``factor`` is that of the learning rate after a number of epochs.
     """
     require_positive("epochs", epochs)
     codes, targets = part.codes("train", 0, device), part.targets.to(device, torch.float32)
@@ -210,6 +212,7 @@ def train_linear(
         layer = nn.Linear(codes.shape[1], targets.shape[1]).to(device)
     optimizer = torch.optim.Adam(layer.parameters(), lr)
     for epoch in range(epochs):
+        optimizer.param_groups[0]["lr"] = lr * factor(epoch)
         codes = codes if epoch == 0 else part.codes("train", epoch, device)
         order = torch.arange(len(codes), device=device)
         if shuffled:

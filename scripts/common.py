@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from dbae.config import (
     require_from_zero,
     require_positive,
 )
-from dbae.io import image_generators, randn_like, require_finite, to_float, to_uint8
+from dbae.io import Generators, image_generators, randn_like, require_finite, to_float, to_uint8
 from dbae.methods import METHODS, AutoEncoder, DiffusionModel, preset
 from dbae.progress import progress_bar
 from scripts.cli import Parser, given, peek
@@ -227,9 +227,28 @@ class TrainedModel:
         generators = image_generators(self.seed, index, self.device)
         arrays = self.model.encode_arrays(to_float(images.to(self.device)), generators)
         if "mu" in arrays:
-            noise = randn_like(arrays["mu"], generators) if self.latent == "sample" else None
-            arrays = {"z": self.model.code(arrays, noise), **arrays}
+            arrays = {"z": self.code(arrays, generators), **arrays}
         return arrays
+
+    @torch.no_grad()
+    def features(
+        self, x: Tensor, t: float, blocks: Sequence[str], generators: Generators = None, draws: int = 1
+    ) -> dict[str, Tensor]:
+        """Averaged activations [n, C] of the network's ``blocks`` by name, for images x in [-1, 1] noised to time t.
+
+        Each call of the network gives all blocks; they are means over ``draws`` of the noise. An autoencoder's network
+        is told the images' code, drawn first where it is stochastic.
+        """
+        cond = None
+        if isinstance(self.model, AutoEncoder):
+            cond = self.model.condition(x, z=self.code(self.model.encode_arrays(x, generators), generators))
+        found = [self.model.features(x, t, blocks, generator=generators, cond=cond) for _ in range(draws)]
+        return {name: sum(each[name] for each in found) / draws for name in blocks}
+
+    def code(self, arrays: Mapping[str, Tensor], generators: Generators = None) -> Tensor:
+        """The code [n, d] in what the encoder computed, drawn or the mean where it is stochastic."""
+        draws = "mu" in arrays and self.latent == "sample"
+        return self.model.code(arrays, randn_like(arrays["mu"], generators) if draws else None)
 
     def encode(self, images: Tensor, index: Sequence[int] | None = None) -> Tensor:
         """Codes [n, latent] of any number of images, by default numbered from 0. UserError where one is not finite."""

@@ -18,18 +18,23 @@ from eval.features import Code, Encode, FeatureCache, encode_batches
 from scripts.common import ModelOptions, TrainedModel, result_folder
 
 
-def array_encoder(trained: TrainedModel, block: str = "", time: float | None = None) -> Encode:
+def array_encoder(
+    trained: TrainedModel, block: str | Sequence[str] = "", time: float | None = None, draws: int = 1
+) -> Encode:
     """What the model computes once per image, before its code is drawn from that.
 
-    Or averaged activations of a ``block`` of its network, for images with the noise of a time.
+    Or averaged activations of a ``block`` of its network, under ``z``, for images with the noise of a time; of several
+    blocks, under their names, from the same calls of the network. They are means over as many ``draws`` of the noise.
     """
+    blocks = [block] if isinstance(block, str) else list(block)
 
     def encode(images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
         generators = image_generators(trained.seed, index, trained.device)
         x = to_float(images.to(trained.device))
-        if block:
-            return {"z": trained.model.features(x, time, [block], generator=generators)[block]}
-        return trained.model.encode_arrays(x, generators)
+        if not block:
+            return trained.model.encode_arrays(x, generators)
+        found = trained.features(x, time, blocks, generators, draws)
+        return {"z": found[block]} if isinstance(block, str) else found
 
     return encode
 
@@ -80,6 +85,36 @@ def encode_to_file(
     return True
 
 
+def write_features(
+    trained: TrainedModel,
+    options: ModelOptions,
+    about: dict[str, Any],
+    data: ImageDataset,
+    name: str,
+    flip: bool = False,
+    block: str | Sequence[str] = "",
+    time: float | None = None,
+    draws: int = 1,
+) -> str:
+    """Path of the file with what the code is drawn from, or with features of a ``block`` or several.
+
+    All processes encode their share, unless it is there. ``about`` are weights and images, ``name`` is that of the
+    split; the file lies with the results of the checkpoint, in ``latents``, under a name made of all settings.
+    """
+    settings = about | {"flip": flip} | noise_settings(trained, time)
+    if block:
+        settings |= {"features": block if isinstance(block, str) else list(block), "time": time}
+        settings |= {"draws": draws} if draws > 1 else {}
+    if trained.model.precision != "fp32":
+        settings["precision"] = trained.model.precision
+    file = f"{name}{'_flip' * flip}_{FeatureCache('', settings).key}.npz"
+    path = result_folder(options.model_path, "latents", file, out=options.out)
+    at = "" if time is None else f" at {time:.4g}"
+    how = (settings, options.batch_size, options.num_workers, f"encode {name}{' mirrored' * flip}{at}")
+    encode_to_file(path, array_encoder(trained, block, time, draws), Tolerant(data), *how)
+    return path
+
+
 def cached_features(
     trained: TrainedModel,
     options: ModelOptions,
@@ -91,18 +126,8 @@ def cached_features(
     time: float | None = None,
     everywhere: bool = False,
 ) -> Arrays:
-    """What the code is drawn from, or features of a ``block``, from a file that all processes encode their share of.
-
-    ``about`` are weights and images, ``name`` is that of the split; the file lies with the results of the checkpoint,
-    in ``latents``, under a name made of all settings. The first process reads it, the others only for ``everywhere``.
-    """
-    settings = about | {"flip": flip} | noise_settings(trained, time)
-    if block:
-        settings |= {"features": block, "time": time}
-    file = f"{name}{'_flip' * flip}_{FeatureCache('', settings).key}.npz"
-    path = result_folder(options.model_path, "latents", file, out=options.out)
-    how = (settings, options.batch_size, options.num_workers, f"encode {name}{' mirrored' * flip}")
-    encode_to_file(path, array_encoder(trained, block, time), Tolerant(data), *how)
+    """What ``write_features`` writes. The first process reads it, the others only for ``everywhere``."""
+    path = write_features(trained, options, about, data, name, flip, block, time)
     return read_arrays(path)[0] if everywhere or runtime.rank() == 0 else {}
 
 

@@ -1,8 +1,7 @@
 """Probes of a frozen model's codes: the common part of ``infer_class`` and ``infer_reg``."""
 
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from math import ceil, sqrt
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from datasets import ImageDataset, Labelled, labelled_splits
 from dbae import runtime
 from dbae.config import UserError
-from dbae.io import atomic_write, check_outputs, differing, fingerprint, read_json, to_float, write_tensors
+from dbae.io import atomic_write, fingerprint, to_float, write_tensors
 from eval.features import CachedFeatures, Encode, encode_dataset, pca, reduced
 from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, predict, summary
 from eval.scores import json_safe
@@ -22,6 +21,7 @@ from scripts.common import TrainedModel, load, parse, print_dry_run
 from scripts.encoding import cached_features, drawn_code, noise_settings
 from scripts.probe_figure import draw, score_of
 from scripts.probe_options import BASELINES, RegressionOptions
+from scripts.results import check_report
 
 SCORES = {"binary": "ap", "class": "accuracy", "real": "r"}
 WRITTEN = ("results.json", "best.pt", "best.json", "test.txt", "attributes.png")
@@ -37,20 +37,6 @@ def settings_of(trained: TrainedModel, splits: dict[str, Labelled], options: Reg
         about = {**each.dataset.identity(), "labels": each.dataset.labels_digest(options.kind)}
         settings |= {f"{split} {name}": value for name, value in about.items()}
     return settings | {name: getattr(options, name) for name in names}
-
-
-def check_results(settings: dict[str, Any], inputs: Iterable[str], options: RegressionOptions) -> None:
-    """Raise UserError where results of other settings are there, or where an input would be overwritten."""
-    paths = [path for name in WRITTEN if os.path.exists(path := options.path(name))]
-    check_outputs(paths, inputs)
-    if not paths or options.overwrite:
-        return
-    report = options.path("results.json")
-    if others := differing(read_json(report).get("made_from") if os.path.exists(report) else {}, settings):
-        raise UserError(
-            f"{options.folder} holds a probe with another {others}; "
-            "give --overwrite true to replace it, --out another folder, or move it away"
-        )
 
 
 def pixel_encoder(train: ImageDataset, length: int, options: RegressionOptions) -> Encode:
@@ -140,7 +126,8 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
         settings = settings_of(trained, splits, options)
         files = chain.from_iterable(each.dataset.files() for each in splits.values())
         inputs = [options.model_path, *filter(None, (options.baseline, splits["train"].dataset.labels_path))]
-        check_results(settings, chain(inputs, files), options)
+        report, *others = map(options.path, WRITTEN)
+        check_report(report, others, settings, chain(inputs, files), "a probe", options.overwrite)
         return settings
 
     settings = runtime.on_first(begin)

@@ -12,6 +12,24 @@ from dbae.io import atomic_write, check_outputs, differing, read_json
 FILE = "edits.json"  # {"edits": [{"settings": {...}, "files": [name, ...]}, ...]}, each file in one edit
 
 
+def check_report(
+    report: str, files: Iterable[str], settings: dict[str, Any], inputs: Iterable[str], what: str, overwrite: bool
+) -> None:
+    """Raise UserError where some of the ``files`` are there whose ``report`` (JSON, with ``made_from``) says otherwise.
+
+    Or where one of them is an input. ``what`` they hold stands in the message.
+    """
+    paths = [path for path in (report, *files) if os.path.exists(path)]
+    check_outputs(paths, inputs)
+    if not paths or overwrite:
+        return
+    if others := differing(read_json(report).get("made_from") if os.path.exists(report) else {}, settings):
+        raise UserError(
+            f"{os.path.dirname(report)} holds {what} with another {others}; "
+            "give --overwrite true to replace it, --out another folder, or move it away"
+        )
+
+
 @dataclass(frozen=True)
 class Results:
     """The results of one command, whose ``settings`` (ready for JSON) are all that they depend on."""

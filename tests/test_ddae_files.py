@@ -235,6 +235,7 @@ def test_sampling(run):
             "generated_noise_edm_18_eta=0.5",
         ),
         ("sample.sh", ["DDPM_small", "none.pt", "--dry_run", "--mode=DDPM"], "generated_noise_ddpm_1000"),
+        ("linear.sh", ["EDM_small", "none.pt", "--grid", "--dry_run"], '"how": "exact"'),
     ],
 )
 def test_launchers(script, words, said):

@@ -49,6 +49,7 @@ class DiffusionModel(nn.Module):
     OFFICIAL_SAMPLING: ClassVar[tuple[SampleConfig, ...]] = ()  # of its published reconstructions
     TARGETS: ClassVar[str | None] = None  # kind of label that training conditions on: binary, class or real
     FEATURES: ClassVar[tuple[str, float]]  # the block, and the time, whose features stand for an image
+    FEATURE_TIMES: ClassVar[tuple[float, ...]] = ()  # times whose features are compared, where the method names some
     BOUNDED: ClassVar[bool] = True  # whether x_0 lies in [-1, 1]: estimates of it are clamped in sampling
     INVERTS: ClassVar[bool] = False  # whether reconstruction infers x_T by inversion
 

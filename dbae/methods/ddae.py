@@ -44,6 +44,7 @@ class DDAE(DiffusionModel):
     CHECKED = ("image_size", "ddim_schedule", "feature_block", "feature_time")
     OVERRIDABLE = ("ddim_schedule", "feature_block", "feature_time")
     SAMPLING = SampleConfig("ddim", 100, grid="uniform")
+    FEATURE_TIMES: ClassVar[tuple[float, ...]] = (1, 11, 21)
 
     def __init__(self, config: DDPMConfig | EDMConfig) -> None:
         super().__init__(config)
@@ -130,6 +131,7 @@ class EDMDDAE(DDAE):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = ddae_config.PRESETS["EDM"]
     CHECKED = ("image_size", "feature_block", "feature_time")
     OVERRIDABLE = ("feature_block", "feature_time")
+    FEATURE_TIMES = tuple(map(ddae_config.sigma_of_step, (3, 4, 5)))
     SAMPLING = SampleConfig("edm", ddae_config.EDM_STEPS, S_min=0.01, S_max=1.0, S_noise=1.007)
 
     def _diffusion(self) -> tuple[Process, Any]:
