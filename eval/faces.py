@@ -48,7 +48,7 @@ def padded(x: Tensor, stride: int) -> Tensor:
 
 
 def facenet_tensors(net: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the graph under the network's names: factors and offsets of normalisation become weights and biases."""
+    """The graph's tensors under the network's names: factors and offsets of normalisation become weights and biases."""
     found = {}
 
     def put(name: str, weight: str, layer: str, order: tuple[int, ...]) -> None:

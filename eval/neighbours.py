@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TILE = 2048  # rows and columns of a tile, which a processor's cache holds
-SEEDS = 512  # columns of the first tile that give a first limit
-FEW = 256  # a product of matrices takes as long as differences of one pair in so many
+TILE = 1024  # rows and columns of a tile, which a processor's cache holds
+FEW = 100  # a product of matrices takes about as long as differences of one pair in so many
 PAIRS = 256  # pairs of rows whose differences a processor's cache holds
 
 
@@ -116,16 +115,18 @@ def _tiles(x: Rows, y: Rows) -> Iterator[tuple[slice, slice]]:
 
 
 def _seeded(x: Rows, y: Rows, i: slice, j: slice, k: int) -> Tensor:
-    """Squared distances [p] to the k-th nearest of a few rows of y: the true k-th neighbour is no farther away."""
-    some = slice(j.start, min(j.stop, j.start + SEEDS))
-    squared = _squared(x.levels[-1], y.levels[-1], i, some)
+    """Squared distances [p] to the k-th nearest of some rows of y: the true k-th neighbour is no farther away.
+
+    Which of them are nearest is read from rounded distances.
+    """
+    squared = _squared(x.levels[-2:][0], y.levels[-2:][0], i, j)
     if x is y:
         squared.fill_diagonal_(torch.inf)
     if squared.shape[1] - (x is y) < k:
         return squared.new_full((len(squared),), torch.inf)
     numbers = squared.topk(k, largest=False).indices.flatten()
     own = torch.arange(len(squared), device=numbers.device).repeat_interleave(k)
-    return _exact(x.full[i], y.full[some], own, numbers).view(-1, k).amax(1)
+    return _exact(x.full[i], y.full[j], own, numbers).view(-1, k).amax(1)
 
 
 def _merge(best: Neighbours, rows: slice, own: Tensor, squared: Tensor, numbers: Tensor) -> None:
