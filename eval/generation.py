@@ -109,7 +109,9 @@ def kernel_distance(x: ArrayLike, y: ArrayLike, subsets: int = 100, size: int = 
 
 
 def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    kernel = x @ y.T / x.shape[1] + 1
+    kernel = x @ y.T
+    kernel /= x.shape[1]
+    kernel += 1
     return kernel * kernel * kernel  # a power is a hundred times as slow
 
 
