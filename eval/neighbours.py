@@ -1,4 +1,4 @@
-"""Nearest neighbours and balls of features [n, d], exact: two sets of 50,000 x 2,048 in minutes, on a CPU and in 4 GB.
+"""Nearest neighbours and balls of features [n, d], exact: two sets of 50,000 x 2,048 fit into 4 GB.
 
 Distances are looked at in tiles. A cheap product of matrices, whose rounding is bounded, decides most pairs; the rest
 are computed from differences. Of one set with itself, each tile serves its rows and, transposed, its columns.
