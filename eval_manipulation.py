@@ -66,7 +66,7 @@ class EditMeasureOptions(ModelOptions, RuntimeConfig):
     features: str = option("pixels", f"space of judge and distances: {', '.join(NETWORKS)}", tuple(NETWORKS))
     feature_weights: str | None = option(None, "its file of weights")
     judged: int = option(10_000, "training images that the judge learns from, at most")
-    embedder: str | None = option(None, "network whose features' cosine tells persons apart", tuple(NETWORKS))
+    embedder: str | None = option(None, "network whose features' cosine tells persons apart: faces", tuple(NETWORKS))
     embedder_weights: str | None = option(None, "its file of weights")
 
     def __post_init__(self) -> None:

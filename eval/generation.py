@@ -4,20 +4,14 @@ All run in blocks: two sets of 50,000 x 2,048 features fit into 4 GB. Sums that 
 """
 
 from collections.abc import Iterator
-from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from dbae.config import UserError
-
-BLOCK = 1 << 25  # distances that are in memory at once
-PAIRS = 1 << 10  # pairs of rows at a time, which a processor's cache holds
-SPARE = 4  # candidates beside the k nearest, as the distances that choose them are rounded
-
+from eval import neighbours
 
 # Frechet distance
 
@@ -115,22 +109,24 @@ def kernel_distance(x: ArrayLike, y: ArrayLike, subsets: int = 100, size: int = 
 
 
 def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    kernel = x @ y.T / x.shape[1] + 1
+    kernel = x @ y.T
+    kernel /= x.shape[1]
+    kernel += 1
     return kernel * kernel * kernel  # a power is a hundred times as slow
 
 
-# Nearest neighbours: exact, though most pairs are told apart by few numbers
+# Nearest neighbours
 
 
 def nearest(
-    x: ArrayLike, y: ArrayLike, k: int = 1, itself: bool = True, device: torch.device | str = "cpu"
+    x: ArrayLike, y: ArrayLike, k: int = 1, device: torch.device | str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distances [n, k] to the k nearest rows of y for each row of x, and their numbers [n, k].
 
-    Without ``itself`` row i of y is no neighbour of row i of x. Raises UserError where y has too few rows.
+    Raises UserError where y has too few rows.
     """
-    y = _checked(y, k + (not itself))
-    squared, numbers = _nearest(*_prepared(y, _checked(x, 1), y, device=device), k, itself)
+    x, y = _checked(x, 1), _checked(y, k)
+    squared, numbers = neighbours.nearest(*neighbours.prepared(y, x, y, device=device), k)
     return squared.sqrt().cpu().numpy(), numbers.cpu().numpy()
 
 
@@ -144,23 +140,12 @@ def precision_recall(
     fake, over k; ``coverage``: share of reals with a fake in their ball. Raises UserError for k rows or fewer.
     """
     real, fake = _checked(real, k + 1), _checked(fake, k + 1)
-    reals, fakes = _prepared(real, real, fake, device=device)
-    radius_real, radius_fake = (_nearest(each, each, k, itself=False)[0][:, -1] for each in (reals, fakes))
-    covered = torch.zeros(len(real), dtype=torch.bool, device=device)
-    recalled, precise, inside = covered.clone(), 0, 0
-    for rows in _blocks(fakes, reals):
-        limits = radius_real[None], radius_fake[rows, None]
-        squared = _distances(fakes, reals, rows, _squared(fakes.short[rows], reals.short), limits)
-        near_real, near_fake = (squared <= limit for limit in limits)
-        precise += int(near_real.any(1).sum())
-        inside += int(near_real.count_nonzero())  # ten times as fast as a sum
-        covered |= near_real.any(0)
-        recalled |= near_fake.any(0)
+    found = neighbours.balls(*neighbours.prepared(real, real, fake, device=device), k)
     return {
-        "precision": precise / len(fake),
-        "recall": int(recalled.sum()) / len(real),
-        "density": inside / (k * len(fake)),
-        "coverage": int(covered.sum()) / len(real),
+        "precision": int(found.precise.sum()) / len(fake),
+        "recall": int(found.recalled.sum()) / len(real),
+        "density": found.inside / (k * len(fake)),
+        "coverage": int(found.covered.sum()) / len(real),
     }
 
 
@@ -172,84 +157,3 @@ def memorisation(sampled: ArrayLike, held_out: ArrayLike, train: ArrayLike) -> f
     """
     here, there = (float(np.median(nearest(each, train)[0])) for each in (sampled, held_out))
     return here / there if there else None
-
-
-class _Rows(NamedTuple):
-    """Features [n, d] less a mean; and [n, q + 1]: along q directions, and the length of the rest.
-
-    Distances of the short ones are never longer: ``(|u| - |v|)^2 <= |u - v|^2`` for the rest u, v of two rows.
-    """
-
-    full: Tensor
-    short: Tensor
-    longest: float  # squared length
-
-
-def _prepared(origin: np.ndarray, *features: np.ndarray, device: torch.device | str) -> list[_Rows]:
-    """Features less the mean of ``origin``, which costs distances fewer digits, and along its main directions."""
-    mean = origin.mean(axis=0, dtype=np.float64).astype(np.float32)
-    some = torch.from_numpy(np.asarray(origin[:: 1 + len(origin) // 4096], np.float32) - mean).to(device)
-    axes = torch.linalg.qr(some[: max(16, some.shape[1] // 8)].T)[0]
-    for _ in range(2):  # subspace iteration: any directions would do, these leave little
-        axes = torch.linalg.qr(some.T @ (some @ axes))[0]
-    found = []
-    for each in features:
-        full = torch.from_numpy(np.asarray(each, np.float32) - mean).to(device)
-        short = full @ axes
-        lengths = full.square().sum(1)
-        rest = (lengths - short.square().sum(1)).clamp(min=0).sqrt()
-        found.append(_Rows(full, torch.cat((short, rest[:, None]), 1), float(lengths.max())))
-    return found
-
-
-def _blocks(x: _Rows, y: _Rows) -> Iterator[slice]:
-    """Rows of x whose distances to all of y fit into memory."""
-    size = min(1024, max(1, BLOCK // len(y.full)))
-    return (slice(first, min(first + size, len(x.full))) for first in range(0, len(x.full), size))
-
-
-def _nearest(x: _Rows, y: _Rows, k: int, itself: bool) -> tuple[Tensor, Tensor]:
-    """Squared distances [n, k] and numbers [n, k] of the k nearest rows of y."""
-    found, count = [], min(k + SPARE, len(y.full) - (not itself))
-    for rows in _blocks(x, y):
-
-        def best(squared: Tensor, rows: slice = rows) -> tuple[Tensor, Tensor]:
-            if not itself:
-                squared[:, rows].fill_diagonal_(torch.inf)
-            numbers = squared.topk(count, largest=False).indices
-            own = torch.arange(len(numbers), device=numbers.device).repeat_interleave(count)
-            exact = _exact(x.full[rows], y.full, own, numbers.flatten()).view_as(squared[:, :count])
-            exact, order = exact.sort(stable=True)
-            return exact[:, :k], numbers.gather(1, order)[:, :k]
-
-        short = _squared(x.short[rows], y.short)
-        limit = best(short)[0][:, -1:]  # no k-th neighbour is farther away
-        found.append(best(_distances(x, y, rows, short, (limit,))))
-    return tuple(map(torch.cat, zip(*found, strict=True)))
-
-
-def _distances(x: _Rows, y: _Rows, rows: slice, short: Tensor, limits: tuple[Tensor, ...]) -> Tensor:
-    """Squared distances [b, m] of some rows of x that are right to compare with ``limits``, which broadcast to [b, m].
-
-    Pairs whose ``short`` distance [b, m] is beyond all limits are beyond them. The others are looked at one by one, or,
-    if they are many, as a product of matrices, and one by one where its rounding could matter.
-    """
-    part, error = x.full[rows], 64 * torch.finfo(torch.float32).eps * max(x.longest, y.longest)
-    squared, close = short, reduce(torch.logical_or, [short <= limit + error for limit in limits])
-    if close.count_nonzero() > squared.numel() / 256:
-        squared = _squared(part, y.full)
-        close = reduce(torch.logical_or, [(squared - limit).abs_() <= error for limit in limits])
-    i, j = close.nonzero(as_tuple=True)
-    squared[i, j] = _exact(part, y.full, i, j)
-    return squared
-
-
-def _squared(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distances [b, m] of all rows, rounded: where rows are much the same, to anything near 0."""
-    return torch.addmm(y.square().sum(1), x, y.T, alpha=-2).add_(x.square().sum(1, keepdim=True))
-
-
-def _exact(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """Squared distances [p] of the rows i [p] of x and j [p] of y, from differences."""
-    pairs = zip(i.split(PAIRS), j.split(PAIRS), strict=True)
-    return torch.cat([x[a].sub_(y[b]).square_().sum(1) for a, b in pairs])

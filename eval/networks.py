@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dbae.config import UserError
 from dbae.io import fingerprint, read_tensors
+from eval.faces import FaceNet, facenet_tensors, read_tensorflow_js
 from eval.reconstruction import empty_lpips, import_torchvision
 
 Levels = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of red, green, blue in 0..255
@@ -25,6 +26,7 @@ HALF: Levels = ((127.5,), (127.5,))  # to [-1, 1]
 TENSORFLOW: Levels = ((128.0,), (128.0,))
 LITE: Levels = ((127.0,), (128.0,))
 UNIT: Levels = ((0.0,), (255.0,))
+CAFFE: Levels = ((123.68, 116.779, 103.939), (1.0,))
 IMAGENET: Levels = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
@@ -38,6 +40,7 @@ class Row:
     levels: dict[str, Levels]  # by resizing, the default first
     file: str  # the usual name of the weights
     tensors: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = lambda net, tensors: tensors
+    read: Callable[[str], dict[str, Any]] = read_tensors
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def _tensorflow_weights(n: int, size: int) -> Tensor:
 
 def _fill(net: nn.Module, row: Row, path: str) -> None:
     """Put the tensors of a file into the network; further ones, such as another head's, are left."""
-    found = {name: value for name, value in read_tensors(path).items() if isinstance(value, Tensor)}
+    found = {name: value for name, value in row.read(path).items() if isinstance(value, Tensor)}
     found = row.tensors(net, found)
     for name, value in net.state_dict().items():
         if name.endswith("num_batches_tracked"):  # of training, and old files lack it
@@ -255,5 +258,6 @@ NETWORKS = {
     ),
     "alexnet": Row(_AlexNet, _pooled, None, {"none": IMAGENET}, ALEXNET),
     "lpips": Row(_lpips, _lpips_features, None, {"none": IMAGENET}, ALEXNET),
+    "faces": Row(FaceNet, _run, 224, {"bicubic": CAFFE}, "faceres-deep.bin", facenet_tensors, read_tensorflow_js),
     "pixels": Row(nn.Identity, lambda net, x: x.flatten(1), None, {"none": UNIT}, ""),
 }

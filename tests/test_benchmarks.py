@@ -18,11 +18,11 @@ import tiny
 import torch
 from lmdb_fixtures import image_folder
 
-from benchmarks import quality_vs_nfe, speed, timing
+from benchmarks import measures, quality_vs_nfe, speed, timing
 from benchmarks.reference import REFERENCE, reference, reference_step
 from benchmarks.timing import Work
 from dbae.checkpoint import config_content, save_weights, write_config
-from dbae.config import TrainConfig
+from dbae.config import TrainConfig, UserError
 from dbae.io import seed_for
 from dbae.methods import DBAE, DiffAE
 from dbae.methods.diffae import DiffAEConfig
@@ -245,3 +245,22 @@ def test_savings_count_only_where_the_row_is_as_good():
     rows = [{"setting": name, "nfe": calls, "MSE": error} for name, (calls, error) in values.items()]
     _, better, worse = quality_vs_nfe.with_savings(rows, {"MSE": "official", "LPIPS": "absent"})
     assert better["saves_MSE"] == 20 and "saves_MSE" not in worse
+
+
+# Measures of generated images
+
+
+def test_measures_agree_with_the_reference(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(timing, "isolated", here)
+    words = ["--rows=300", "--width=20", "--rounds=1", "--device=cpu", f"--json={tmp_path / 'rows.json'}"]
+    measures.main([*words, "--metrics", "FD", "KID", "PR"])
+    assert "default, FD, KID, PR: " in capsys.readouterr().out
+    written = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    values = {row["variant"]: row["values"] for row in written}
+    for metric, numbers in (("FD", 1), ("KID", 1), ("PR", 4)):
+        assert len(values[f"{metric}, default"]) == numbers
+        assert values[f"{metric}, default"] == pytest.approx(values[f"{metric}, reference"], rel=1e-9)
+    assert 0 < values["PR, default"][0] < 1
+    for wrong in (["--metrics", "IS"], ["--variants", "fast"], ["--rows=3"]):
+        with pytest.raises(UserError, match=wrong[0].strip("-").split("=")[0]):
+            measures.main(wrong)

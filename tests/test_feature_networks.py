@@ -1,11 +1,15 @@
 """Feature networks: what their files must hold, and second implementations of resizing and of the networks."""
 
+import itertools
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dbae.config import UserError
+from eval.faces import WIDTHS
 from eval.networks import NETWORKS, load_network, resize
 from eval.reconstruction import load_lpips
 
@@ -117,3 +121,72 @@ def test_inception_is_that_of_torch_fidelity(tmp_path):
     theirs = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path)(X[:2])[0]
     ours = load_network("inception", path, resizing="tensorflow")(X[:2])
     assert torch.allclose(ours, theirs, atol=1e-4 * theirs.abs().max().item())
+
+
+def tensorflow_js(folder):
+    """The two files of a face network's drawn tensors, and the tensors."""
+    generator, tensors = np.random.default_rng(0), {}
+
+    def draw(name, *shape, fan=None):
+        drawn = generator.standard_normal(shape) * (2 / fan) ** 0.5 if fan else 0.1 * generator.standard_normal(shape)
+        tensors[name] = drawn.astype("<f4")
+
+    draw("feats/bias", 7)  # of a head that is not used
+    draw("conv1/convolution/merged_input", 3, 3, 3, 32, fan=27 * 100**2)
+    draw("conv1_bn/batchnorm_1/sub", 32)
+    for i, (inner, outer) in enumerate(itertools.pairwise((32, *WIDTHS)), 1):
+        draw(f"conv_dw_{i}/depthwise_kernel", 3, 3, inner, 1, fan=9)
+        draw(f"conv_dw_{i}_bn/batchnorm_1/mul", inner, fan=2)
+        draw(f"conv_dw_{i}_bn/batchnorm_1/sub", inner)
+        draw(f"conv_pw_{i}/convolution/merged_input", 1, 1, inner, outer, fan=inner)
+        draw(f"conv_pw_{i}_bn/batchnorm_1/sub", outer)
+    entries = [{"name": name, "shape": list(x.shape), "dtype": "float32"} for name, x in tensors.items()]
+    (folder / "net.json").write_text(json.dumps({"weightsManifest": [{"paths": ["net.bin"], "weights": entries}]}))
+    (folder / "net.bin").write_bytes(b"".join(x.tobytes() for x in tensors.values()))
+    return str(folder / "net.bin"), tensors
+
+
+def convolved(x, w, stride, each=False):
+    """TensorFlow's convolution with padding "same" of images [n, h, w, c], of each channel alone or of all."""
+    shape = [-(-size // stride) for size in x.shape[1:3]]
+    missing = [max((n - 1) * stride + w.shape[0] - size, 0) for n, size in zip(shape, x.shape[1:3], strict=True)]
+    x = np.pad(x, [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[:2], (1, 2))[:, ::stride, ::stride]
+    return np.einsum("nhwcij,ijc->nhwc" if each else "nhwcij,ijcd->nhwd", windows, w[..., 0] if each else w)
+
+
+def test_faces_by_the_graph(tmp_path):
+    """The graph's own operations, one after the other, on images with an odd side."""
+    path, tensors = tensorflow_js(tmp_path)
+    network = load_network("faces", path)
+    x = X[..., :37].float() - 127
+    y = convolved(x.numpy().transpose(0, 2, 3, 1)[..., ::-1], tensors["conv1/convolution/merged_input"], 2)
+    y = np.clip(y + tensors["conv1_bn/batchnorm_1/sub"], 0, 6)
+    for i in range(1, len(WIDTHS) + 1):
+        y = convolved(y, tensors[f"conv_dw_{i}/depthwise_kernel"], 2 if i in (2, 4, 6, 12) else 1, each=True)
+        y = y * tensors[f"conv_dw_{i}_bn/batchnorm_1/mul"] + tensors[f"conv_dw_{i}_bn/batchnorm_1/sub"]
+        y = convolved(np.clip(y, 0, 6), tensors[f"conv_pw_{i}/convolution/merged_input"], 1)
+        y = np.clip(y + tensors[f"conv_pw_{i}_bn/batchnorm_1/sub"], 0, 6)
+    expected = torch.from_numpy(y.mean((1, 2))).float()
+    assert expected.std() > 0.05
+    assert torch.allclose(network.net(x), expected, atol=1e-4)
+    features = network(X)  # resized, less the means of channels
+    assert features.shape == (3, 1024) and network.about["input_size"] == 224
+    shifted = resize(X.float(), 224, "bicubic") - torch.tensor([123.68, 116.779, 103.939])[:, None, None]
+    assert torch.allclose(features, network.net(shifted), atol=1e-5)
+
+
+def test_wrong_files_of_tensorflow_js(tmp_path):
+    path, _ = tensorflow_js(tmp_path)
+    whole, names = (tmp_path / "net.bin").read_bytes(), (tmp_path / "net.json").read_text()
+    for content, manifest, message in (
+        (whole[:-4], names, "expected .* bytes as in"),
+        (whole, names.replace("float32", "uint8"), "weightsManifest of one file of float32"),
+        (whole, "{}", "weightsManifest"),
+        (whole, names.replace("conv_dw_3/", "conv_dw_33/"), "depthwise.2.weight"),
+        (whole, None, "expected net.json beside it"),
+    ):
+        (tmp_path / "net.bin").write_bytes(content)
+        (tmp_path / "net.json").unlink() if manifest is None else (tmp_path / "net.json").write_text(manifest)
+        with pytest.raises(UserError, match=message):
+            load_network("faces", path)

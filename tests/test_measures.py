@@ -13,6 +13,7 @@ import eval_manipulation
 from datasets import Labelled, labelled_splits
 from datasets.labels import Targets
 from dbae.config import UserError
+from eval import neighbours
 from eval.features import reduced
 from eval.generation import (
     frechet_at_half,
@@ -96,14 +97,46 @@ def by_all_pairs(real, fake, k):
     }
 
 
-@pytest.mark.parametrize("offset", [0, 300])
-def test_balls_by_all_pairs(offset, monkeypatch, rng):
-    """Also far from the origin, with rows that occur twice, and in blocks."""
-    monkeypatch.setattr("eval.generation.BLOCK", 2000)
-    real, fake = (rng.standard_normal((n, 6)) * s + offset for n, s in ((150, 1), (120, 0.8)))
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("offset, power", [(0, 0), (300, 0), (0, 3)])
+def test_balls_by_all_pairs(offset, power, half, monkeypatch, rng):
+    """Also far from the origin, along few directions, with rows that occur twice, in tiles, and by rounded products."""
+    monkeypatch.setattr("eval.neighbours.TILE", 32)
+    monkeypatch.setattr("eval.neighbours.has_bfloat16", lambda: half)
+    spread = np.arange(1, 121) ** (-power / 2)
+    real, fake = (rng.standard_normal((n, 120)) * s * spread + offset for n, s in ((150, 1), (120, 0.97)))
     real, fake = real.astype(np.float32), fake.astype(np.float32)
     fake[:10], fake[10:20], real[100:105] = real[:10], fake[20], real[99]
+    levels = [level.lower for level in neighbours.prepared(real, real, device="cpu")[0].levels]
+    assert levels == [True] * (power == 3) + [False] * (1 + half)
     assert precision_recall(real, fake, k=3) == pytest.approx(by_all_pairs(real, fake, 3), abs=1e-12)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_rounded_distances_are_within_their_bounds(half, monkeypatch, rng):
+    monkeypatch.setattr("eval.neighbours.has_bfloat16", lambda: half)
+    x = (rng.standard_normal((200, 50)) * np.arange(1, 51) ** -1.5 + 7).astype(np.float32)
+    x[100:150] = x[:50] + 1e-3 * rng.standard_normal((50, 50)).astype(np.float32)
+    (rows,) = neighbours.prepared(x, x, device="cpu")
+    true = torch.cdist(rows.full.double(), rows.full.double()) ** 2
+    for level in rows.levels:
+        off = neighbours._squared(level, level, slice(0, 200), slice(0, 200)) - true
+        bound = level.error * (level.lengths[:, None] + level.lengths)
+        assert (off <= bound).all() and (level.lower or (-off <= bound).all())
+        assert off.abs().max() > 0  # they are rounded
+    assert [level.rows.shape[1] for level in rows.levels] == [16] + [50] * (1 + half)
+
+
+def test_nearest_others_of_a_set(monkeypatch, rng):
+    """Each tile serves rows and columns."""
+    monkeypatch.setattr("eval.neighbours.TILE", 16)
+    x = rng.standard_normal((70, 5)).astype(np.float32)
+    all_pairs = np.linalg.norm(x[:, None].astype(np.float64) - x, axis=-1)
+    np.fill_diagonal(all_pairs, np.inf)
+    (rows,) = neighbours.prepared(x, x, device="cpu")
+    found = neighbours.nearest(rows, rows, 20)
+    assert np.array_equal(found.numbers, all_pairs.argsort(axis=1)[:, :20])
+    assert found.squared.sqrt().numpy() == pytest.approx(np.sort(all_pairs, axis=1)[:, :20], rel=1e-5)
 
 
 def test_balls_of_equal_and_of_distant_sets(rng):
@@ -116,14 +149,12 @@ def test_balls_of_equal_and_of_distant_sets(rng):
 
 
 def test_nearest_rows(monkeypatch, rng):
-    monkeypatch.setattr("eval.generation.BLOCK", 300)
+    monkeypatch.setattr("eval.neighbours.TILE", 16)
     x, y = rng.standard_normal((30, 5)) + 50, rng.standard_normal((70, 5)) + 50
     all_pairs = np.linalg.norm(x[:, None].astype(np.float32).astype(np.float64) - y.astype(np.float32), axis=-1)
     distances, numbers = nearest(x, y, 3)
     assert np.array_equal(numbers, all_pairs.argsort(axis=1)[:, :3])
     assert distances == pytest.approx(np.sort(all_pairs, axis=1)[:, :3], rel=1e-5)
-    distances, numbers = nearest(y, y, 1, itself=False)
-    assert (numbers[:, 0] != np.arange(70)).all() and distances.min() > 0
 
 
 def test_copies_are_found(rng):
