@@ -172,7 +172,7 @@ def draw_preview(images: Tensor, run_dir: str, model: DiffusionModel, step: int)
 
 
 def summary(model: DiffusionModel, config: TrainConfig, device: torch.device, compiled: bool) -> str:
-    """What is trained and how, in four lines; the memory is that of each process."""
+    """What is trained and how, in five lines; the memory is that of each process."""
 
     def millions(network: nn.Module) -> float:
         return sum(p.numel() for p in network.parameters()) / 1e6
@@ -188,6 +188,7 @@ def summary(model: DiffusionModel, config: TrainConfig, device: torch.device, co
             + ", compiled in the first step, which takes minutes" * compiled,
             f"batch: {config.batch_size} images = {world} x {sum(sizes)} = {world} x ({passes} in micro-batches)",
             f"model: {millions(model):.3g}M parameters: {networks}",
+            f"average: rate {config.ema_rate}, {config.resolved().ema_rule}, over {config.total_steps} steps",
             f"memory: {5 * weights:.3g} MB = weights {weights:.3g} + gradients {weights:.3g} + average {weights:.3g} + "
             f"optimizer {2 * weights:.3g}, and activations on top",
         ]
@@ -199,7 +200,8 @@ def main(args: list[str] | None = None) -> None:
     options, model_config, config = parse(args)
     run_dir = run_folder(options, model_config)
     if options.dry_run:
-        resolved = {"run": options, "model": model_config, "train": config}
+        known = config if options.epochs else config.resolved()  # steps of epochs are known once data are read
+        resolved = {"run": options, "model": model_config, "train": known}
         shown = {name: dataclasses.asdict(value) for name, value in resolved.items()}
         print(json.dumps(shown | {"run_dir": run_dir}, indent=2))
         return
@@ -216,6 +218,7 @@ def main(args: list[str] | None = None) -> None:
     check_room(data, options.cache, device)
     if options.epochs:
         config = dataclasses.replace(config, total_steps=ceil(options.epochs * len(data) / config.batch_size))
+    config = config.resolved()
 
     def check_run() -> dict[str, Any]:
         entry = data_entry(options, data, labels)
