@@ -60,11 +60,15 @@ def recon_words(checkpoint, **changes):
 
 @pytest.mark.parametrize("dataset", ["ffhq", "folder:tests"])
 def test_train_dry_run_is_the_preset(dataset):
-    status, shown, error = bash("train_dbae.sh", dataset, "ve", "true", "--batch-size", "64", "--dry_run")
+    status, shown, error = bash(
+        "train_dbae.sh", dataset, "ve", "true", "--batch-size", "64", "--device=cpu", "--dry_run"
+    )
     assert status == 0, error
     shown = json.loads(shown)
-    model = preset(DBAE, DBAE.Config, dataset, {"schedule": "ve", "stochastic": True})
-    training = preset(DBAE, TrainConfig, dataset, {"batch_size": 64})
+    size = shown["run"]["preset"]
+    assert size == (None if dataset == "ffhq" else "tiny")
+    model = preset(DBAE, DBAE.Config, dataset, {"schedule": "ve", "stochastic": True}, size)
+    training = preset(DBAE, TrainConfig, dataset, {"batch_size": 64}, size).resolved()
     for part, config in (("model", model), ("train", training)):
         expected = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}
         assert shown[part] == expected
@@ -141,6 +145,9 @@ def test_a_run_knows_its_data(tmp_path, program):
     assert attempt(data, 1)[0] == 0
     (config,) = run_dir.glob("*/config.json")
     entry = json.loads(config.read_text())["data"]
+    assert (
+        json.loads(config.read_text())["preset"] == "tiny" and config.parent.name == "folder-images-32_32_8d_false_vp"
+    )
     assert entry["name"] == "folder" and entry["path"] == str(data) and entry["images"] == 5
     for folder, words, parts in (
         (tmp_path / "b" / "images", [], ["path: the run", "--data_moved true"]),
