@@ -55,7 +55,9 @@ def data_entry(options: RunOptions, data: ImageDataset, labels: str | None) -> d
     return {
         "name": options.dataset.partition(":")[0],
         "path": data.place,
+        "split": options.split,
         "split_range": options.split_range,
+        "parts": data.parts and data.parts.about,
         "images": len(data),
         "images_digest": data.digest(times=False),
         "times_digest": data.digest(),
@@ -145,7 +147,8 @@ def main(args: list[str] | None = None) -> None:
     device = runtime.setup(options.device, options.timeout)
     runtime.amp_dtype(config.precision, device)  # a wrong one is an error now
     data = build(
-        options.dataset, "train", model_config.image_size, options.data_root, options.data_dir, options.split_range,
+        options.dataset, options.split, model_config.image_size, options.data_root, options.data_dir,
+        options.split_range,
         whole=options.on_bad_image == "fail",
     )  # fmt: skip
     labels = METHODS[options.method].TARGETS
@@ -180,7 +183,7 @@ def main(args: list[str] | None = None) -> None:
         )  # fmt: skip
 
     content = config_content(model, options.dataset, train=config) | {"preset": options.preset, "data": entry}
-    about = f"data: {len(data)} images of {options.dataset}, {model_config.image_size} px"
+    about = f"data: {len(data)} images of {options.dataset} ({options.split}), {model_config.image_size} px"
     about += f"\npreset: {options.preset} of {', '.join(SIZES)}" if options.preset else ""
     smaller = device.type == "cpu" and METHODS[options.method].SIZES and options.preset != SIZES[0]
     hint = f"on a CPU --preset {SIZES[0]} gets done, with smaller networks and fewer steps" if smaller else ""

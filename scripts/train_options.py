@@ -16,6 +16,8 @@ from dbae.methods import METHODS, DiffusionModel, preset
 from dbae.methods.sizes import SIZES, choose
 from scripts.cli import Parser, given, peek
 
+TRAINED_ON = ("train", "all")
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -37,6 +39,9 @@ class RunOptions:
     )
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
+    split: str | None = option(
+        None, "images to train on: train, or all, with none held out (default: the run's, or train)", TRAINED_ON
+    )
     split_range: str | None = option(None, "train on images A:B of the training split")
     workdir: str = option("workdir", "folder under which the run's own folder is made")
     epochs: int = option(0, "passes over the training images, in place of total_steps; 0: total_steps")
@@ -69,7 +74,7 @@ class RunOptions:
 def parse(description: str, args: list[str] | None = None) -> tuple[RunOptions, object, TrainConfig]:
     """Run options, and the preset with what was typed on top: the method's Config, and TrainConfig.
 
-    ``preset`` of the run options is the size in effect, None where the data set's own row is.
+    In the run options, ``preset`` is the size in effect, None where the data set's own row is, and ``split`` is set.
     """
     row = peek(args, "config")
     method = METHODS[peek(args, "method", "dbae", METHODS)].variant(row)
@@ -86,7 +91,7 @@ def parse(description: str, args: list[str] | None = None) -> tuple[RunOptions, 
     model, training = (
         preset(method, cls, options.row, given(typed, cls), options.preset) for cls in (method.Config, TrainConfig)
     )
-    return options, model, training
+    return replace(options, split=options.split or _split_of_run(options, model)), model, training
 
 
 def size_in_effect(method: type[DiffusionModel], options: RunOptions, fields: Mapping[str, Any]) -> str:
@@ -100,10 +105,19 @@ def size_in_effect(method: type[DiffusionModel], options: RunOptions, fields: Ma
     images = 0
     if device != "cpu":
         where = options.data_root, options.data_dir, options.split_range
-        images = len(build(options.dataset, "train", image_size, *where))
+        images = len(build(options.dataset, options.split or "train", image_size, *where))
     suits = choose(image_size, device, images)
     runs = [size for size in SIZES if _size_of_run(run_folder(options, configs[size])) == size]
     return suits if suits in runs or not runs else runs[0]
+
+
+def _split_of_run(options: RunOptions, model: object) -> str:
+    """What the run that is there was trained on: of a folder, in earlier versions, on all images."""
+    content = read_config(run_folder(options, model))
+    noted = content and content.get("data")
+    noted = noted if isinstance(noted, dict) else {}
+    before = "all" if content and options.dataset.startswith("folder:") else "train"
+    return noted.get("split", before)
 
 
 def _size_of_run(run_dir: str) -> str | None:

@@ -229,7 +229,7 @@ def test_wrong_training_arguments(program, words, parts):
         ("model_path", "absent/ema_0.9999_1.pt", ["no such file", "absent/ema_0.9999_1.pt"]),
         ("churn_step_ratio", "1.5", ["churn", "[0, 1)", "1.5"]),
         ("guidance", "w", ["--guidance", "a number", "'w'"]),
-        ("split", "all", ["--split", "'all'"]),
+        ("split", "most", ["--split", "'most'"]),
         ("rho", "0", ["rho", "above 0"]),
         ("sampler", "rk4", ["--sampler", "'rk4'"]),
         ("sampler", "dbim", ["churn: expected 0", "for dbim, got 0.33"]),
