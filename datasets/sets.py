@@ -117,13 +117,13 @@ class LmdbImages(OwnImages):
         if stated is not None and stated < self.length:
             log_once(f"{path}: the key length says {stated}, all {self.length} images that are there are used")
         if source is OWN_LMDB:
-            indices = self._own_split(self.store.folder, [self.name(i) for i in range(self.length)], split)
+            indices = self._own_split(path, [self.name(i) for i in range(self.length)], split)
         else:
             indices = source_split(source, split, self.length, self.store.folder, self.row_name)
         super().__init__(path, size, cut(indices, split_range))
         self.kinds = ("binary", "real") if source.row else KINDS
-        usual = os.path.join(self.store.folder, source.labels)
-        self.labels_path = find_beside(self.store.folder, source.labels) or usual
+        folder = path if source is OWN_LMDB else self.store.folder  # of a single file, not the labels of its parent
+        self.labels_path = find_beside(folder, source.labels) or os.path.join(folder, source.labels)
         if whole:
             complete = self.store.image_entries() >= self.length
             for index in self.indices[-1:] if complete else self.indices:

@@ -13,7 +13,7 @@ exit status:
   2         the error that is printed: arguments, data, damaged checkpoints, a loss that stays non-finite, a last
             checkpoint that cannot be written
   143, 130  stopped by SIGTERM or SIGINT: the step was finished and saved, and the same command goes on; another
-            signal after more than a second ends at once (torchrun kills after 30 s, and its own status is 1)
+            signal after more than a second ends at once (several processes: they are killed after 30 s)
   1         anything unexpected, with a traceback
 """
 

@@ -135,6 +135,18 @@ def test_a_prepared_folder_has_the_same_parts(tmp_path):
     assert {split: list(build(f"folder:{path}", split, 8).indices) for split in SPLITS} == indices
 
 
+def test_labels_are_those_of_the_folder_itself(tmp_path):
+    """A file of the same name in its parent is of something else; so it is beside an LMDB of one file."""
+    folder = image_folder(tmp_path / "own", [f"{i}.png" for i in range(3)], 8, 8)
+    path = image_lmdb(tmp_path / "one.lmdb", "8-%05d", 3, 8, 8, subdir=False)
+    (tmp_path / "labels.csv").write_text("file,x\n" + "".join(f"own/{i}.png,1\n8-{i:05d},1\n" for i in range(3)))
+    for name in (folder, path):
+        data = build(f"folder:{name}", "train", 8)
+        assert not data.has_labels
+        with pytest.raises(UserError, match="has no labels"):
+            data.targets()
+
+
 def test_all_of_every_set(tmp_path):
     path = write_lmdb(tmp_path / "celeba", {f"None-{i:07d}": b"x" for i in range(20)})
     assert [len(build("celeba", split, 8, data_dir=path)) for split in (*SPLITS, "all")] == [16, 2, 2, 20]
