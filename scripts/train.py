@@ -184,7 +184,7 @@ def main(args: list[str] | None = None) -> None:
 
     content = config_content(model, options.dataset, train=config) | {"preset": options.preset, "data": entry}
     about = f"data: {len(data)} images of {options.dataset} ({options.split}), {model_config.image_size} px"
-    about += f"\npreset: {options.preset} of {', '.join(SIZES)}" if options.preset else ""
+    about += f"\npreset: {options.preset} (--preset: {', '.join(SIZES)})" if options.preset else ""
     smaller = device.type == "cpu" and METHODS[options.method].SIZES and options.preset != SIZES[0]
     hint = f"on a CPU --preset {SIZES[0]} gets done, with smaller networks and fewer steps" if smaller else ""
     preview = partial(draw_preview, first_images(images, 8).to(device), run_dir)
