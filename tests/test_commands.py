@@ -168,7 +168,9 @@ def test_a_run_knows_its_data(tmp_path, program):
     assert content["data"] == entry | {"path": str(tmp_path / "c" / "images"), "times_digest": times}
     config.write_text(json.dumps({name: value for name, value in content.items() if name != "data"}))
     status, shown, error = attempt(data, 3)
-    assert status == 0 and "steps 2 to 3" in shown and json.loads(config.read_text())["data"] == entry, error
+    assert status == 0 and "steps 2 to 3" in shown, error
+    assert json.loads(config.read_text())["data"] == entry | {"split": "all"}  # as it was then
+    assert_one_line_error(attempt(data, 4, "--split=train"), "split: the run", "has all, got train")
     os.utime(data / "3.png", (0, 0))  # as where another of the same size was put in its place
     assert_one_line_error(attempt(data, 4), "times_digest: the run", "--data_moved true")
     assert attempt(data, 4, "--data_moved")[0] == 0
@@ -203,7 +205,7 @@ def test_a_run_folder_is_of_one_process(tmp_path, program):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("celebb vp true", ["dataset", "ffhq", "sprites or folder:PATH", "'celebb'"]),
+        ("celebb vp true", ["dataset", "ffhq", "sprites, cifar10", "or folder:PATH", "'celebb'"]),
         ("celeba vq true", ["--schedule", "'vp'", "'vq'"]),
         ("celeba vp ja", ["--stochastic", "true or false", "'ja'"]),
         ("celeba vp true --batch_size many", ["--batch_size", "a whole number", "'many'"]),
