@@ -17,7 +17,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "num_channels": 16, "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,),
         "norm_groups": 4, "latent_dim": 128, "dropout": 0.0,
         "total_steps": 10_000, "batch_size": 16, "microbatch": 16,
-        "log_interval": 25, "sample_interval": 250, "save_interval": 2_500, "save_interval_for_preemption": 250,
+        "log_interval": 25, "sample_interval": 250, "save_interval": 2_500, "save_interval_for_preemption": 100,
     },
     "small": {
         "num_channels": 32, "num_res_blocks": 1, "attention_sizes": (16, 8), "encoder_attention_sizes": (16, 8),
