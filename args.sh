@@ -83,7 +83,7 @@ launch() {
         [[ $RDZV_ENDPOINT ]] || fail "RDZV_ENDPOINT: expected HOST:PORT for $NNODES nodes, got nothing"
         meet=(--nnodes="$NNODES" --rdzv-id="$RDZV_ID" --rdzv-backend=c10d --rdzv-endpoint="$RDZV_ENDPOINT")
     fi
-    exec "$PYTHON" -m torch.distributed.run "${meet[@]}" --max-restarts="$RESTARTS" --nproc-per-node="$NPROC" -m "$module" "$@"
+    exec "$PYTHON" -m scripts.launch "${meet[@]}" --max-restarts="$RESTARTS" --nproc-per-node="$NPROC" -m "$module" "$@"
 }
 
 # expect MODULE "NAME NAME ..." WORD...: the program's help where it is asked for; fails unless a value is there for every name.

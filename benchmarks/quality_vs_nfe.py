@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import report
+from datasets import CHOICES
 from dbae import runtime
 from dbae.config import RuntimeConfig, SampleConfig, UserError, option, require_positive
 from dbae.io import atomic_write
@@ -61,7 +62,7 @@ class QualityOptions(DataOptions, RuntimeConfig):
     """What is compared, and where it is written."""
 
     dataset: str = option("toyfaces", "data set")
-    split: str = option("test", "part of the data set", ("train", "valid", "test"))
+    split: str = option("test", "part of the data set; all: the whole", CHOICES)
     limit: int | None = option(200, "only the first N images")
     calls: tuple[int, ...] = option((1, 2, 3, 5, 10, 20), "network calls to compare at")
     official: bool = option(False, "also run the method's official settings")

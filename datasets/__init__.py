@@ -6,21 +6,19 @@
 import os
 from dataclasses import dataclass
 
-import numpy as np
-
-from datasets.base import ImageDataset, tenths
+from datasets.base import CHOICES, SPLITS, ImageDataset, tenths
 from datasets.images import log_once
 from datasets.labels import KINDS, Targets
 from datasets.lfw import Lfw
 from datasets.lmdb import is_lmdb, open_store
-from datasets.sets import DATASETS, OWN_LMDB, TENTHS, FolderImages, LmdbImages, Source, ToyFaces
+from datasets.parts import TENTHS, shuffled_parts
+from datasets.sets import DATASETS, OWN_LMDB, FolderImages, LmdbImages, Source, ToyFaces
 from datasets.sprites import Sprites
 from dbae.config import UserError
 
-__all__ = ["DATASETS", "KINDS", "ImageDataset", "Labelled", "Source", "Targets", "build", "labelled_splits"]
+__all__ = ["CHOICES", "DATASETS", "KINDS", "ImageDataset", "Labelled", "Source", "Targets", "build", "labelled_splits"]
 
 OFFICIAL = ("celeba", "toyfaces", "lfw", "cifar10", "cifar100", "tiny")  # sets that come with splits
-SPLIT_SEED = 2  # of the shuffle of folders: a small one with two labels in turn has both in every split
 # The splits that labels of each kind are used with, and their tenths where there is no official split
 PARTS = {"binary": TENTHS, "class": TENTHS, "real": {"train": (0, 8), "test": (8, 10)}}
 
@@ -46,10 +44,11 @@ def build(
     """One split of a data set, whose images are uint8 [3, size, size].
 
     ``name`` is a row of DATASETS, ``toyfaces``, ``sprites``, ``lfw`` or ``folder:PATH`` (images, or an LMDB that
-    `prepare folder` made). ``data_dir`` is the exact path of the LMDB or of LFW's folder, in place of the usual names
-    under ``data_root``. ``split_range`` A:B cuts the split. ``labels`` is a CSV for a folder of images, or
-    FILE.csv:COLUMN for one column of it. With ``whole`` an LMDB must hold the split's last image, so that one which is
-    shorter than it says is noticed before any work. Raises UserError for what is unknown, missing or bad.
+    `prepare folder` made). ``split`` is train, valid or test, where there is such a one, or all. ``data_dir`` is the
+    exact path of the LMDB or of LFW's folder, in place of the usual names under ``data_root``. ``split_range`` A:B cuts
+    the split. ``labels`` is a CSV for a folder of images, or FILE.csv:COLUMN for one column of it. With ``whole`` an
+    LMDB must hold the split's last image, so that one which is shorter than it says is noticed before any work. Raises
+    UserError for what is unknown, missing or bad.
     """
     kind, _, path = name.partition(":")
     is_folder = kind == "folder" and bool(path)
@@ -86,10 +85,10 @@ def labelled_splits(
 ) -> dict[str, Labelled]:
     """The splits of a data set with labels of a kind: train, valid and test; for ``real`` ones train and test.
 
-    The arguments are those of ``build``; lfw has real labels only. A folder, which may be sorted by what its labels
-    say, is shuffled with a fixed seed and split; published sets without an official split are split by index. Classes
-    are split each for itself. Of CIFAR and Tiny-ImageNet valid is the last tenth of train, which is without it here.
-    No image is read. Raises UserError for labels that are missing or of another kind, for a
+    The arguments are those of ``build``; lfw has real labels only. A folder has the parts that models are trained on
+    (``own_parts``), or where it is too small for these others, by the same shuffle; published sets without an official
+    split are split by index, classes each for itself. Of CIFAR and Tiny-ImageNet valid is the last tenth of train,
+    which is without it here. No image is read. Raises UserError for labels that are missing or of another kind, for a
     binary one without positives in a split, and for a class without images in train.
     """
     if kind not in KINDS:
@@ -100,7 +99,8 @@ def labelled_splits(
         if name in DATASETS and DATASETS[name].held_out and "valid" in parts:
             parts["train"] = _without(parts["train"], parts["valid"])
     else:
-        parts = _split(build(name, "train", **options), kind, shuffled=name.startswith("folder:"))
+        whole = build(name, "all", **options)
+        parts = _own_split(whole, kind) if whole.parts else _split_by_index(whole, kind)
     needed = {"binary": parts, "class": {"train": parts["train"]}, "real": {}}[kind]
     lacking = [f"{names} in {split}" for split, part in needed.items() if (names := _missing(part.targets))]
     if lacking:
@@ -110,22 +110,43 @@ def labelled_splits(
     return parts
 
 
-def _split(whole: ImageDataset, kind: str, shuffled: bool) -> dict[str, Labelled]:
-    percent = ", ".join(f"{10 * (last - first)} % {split}" for split, (first, last) in PARTS[kind].items())
-    order = f"shuffled with seed {SPLIT_SEED}" if shuffled else "by index"
-    log_once(f"{whole.title}: no official split, so {order}, {percent}{' of each class' * (kind == 'class')}")
+def _own_split(whole: ImageDataset, kind: str) -> dict[str, Labelled]:
+    """Valid and test are one part for real labels. Classes of a small folder are split each for itself."""
     for share in PARTS[kind].values():
         tenths(whole.title, len(whole), *share)  # before labels are looked at
-    targets, parts, groups = whole.targets(kind), {}, [range(len(whole))]
+    targets, indices = whole.targets(kind), whole.parts.indices
+    if indices is None:
+        log_once(f"{whole.title}: {len(whole)} images, shuffled and split for these labels alone")
+        people = whole.parts.people
+        people = people if people and len(set(people)) >= len(SPLITS) else None
+        indices = shuffled_parts(len(whole), targets.values.tolist() if kind == "class" else None, people)
+    else:
+        log_once(f"{whole.title}: {whole.parts.about}")
+    if "valid" not in PARTS[kind]:
+        indices = {"train": indices["train"], "test": sorted(indices["valid"] + indices["test"])}
+    return _parts(whole, targets, indices)
+
+
+def _split_by_index(whole: ImageDataset, kind: str) -> dict[str, Labelled]:
+    percent = ", ".join(f"{10 * (last - first)} % {split}" for split, (first, last) in PARTS[kind].items())
+    log_once(f"{whole.title}: no official split, so by index, {percent}{' of each class' * (kind == 'class')}")
+    for share in PARTS[kind].values():
+        tenths(whole.title, len(whole), *share)  # before labels are looked at
+    targets, groups = whole.targets(kind), [list(range(len(whole)))]
     if kind == "class":
         groups = [(targets.values == c).nonzero().flatten().tolist() for c in range(len(targets.names))]
-    if shuffled:
-        rng = np.random.default_rng(SPLIT_SEED)
-        groups = [rng.permutation(group).tolist() for group in groups]
-    for split, (first, last) in PARTS[kind].items():
-        chosen = sorted(i for group in groups for i in group[len(group) * first // 10 : len(group) * last // 10])
-        parts[split] = Labelled(whole.part(chosen), Targets(kind, targets.names, targets.values[chosen]))
-    return parts
+    indices = {
+        split: sorted(i for group in groups for i in group[len(group) * first // 10 : len(group) * last // 10])
+        for split, (first, last) in PARTS[kind].items()
+    }
+    return _parts(whole, targets, indices)
+
+
+def _parts(whole: ImageDataset, targets: Targets, indices: dict[str, list[int]]) -> dict[str, Labelled]:
+    return {
+        split: Labelled(whole.part(chosen), Targets(targets.kind, targets.names, targets.values[chosen]))
+        for split, chosen in indices.items()
+    }
 
 
 def _without(part: Labelled, other: Labelled) -> Labelled:

@@ -17,6 +17,8 @@ from datasets.images import BadImage, UnreadableImage, reason_of
 from datasets.labels import Factors, LabelTable, Targets
 from dbae.config import UserError
 
+SPLITS = ("train", "valid", "test")
+CHOICES = (*SPLITS, "all")  # of an option: all is the whole set
 CHEAP = 1 << 26  # bytes that are read to tell data sets apart
 
 
@@ -29,6 +31,7 @@ class ImageDataset(Dataset):
 
     labels_path: str | None = None  # file of the labels
     kinds: tuple[str, ...] = ()  # of labels that there can be
+    parts: Any = None  # OwnParts of own images: how they are split
 
     def __init__(self, title: str, size: int, indices: Sequence[int]) -> None:
         """``title`` names the set in messages; ``indices`` are the split's, into the whole set: at least one."""

@@ -79,7 +79,7 @@ def label_lines(folder: str, key_format: str, length: int) -> Iterator[str]:
                 continue
             try:
                 table = parse(path, read_text(path))
-                table.targets(rows, "real" if source.row else None)
+                table.without_people().targets(rows, "real" if source.row else None)
             except UserError as error:
                 yield f"{PROBLEM}{error}"
             else:

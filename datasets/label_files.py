@@ -19,11 +19,14 @@ SPLIT_NUMBERS = ("0", "1", "2")
 
 
 def read_labels(path: str) -> LabelTable:
-    """The table in a file, or with FILE:COLUMN one column of it; see ``parse_labels``."""
+    """The labels in a file, or with FILE:COLUMN one column of it; see ``parse_labels``.
+
+    Columns that say which images belong together, of a person or a group, are labels only where they are asked for.
+    """
     file, colon, column = path.rpartition(":")
     if colon and os.path.isfile(file) and not os.path.isfile(path):
         return parse_labels(file, read_text(file)).column(column)
-    return parse_labels(path, read_text(path))
+    return parse_labels(path, read_text(path)).without_people()
 
 
 def parse_labels(path: str, text: str) -> LabelTable:

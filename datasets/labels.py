@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +46,8 @@ class Factors:
 class LabelTable:
     """Rows of text by image name, as a file has them, of labels with different names."""
 
+    PEOPLE: ClassVar[tuple[str, ...]] = ("person", "group")  # columns that say which images belong together: no labels
+
     path: str
     names: tuple[str, ...]  # of the k labels
     rows: dict[str, tuple[int, list[str]]] = field(default_factory=dict)  # image_key -> line of the file, k cells
@@ -69,6 +72,14 @@ class LabelTable:
             raise UserError(f"{self.path}: expected one of the columns {', '.join(self.names)}, got {name!r}")
         k = self.names.index(name)
         return LabelTable(self.path, (name,), {image: (line, [row[k]]) for image, (line, row) in self.rows.items()})
+
+    def without_people(self) -> "LabelTable":
+        """The table without the columns of PEOPLE, where it has others."""
+        kept = [k for k, name in enumerate(self.names) if name not in self.PEOPLE]
+        if not kept or len(kept) == len(self.names):
+            return self
+        rows = {image: (line, [row[k] for k in kept]) for image, (line, row) in self.rows.items()}
+        return LabelTable(self.path, tuple(self.names[k] for k in kept), rows)
 
     def targets(self, images: Iterable[str], kind: str | None = None) -> Targets:
         """Labels of the named images, in that order. Without ``kind`` a column of text is a class, all else real.

@@ -213,7 +213,7 @@ def own_labels(originals: Originals, names: list[str]) -> LabelTable | None:
     if found := originals.companion(["labels.csv"], beside=False):
         path, data = found
         table = parse_labels(path, decode_text(path, data))
-        table.targets(names)
+        table.without_people().targets(names)
         if others := table.others(names):
             print(f"note: {others} rows of {path} are for images that are not there", file=sys.stderr)
         return table

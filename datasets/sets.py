@@ -8,20 +8,19 @@ import torch
 from PIL import Image
 
 from datasets import toyfaces
-from datasets.base import ImageDataset, check_split, cut, tenths
+from datasets.base import CHOICES, SPLITS, ImageDataset, check_split, cut, tenths
 from datasets.images import BadImage, CropBox, UnreadableImage, decode, fit, log_once, read_bytes
 from datasets.label_files import find_beside, parse_partition, read_labels, read_text
 from datasets.labels import KINDS, Factors, LabelTable, Targets, class_folders
 from datasets.listing import image_names
 from datasets.lmdb import LmdbStore, open_store
+from datasets.parts import OWN_LABELS, TENTHS, own_parts
 from datasets.toyfaces.face import HAIR_COLOURS
 from dbae.config import UserError
 
 TOY_KEY = "toy-%06d"
 TOY_SEED = 0  # of the one official set of toy faces
 TOY_SPLITS = {"train": range(10_000), "valid": range(10_000, 11_000), "test": range(11_000, 12_000)}
-SPLITS = ("train", "valid", "test")
-TENTHS = {"train": (0, 8), "valid": (8, 9), "test": (9, 10)}  # of the images, where there is no official split
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,19 @@ DATASETS = {
 OWN_LMDB = Source("folder", "folder", keys=())  # an LMDB that `prepare folder` made, read as folder:PATH
 
 
-class LmdbImages(ImageDataset):
+class OwnImages(ImageDataset):
+    """What folders and LMDBs of own images have in common."""
+
+    def _own_split(self, folder: str, names: Sequence[str], split: str) -> Sequence[int]:
+        """Indices of a split of the named images, whose labels lie in the folder; ``parts`` are noted."""
+        check_split(folder, split, CHOICES)
+        self.parts = own_parts(folder, names)
+        if split != "all":
+            log_once(f"{folder}: {self.parts.about}")
+        return self.parts.of(split, len(names))
+
+
+class LmdbImages(OwnImages):
     """One split of an LMDB, with the labels of a file beside it; ``whole`` is as in ``datasets.build``."""
 
     def __init__(
@@ -105,11 +116,14 @@ class LmdbImages(ImageDataset):
         self.length, stated = self.store.length(self.key_format), self.store.stated_length()
         if stated is not None and stated < self.length:
             log_once(f"{path}: the key length says {stated}, all {self.length} images that are there are used")
-        indices = source_split(source, split, self.length, self.store.folder, self.row_name)
+        if source is OWN_LMDB:
+            indices = self._own_split(path, [self.name(i) for i in range(self.length)], split)
+        else:
+            indices = source_split(source, split, self.length, self.store.folder, self.row_name)
         super().__init__(path, size, cut(indices, split_range))
         self.kinds = ("binary", "real") if source.row else KINDS
-        usual = os.path.join(self.store.folder, source.labels)
-        self.labels_path = find_beside(self.store.folder, source.labels) or usual
+        folder = path if source is OWN_LMDB else self.store.folder  # of a single file, not the labels of its parent
+        self.labels_path = find_beside(folder, source.labels) or os.path.join(folder, source.labels)
         if whole:
             complete = self.store.image_entries() >= self.length
             for index in self.indices[-1:] if complete else self.indices:
@@ -153,6 +167,8 @@ def source_split(source: Source, split: str, length: int, folder: str, row_name:
 
     ``row_name`` is the name of an image's row in the partition.
     """
+    if split == "all":
+        return range(length)
     if source.splits is None:
         if length != (source.complete or length):
             log_once(f"{folder}: {length} images, the published {source.name} has {source.complete}")
@@ -176,8 +192,8 @@ def source_split(source: Source, split: str, length: int, folder: str, row_name:
     return tenths(folder, length, *TENTHS[split])
 
 
-class FolderImages(ImageDataset):
-    """All images under a folder, sorted by name; train and test are both the whole folder.
+class FolderImages(OwnImages):
+    """One split of the images under a folder, which are sorted by name; see ``own_parts``.
 
     Labels come from ``labels``, or from ``labels.csv`` in the folder: a header, then one row per image with its path
     below the folder and its labels. Where there is no such file, its folders may be classes.
@@ -189,10 +205,8 @@ class FolderImages(ImageDataset):
         self, root: str, split: str, size: int, split_range: str | None = None, labels: str | None = None
     ) -> None:
         self.names = image_names(root)
-        beside = os.path.join(root, "labels.csv")
-        self.labels_path = labels or (beside if os.path.isfile(beside) else None)
-        check_split(root, split)
-        super().__init__(root, size, cut(range(len(self.names)), split_range))
+        self.labels_path = labels or find_beside(root, OWN_LABELS)
+        super().__init__(root, size, cut(self._own_split(root, self.names, split), split_range))
 
     def name(self, index: int) -> str:
         return self.names[index]
@@ -225,8 +239,9 @@ class ToyFaces(ImageDataset):
     has_labels = True
 
     def __init__(self, split: str, size: int, split_range: str | None = None, store: LmdbStore | None = None) -> None:
-        check_split("toyfaces", split, tuple(TOY_SPLITS))
-        super().__init__("toyfaces", size, cut(TOY_SPLITS[split], split_range))
+        check_split("toyfaces", split, CHOICES)
+        indices = range(TOY_SPLITS["test"].stop) if split == "all" else TOY_SPLITS[split]
+        super().__init__("toyfaces", size, cut(indices, split_range))
         self.store = store
 
     def name(self, index: int) -> str:

@@ -16,7 +16,7 @@ from datasets.labels import Factors
 SHAPES = ("square", "ellipse", "heart")
 SIZES = {"shape": len(SHAPES), "scale": 6, "orientation": 40, "position_x": 32, "position_y": 32}
 NUMBER = math.prod(SIZES.values())
-SPLITS = {"train": (0, 90), "valid": (90, 95), "test": (95, 100)}  # percent of the shuffled set
+SPLITS = {"all": (0, 100), "train": (0, 90), "valid": (90, 95), "test": (95, 100)}  # percent of the shuffled set
 SHUFFLE_SEED = 0
 OVERSAMPLING = 2  # points per pixel and axis
 

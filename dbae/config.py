@@ -5,14 +5,15 @@ from the fields.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, get_type_hints
 
 from dbae.diffusion import DEFAULTS, GRIDS, SOLVERS, check_settings
 
 OPTIMIZERS = ("radam", "adam", "adamw")
-EMA_RULES = ("constant", "warmup", "inverse-power")
+EMA_RULES = ("auto", "constant", "warmup", "inverse-power")
+EMA_LENGTHS = 20  # of 1 / (1 - ema_rate) steps: then a constant rate leaves exp(-20) = 2e-9 of the random start
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 AUTOCAST = ("all", "unet")
 MAX_STEPS = 100_000  # of a time grid; there are more times, but nobody waits for them
@@ -87,9 +88,10 @@ class TrainConfig(RuntimeConfig):
     clip: float = option(0.0, "clip the norm of the gradient over all parameters to this; 0: no clipping")
     ema_rate: float = option(0.9999, "rate of the exponential moving average of the parameters")
     ema_rule: str = option(
-        "constant",
+        "auto",
         "rate at step k: constant: ema_rate; warmup: min(ema_rate, (1 + k) / (10 + k)), for short runs; "
-        "inverse-power: min(ema_rate, 1 - k^(-2/3)), as in DDAE",
+        "inverse-power: min(ema_rate, 1 - k^(-2/3)), as in DDAE; auto: constant where total_steps is at least "
+        f"{EMA_LENGTHS} / (1 - ema_rate), which is 200,000 for 0.9999, else warmup",
         EMA_RULES,
     )
     flip: bool = option(True, "random horizontal flips")
@@ -124,6 +126,13 @@ class TrainConfig(RuntimeConfig):
             raise UserError(f"ema_rate: expected a number in [0, 1), got {self.ema_rate}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: expected a whole number from 0 and below 2^63, got {self.seed}")
+
+    def resolved(self) -> "TrainConfig":
+        """The same with the rule of the average that ``auto`` stands for at this number of steps."""
+        if self.ema_rule != "auto":
+            return self
+        long = self.total_steps * (1 - self.ema_rate) >= EMA_LENGTHS * (1 - 1e-9)  # as 1 - 0.9999 is not exact
+        return replace(self, ema_rule="constant" if long else "warmup")
 
 
 @dataclass(frozen=True)

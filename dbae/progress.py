@@ -5,6 +5,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from importlib.util import find_spec
 from math import nan
 from statistics import fmean
@@ -17,6 +18,8 @@ from dbae.config import TrainConfig, UserError
 from dbae.io import atomic_write
 from dbae.runtime import warn0
 
+TIMED = 10  # steps, after the first, by which the end of a run is foretold
+DAY = 86_400  # seconds
 COLUMNS = ("step", "images", "loss", "images_per_second", "seconds", "skipped")
 
 
@@ -40,14 +43,28 @@ def attempt(what: str, write: Callable[[], None]) -> str | None:
     return None
 
 
+def pace(seconds: float, steps: int, now: datetime) -> str:
+    """How long a step takes, and when ``steps`` more are done: ``2.1 s a step: done in 3 h 10 min, at 14:05``."""
+    left = round(seconds * steps)
+    days, hours, minutes = left // DAY, left % DAY // 3600, left % 3600 // 60
+    parts = [(days, "d"), (hours, "h"), (minutes, "min")] if days else [(hours, "h"), (minutes, "min")]
+    shown = " ".join(f"{n} {unit}" for n, unit in parts[:2] if n) or f"{left} s"
+    end = now + timedelta(seconds=left)
+    return f"{seconds:.2g} s a step: done in {shown}, at {end:%H:%M}" + f" on {end:%Y-%m-%d}" * (
+        end.date() > now.date()
+    )
+
+
 class Progress:
     """Collects the losses of a run, which is at ``step``, and reports their mean every ``log_interval`` steps.
 
-    ``quiet`` prints these reports as lines in place of a bar.
+    ``quiet`` prints these reports as lines in place of a bar. After a few steps one line says when the run is done,
+    with the ``hint`` where that is days away.
     """
 
-    def __init__(self, run_dir: str, step: int, config: TrainConfig, quiet: bool = False) -> None:
-        self.config, self.quiet = config, quiet
+    def __init__(self, run_dir: str, step: int, config: TrainConfig, quiet: bool = False, hint: str = "") -> None:
+        self.config, self.quiet, self.hint = config, quiet, hint
+        self.done, self.first = 0, 0.0  # steps of this start, and when the first of them was done
         self.path = bf.join(run_dir, "progress.csv")
         self.seconds = _continue_table(self.path, step)
         self.torn = False
@@ -59,6 +76,11 @@ class Progress:
         """Note that step ``step`` is done, after ``images`` images in all; None: it was skipped."""
         self.losses.append(loss)
         self.bar.update()
+        self.done += 1
+        if self.done == 1:  # the first is slower: memory, compilation
+            self.first = time.monotonic()
+        elif self.done == 1 + TIMED and step < self.config.total_steps and not self.quiet:
+            self._foretell((time.monotonic() - self.first) / TIMED, self.config.total_steps - step)
         if step % self.config.log_interval == 0 or step == self.config.total_steps:
             self._report(step, images)
 
@@ -69,6 +91,10 @@ class Progress:
         self.bar.close()
         if self.board:
             attempt("the last TensorBoard events", self.board.close)
+
+    def _foretell(self, seconds: float, steps: int) -> None:
+        slow = seconds * steps > DAY and self.hint
+        self.bar.write(pace(seconds, steps, datetime.now()) + (f"; {self.hint}" if slow else ""))
 
     def _begin(self) -> None:
         self.losses: list[float | None] = []

@@ -16,7 +16,7 @@ from dbae.methods import DiffusionModel
 FREQ = "freq_"
 OPTIMIZERS = {"radam": torch.optim.RAdam, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
-# The rate of the average after k steps, at most the configured one
+# The rate of the average after k steps, at most the configured one; which of them `auto` is says TrainConfig.resolved
 EMA_RULES = {
     "constant": lambda rate, k: rate,
     "warmup": lambda rate, k: min(rate, (1 + k) / (10 + k)),
@@ -73,7 +73,7 @@ class TrainState:
         groups = [{"initial_lr": group.get("lr", config.lr), **group} for group in objective.param_groups()]
         optimizer = OPTIMIZERS[config.optimizer](groups, config.lr, weight_decay=config.weight_decay)
         scaler = torch.amp.GradScaler(device.type, init_scale=2.0**20, enabled=scaled)
-        return cls(model, EMA(model, config.ema_rate, config.ema_rule), optimizer, scaler, objective)
+        return cls(model, EMA(model, config.ema_rate, config.resolved().ema_rule), optimizer, scaler, objective)
 
     def save(self, run_dir: str, prefix: str = "") -> None:
         """Write the set of this step; the optimizer file, written last, completes it and holds their checksums.

@@ -40,12 +40,14 @@ def train(
     preview: Callable[[nn.Module, int], None],
     stop: runtime.Stop | None = None,
     quiet: bool = False,
+    hint: str = "",
 ) -> int:
     """Train ``state`` until ``config.total_steps``, writing checkpoints and progress to ``run_dir``.
 
     ``batches`` yields this process's micro-batches (images, targets or None) in order, on the device, from image
-    ``state.images`` on; ``preview(model, step)`` draws pictures with the averaged weights, on the first process.
-    Returns 0 after the last step, or the signal that any process's ``stop`` noted, after the step it came in is saved.
+    ``state.images`` on; ``preview(model, step)`` draws pictures with the averaged weights, on the first process;
+    ``hint`` is printed where the run would take days. Returns 0 after the last step, or the signal that any process's
+    ``stop`` noted, after the step it came in is saved.
 
     A step whose loss or gradient is not finite on any process leaves parameters, buffers, average and optimizer as they
     were; counters and data go on. Files that cannot be written are warned about, and tried again when they are due.
@@ -56,7 +58,7 @@ def train(
     stop = stop or runtime.Stop()
     main = runtime.rank() == 0
     objective = _parallel(state.objective, device).train()
-    report = Progress(run_dir, state.step, config, quiet) if main else nullcontext()
+    report = Progress(run_dir, state.step, config, quiet, hint) if main else nullcontext()
     bad_steps, stopping, problem = 0, False, None
 
     with report as progress:

@@ -11,12 +11,13 @@ from typing import Any, get_args, get_type_hints
 
 from dbae.config import UserError, printable
 
+SWITCH_HELP = "true|false: true or false, for which yes or no, 1 or 0 may stand; the option alone is true."
 SWITCHES = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 # Kinds of options: how their text is read, what is expected of it, and what stands for it in --help
 KINDS = {
     int: (int, "a whole number", "N"),
     float: (float, "a number", "X"),
-    bool: (lambda text: SWITCHES[text.lower()], "true or false", "true|false"),
+    bool: (lambda text: SWITCHES[text.lower()], "true or false (or yes, no, 1, 0)", "true|false"),
     str: (str, "text", "TEXT"),
     tuple[str, ...]: (str, "text", "TEXT"),
     tuple[int, ...]: (lambda text: tuple(map(int, text.split(","))), "whole numbers like 1,2,4", "N,N,..."),
@@ -68,6 +69,8 @@ class Parser(argparse.ArgumentParser):
             kind: dict[str, Any] = {"type": _reader(convert, expected), "metavar": metavar}
             if about["choices"]:
                 kind = {"choices": about["choices"]}
+            if hint is bool and SWITCH_HELP not in self.epilog:
+                self.epilog = f"{self.epilog} {SWITCH_HELP}".strip()
             if hint is bool or "true" in about["choices"]:
                 kind |= {"nargs": "?", "const": True if hint is bool else "true"}
             if hint == tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets import build
+from datasets import CHOICES, build
 from datasets.base import ImageDataset
 from dbae import runtime
 from dbae.checkpoint import NAME, load_model, read_config, step_of
@@ -76,7 +76,7 @@ class ModelOptions:
 class DataOptions(ModelOptions):
     """A checkpoint, and the images to read. Raises UserError for values out of range."""
 
-    split: str = option("train", "part of the data set", ("train", "valid", "test"))
+    split: str = option("train", "part of the data set; all: the whole", CHOICES)
     split_range: str | None = option(None, "cut A:B out of the split")
     limit: int | None = option(None, "only the first N images")
 

@@ -11,6 +11,7 @@ holds live and averaged weights, of which the average is taken, and in that of a
 a model_EPOCH.pth of DDAE (--method ddae --dataset EDM_ddpm, or the path of its yaml file).
 """
 
+import os
 from dataclasses import dataclass
 
 import blobfile as bf
@@ -40,6 +41,12 @@ class ConvertOptions:
             raise UserError("model_path: expected a weight file, got none")
         if not self.out.endswith(ending):
             raise UserError(f"out: expected a name that ends in {ending} for this weight file, got {self.out!r}")
+        if ending == ".pt" and os.path.realpath(os.path.dirname(self.out)) == os.path.realpath("."):
+            name = os.path.basename(self.out)
+            expected = (
+                f"a folder for it, such as {os.path.splitext(name)[0]}/{name}, as config.json is written beside it"
+            )
+            raise UserError(f"out: expected {expected}, got {self.out!r}")
 
 
 def main(args: list[str] | None = None) -> None:

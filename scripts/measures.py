@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets import ImageDataset, build
+from datasets import CHOICES, ImageDataset, build
 from datasets.images import BadImage, decode, read_bytes
 from datasets.sets import FolderImages
 from datasets.tolerant import Tolerant
@@ -33,7 +33,7 @@ class ComparisonOptions:
     real: str | None = option(None, "folder or .npz of real images of the samples' size, in place of a data set")
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
-    split: str = option("train", "part of the data set", ("train", "valid", "test"))
+    split: str = option("train", "part of the data set; all: the whole", CHOICES)
     class_name: str = option("", "only real images with this label, or with ! before it without it", alias="class")
     num: int | None = option(None, "only the first N samples")
     num_real: int | None = option(None, "only the first N real images (DiffAE: 50000)")
@@ -68,7 +68,7 @@ class SampledFolder(FolderImages):
     """A folder of square images of one size, read as they are; beside our settings.json only numbered ones count."""
 
     def __init__(self, root: str) -> None:
-        super().__init__(root, "train", 1)
+        super().__init__(root, "all", 1)
         if os.path.exists(os.path.join(root, "settings.json")):
             self.indices = [i for i in self.indices if self.names[i].removesuffix(".png").isdecimal()]
         if not len(self.indices):

@@ -16,6 +16,7 @@ from math import isfinite
 import numpy as np
 import torch
 
+from datasets import CHOICES
 from dbae import runtime
 from dbae.config import RuntimeConfig, UserError, option
 from dbae.io import atomic_write, fingerprint, image_generators, require_finite, to_float
@@ -39,7 +40,7 @@ FRACTION = 1  # stream of random numbers
 class PathOptions(DataOptions, RuntimeConfig):
     """Which pairs, and steps of which length. Raises UserError for values out of range."""
 
-    split: str = option("test", "part of the data set", ("train", "valid", "test"))
+    split: str = option("test", "part of the data set; all: the whole", CHOICES)
     precision: str = option("fp32", "half precision would measure its own rounding", ("fp32",))
     pairs: int = option(200, "pairs of images, each image in one")
     epsilons: tuple[float, ...] = option((1e-4, 1e-3, 1e-2), "lengths of the step")

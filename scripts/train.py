@@ -3,7 +3,7 @@
 examples:
   bash train_dbae.sh celeba vp true                      preset of the data set, every GPU of the machine
   bash train_dbae.sh toyfaces vp false --total_steps 200 any option after the positions overrides the preset
-  bash train_dbae.sh folder:photos vp true --image_size 128 --batch_size 64
+  bash train_dbae.sh folder:photos vp true --image_size 128 --preset small   networks by size: tiny, small or base
 
 The run's folder is WORKDIR/DATASET and the model's name, for DBAE size_channels_latentd_STO_SCHEDULE. Running the same
 command again resumes from its newest undamaged checkpoint.
@@ -13,7 +13,7 @@ exit status:
   2         the error that is printed: arguments, data, damaged checkpoints, a loss that stays non-finite, a last
             checkpoint that cannot be written
   143, 130  stopped by SIGTERM or SIGINT: the step was finished and saved, and the same command goes on; another
-            signal after more than a second ends at once (torchrun kills after 30 s, and its own status is 1)
+            signal after more than a second ends at once (several processes: they are killed after 30 s)
   1         anything unexpected, with a traceback
 """
 
@@ -23,7 +23,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from typing import IO, Any
@@ -33,86 +32,22 @@ from torch import Tensor, nn
 
 from datasets import build
 from datasets.base import ImageDataset
-from datasets.cache import PLACES, cached, check_room
+from datasets.cache import cached, check_room
 from datasets.loader import first_images, training_batches
-from datasets.tolerant import FILE, POLICIES, Tolerant
+from datasets.tolerant import FILE, Tolerant
 from dbae import runtime
 from dbae.checkpoint import complete_sets, config_content, read_config, write_config
-from dbae.config import TrainConfig, UserError, from_json, option, require_from_zero
+from dbae.config import TrainConfig, UserError, from_json
 from dbae.io import lock_folder, save_grid, to_float, to_uint8
-from dbae.methods import METHODS, DiffusionModel, preset
+from dbae.methods import METHODS, DiffusionModel
+from dbae.methods.sizes import SIZES
 from dbae.state import TrainState
 from dbae.training import Batches, local_batch, micro_batches, train
-from scripts.cli import Parser, given, peek, run
+from scripts import train_options
+from scripts.cli import run
+from scripts.train_options import RunOptions, run_folder
 
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where a run reads and writes."""
-
-    method: str = option("dbae", f"what is trained: {', '.join(METHODS)}")
-    config: str = option("", "configuration of DDAE: a name like EDM_ddpm, or the path of an official yaml file")
-    dataset: str = option(
-        "", "ffhq, ffhq256, celeba, celebahq, bedroom, horse, cifar10, toyfaces, sprites or folder:PATH"
-    )
-    data_root: str = option("data", "folder of the data sets")
-    data_dir: str | None = option(None, "exact path of the data set instead")
-    split_range: str | None = option(None, "train on images A:B of the training split")
-    workdir: str = option("workdir", "folder under which the run's own folder is made")
-    epochs: int = option(0, "passes over the training images, in place of total_steps; 0: total_steps")
-    data_moved: bool = option(False, "resume with the same images (names and sizes) from another path")
-    resume_checkpoint: str | None = option(None, "start from this checkpoint where the run has none of its own")
-    device: str = option("auto", "auto, cpu or cuda")
-    num_workers: int = option(2, "processes that read images, per training process")
-    cache: str = option("none", "read all images at the start, into this memory; none: read them step by step", PLACES)
-    on_bad_image: str = option("fail", "end at a bad image, or skip: put another in its place, and list it", POLICIES)
-    timeout: float = option(10.0, "minutes that a process waits for the others before the run fails")
-    quiet: bool = option(False, "print rows of progress.csv and warnings, nothing else")
-    dry_run: bool = option(False, "print the resolved configuration and exit")
-    check: int = option(0, "check arguments and data for N processes, and exit; 0: train")
-
-    def __post_init__(self) -> None:
-        METHODS[self.method].preset_row(self.row)
-        require_from_zero("epochs", self.epochs)
-        if not 0 < self.timeout <= 10_000:
-            raise UserError(f"timeout: expected minutes above 0 and up to 10000, got {self.timeout}")
-        start = self.resume_checkpoint
-        if start and "://" not in start and not os.path.exists(start):
-            raise UserError(f"resume_checkpoint: no such file: {start}")
-
-    @property
-    def row(self) -> str:
-        """What names the presets: the configuration, where there is one, or the data set."""
-        return self.config or self.dataset
-
-
-def parse(args: list[str] | None = None) -> tuple[RunOptions, object, TrainConfig]:
-    """Run options, and the data set's preset with what was typed on top: the method's Config, and TrainConfig."""
-    row = peek(args, "config")
-    method = METHODS[peek(args, "method", "dbae", METHODS)].variant(row)
-    parser = Parser(__doc__, "The data set's preset overrides the defaults shown; --dry_run prints what results.")
-    parser.add_config("run", RunOptions)
-    parser.add_config("model", method.Config)
-    parser.add_config("training", TrainConfig)
-    typed = parser.parse_args(args)
-    known = {"dataset": method.preset_row(row).get("dataset", "")} if row else {}
-    options = RunOptions(**{**known, **given(typed, RunOptions), "method": method.method})
-    model, training = (preset(method, cls, options.row, given(typed, cls)) for cls in (method.Config, TrainConfig))
-    return options, model, training
-
-
-def run_folder(options: RunOptions, model: object) -> str:
-    """``WORKDIR/{DATASET}{name of the model's configuration}``, as the official code names it.
-
-    Where a configuration was named, ``WORKDIR/{CONFIG}_{DATASET}``.
-    """
-    kind, _, path = options.dataset.partition(":")
-    name = f"folder-{os.path.basename(os.path.normpath(path))}-" if path else kind
-    if options.config:
-        stem = os.path.splitext(os.path.basename(options.config))[0]
-        return f"{options.workdir.rstrip('/')}/{stem}_{name.rstrip('-')}"
-    method = "" if options.method == "dbae" else f"{options.method}_"
-    return f"{options.workdir.rstrip('/')}/{method}{name}{model.name}"
+parse = partial(train_options.parse, __doc__)
 
 
 def data_entry(options: RunOptions, data: ImageDataset, labels: str | None) -> dict[str, Any]:
@@ -120,7 +55,9 @@ def data_entry(options: RunOptions, data: ImageDataset, labels: str | None) -> d
     return {
         "name": options.dataset.partition(":")[0],
         "path": data.place,
+        "split": options.split,
         "split_range": options.split_range,
+        "parts": data.parts and data.parts.about,
         "images": len(data),
         "images_digest": data.digest(times=False),
         "times_digest": data.digest(),
@@ -172,7 +109,7 @@ def draw_preview(images: Tensor, run_dir: str, model: DiffusionModel, step: int)
 
 
 def summary(model: DiffusionModel, config: TrainConfig, device: torch.device, compiled: bool) -> str:
-    """What is trained and how, in four lines; the memory is that of each process."""
+    """What is trained and how, in five lines; the memory is that of each process."""
 
     def millions(network: nn.Module) -> float:
         return sum(p.numel() for p in network.parameters()) / 1e6
@@ -188,6 +125,7 @@ def summary(model: DiffusionModel, config: TrainConfig, device: torch.device, co
             + ", compiled in the first step, which takes minutes" * compiled,
             f"batch: {config.batch_size} images = {world} x {sum(sizes)} = {world} x ({passes} in micro-batches)",
             f"model: {millions(model):.3g}M parameters: {networks}",
+            f"average: rate {config.ema_rate}, {config.resolved().ema_rule}, over {config.total_steps} steps",
             f"memory: {5 * weights:.3g} MB = weights {weights:.3g} + gradients {weights:.3g} + average {weights:.3g} + "
             f"optimizer {2 * weights:.3g}, and activations on top",
         ]
@@ -199,7 +137,8 @@ def main(args: list[str] | None = None) -> None:
     options, model_config, config = parse(args)
     run_dir = run_folder(options, model_config)
     if options.dry_run:
-        resolved = {"run": options, "model": model_config, "train": config}
+        known = config if options.epochs else config.resolved()  # steps of epochs are known once data are read
+        resolved = {"run": options, "model": model_config, "train": known}
         shown = {name: dataclasses.asdict(value) for name, value in resolved.items()}
         print(json.dumps(shown | {"run_dir": run_dir}, indent=2))
         return
@@ -208,7 +147,8 @@ def main(args: list[str] | None = None) -> None:
     device = runtime.setup(options.device, options.timeout)
     runtime.amp_dtype(config.precision, device)  # a wrong one is an error now
     data = build(
-        options.dataset, "train", model_config.image_size, options.data_root, options.data_dir, options.split_range,
+        options.dataset, options.split, model_config.image_size, options.data_root, options.data_dir,
+        options.split_range,
         whole=options.on_bad_image == "fail",
     )  # fmt: skip
     labels = METHODS[options.method].TARGETS
@@ -216,6 +156,7 @@ def main(args: list[str] | None = None) -> None:
     check_room(data, options.cache, device)
     if options.epochs:
         config = dataclasses.replace(config, total_steps=ceil(options.epochs * len(data) / config.batch_size))
+    config = config.resolved()
 
     def check_run() -> dict[str, Any]:
         entry = data_entry(options, data, labels)
@@ -241,11 +182,14 @@ def main(args: list[str] | None = None) -> None:
             options.num_workers, device, targets,
         )  # fmt: skip
 
-    content = config_content(model, options.dataset, train=config) | {"data": entry}
-    about = f"data: {len(data)} images of {options.dataset}, {model_config.image_size} px"
+    content = config_content(model, options.dataset, train=config) | {"preset": options.preset, "data": entry}
+    about = f"data: {len(data)} images of {options.dataset} ({options.split}), {model_config.image_size} px"
+    about += f"\npreset: {options.preset} (--preset: {', '.join(SIZES)})" if options.preset else ""
+    smaller = device.type == "cpu" and METHODS[options.method].SIZES and options.preset != SIZES[0]
+    hint = f"on a CPU --preset {SIZES[0]} gets done, with smaller networks and fewer steps" if smaller else ""
     preview = partial(draw_preview, first_images(images, 8).to(device), run_dir)
     signum, step = fit(
-        model, config, run_dir, content, about, stream, preview, options.resume_checkpoint, options.quiet
+        model, config, run_dir, content, about, stream, preview, options.resume_checkpoint, options.quiet, hint
     )
     images.merge(runtime.all_gather(images.faults))
     if runtime.rank() == 0:
@@ -263,11 +207,12 @@ def fit(
     preview: Callable[[DiffusionModel, int], None],
     resume_checkpoint: str | None = None,
     quiet: bool = False,
+    hint: str = "",
 ) -> tuple[int, int]:
     """Train a new model, or go on with the run in ``run_dir``; returns what ``training.train`` does, and the last step.
 
-    ``content`` is written to config.json, ``about`` says what data there are, and ``stream`` yields the batches from
-    where a state stands.
+    ``content`` is written to config.json, ``about`` says what data there are, ``stream`` yields the batches from
+    where a state stands, and ``hint`` is given where the run would take days.
     """
     held: list[IO | None] = []  # the run folder's lock, until the end
     runtime.on_first(lambda: held.append(lock_folder(run_dir)))
@@ -289,7 +234,7 @@ def fit(
         runtime.print0(f"run: {run_dir}, steps {state.step} to {config.total_steps}{start}\n{about}")
         runtime.print0(summary(model, config, device, compiled))
     with runtime.Stop() as stop, closing(runtime.blocking_signals(stream(state))) as batches:
-        return train(state, batches, config, run_dir, device, preview, stop, quiet), state.step
+        return train(state, batches, config, run_dir, device, preview, stop, quiet, hint), state.step
 
 
 def end(run_dir: str, step: int, signum: int, quiet: bool) -> None:

@@ -107,7 +107,7 @@ def main(args: list[str] | None = None) -> None:
     options, about, typed = parse(parser, PriorOptions, "codes", args)
     config = preset(LatentPrior, TrainConfig, options.dataset, given(typed, TrainConfig, training))
     both = given(typed, TrainConfig, ("batch_size", "seed"))  # of the encoding, too
-    config = dataclasses.replace(config, **both)
+    config = dataclasses.replace(config, **both).resolved()
     run_dir = result_folder(options.model_path, "prior", out=options.out)
     if options.dry_run:
         layers = preset(LatentPrior, PriorConfig, options.dataset, given(typed, PriorConfig))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from datasets import CHOICES
 from dbae import runtime
 from dbae.config import RuntimeConfig, UserError, option, require_from_zero, require_positive
 from dbae.io import check_outputs
@@ -32,7 +33,7 @@ from scripts.figures import Row, check_rows, strip
 class TraverseOptions(DataOptions, RuntimeConfig):
     """Which image, and which numbers of its code, how far. Raises UserError for values out of range."""
 
-    split: str = option("test", "part of the data set", ("train", "valid", "test"))
+    split: str = option("test", "part of the data set; all: the whole", CHOICES)
     index: int = option(0, "image, by its number in the split")
     numbers: tuple[int, ...] = option((), "numbers of the code, from 0 (default: the rows that change the most)")
     rows: int = option(8, "how many, where none are given")

@@ -60,11 +60,15 @@ def recon_words(checkpoint, **changes):
 
 @pytest.mark.parametrize("dataset", ["ffhq", "folder:tests"])
 def test_train_dry_run_is_the_preset(dataset):
-    status, shown, error = bash("train_dbae.sh", dataset, "ve", "true", "--batch-size", "64", "--dry_run")
+    status, shown, error = bash(
+        "train_dbae.sh", dataset, "ve", "true", "--batch-size", "64", "--device=cpu", "--dry_run"
+    )
     assert status == 0, error
     shown = json.loads(shown)
-    model = preset(DBAE, DBAE.Config, dataset, {"schedule": "ve", "stochastic": True})
-    training = preset(DBAE, TrainConfig, dataset, {"batch_size": 64})
+    size = shown["run"]["preset"]
+    assert size == (None if dataset == "ffhq" else "tiny")
+    model = preset(DBAE, DBAE.Config, dataset, {"schedule": "ve", "stochastic": True}, size)
+    training = preset(DBAE, TrainConfig, dataset, {"batch_size": 64}, size).resolved()
     for part, config in (("model", model), ("train", training)):
         expected = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}
         assert shown[part] == expected
@@ -141,6 +145,9 @@ def test_a_run_knows_its_data(tmp_path, program):
     assert attempt(data, 1)[0] == 0
     (config,) = run_dir.glob("*/config.json")
     entry = json.loads(config.read_text())["data"]
+    assert (
+        json.loads(config.read_text())["preset"] == "tiny" and config.parent.name == "folder-images-32_32_8d_false_vp"
+    )
     assert entry["name"] == "folder" and entry["path"] == str(data) and entry["images"] == 5
     for folder, words, parts in (
         (tmp_path / "b" / "images", [], ["path: the run", "--data_moved true"]),
@@ -161,7 +168,9 @@ def test_a_run_knows_its_data(tmp_path, program):
     assert content["data"] == entry | {"path": str(tmp_path / "c" / "images"), "times_digest": times}
     config.write_text(json.dumps({name: value for name, value in content.items() if name != "data"}))
     status, shown, error = attempt(data, 3)
-    assert status == 0 and "steps 2 to 3" in shown and json.loads(config.read_text())["data"] == entry, error
+    assert status == 0 and "steps 2 to 3" in shown, error
+    assert json.loads(config.read_text())["data"] == entry | {"split": "all"}  # as it was then
+    assert_one_line_error(attempt(data, 4, "--split=train"), "split: the run", "has all, got train")
     os.utime(data / "3.png", (0, 0))  # as where another of the same size was put in its place
     assert_one_line_error(attempt(data, 4), "times_digest: the run", "--data_moved true")
     assert attempt(data, 4, "--data_moved")[0] == 0
@@ -196,7 +205,7 @@ def test_a_run_folder_is_of_one_process(tmp_path, program):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("celebb vp true", ["dataset", "ffhq", "sprites or folder:PATH", "'celebb'"]),
+        ("celebb vp true", ["dataset", "ffhq", "sprites, cifar10", "or folder:PATH", "'celebb'"]),
         ("celeba vq true", ["--schedule", "'vp'", "'vq'"]),
         ("celeba vp ja", ["--stochastic", "true or false", "'ja'"]),
         ("celeba vp true --batch_size many", ["--batch_size", "a whole number", "'many'"]),
@@ -222,7 +231,7 @@ def test_wrong_training_arguments(program, words, parts):
         ("model_path", "absent/ema_0.9999_1.pt", ["no such file", "absent/ema_0.9999_1.pt"]),
         ("churn_step_ratio", "1.5", ["churn", "[0, 1)", "1.5"]),
         ("guidance", "w", ["--guidance", "a number", "'w'"]),
-        ("split", "all", ["--split", "'all'"]),
+        ("split", "most", ["--split", "'most'"]),
         ("rho", "0", ["rho", "above 0"]),
         ("sampler", "rk4", ["--sampler", "'rk4'"]),
         ("sampler", "dbim", ["churn: expected 0", "for dbim, got 0.33"]),

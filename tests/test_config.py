@@ -31,7 +31,7 @@ def test_published_presets(dataset, size, channels, mult, encoder_mult):
     assert (model.channel_mult, model.encoder_mult) == (mult, encoder_mult)
     assert (model.dropout, model.end_data, model.decoder_channels) == (0.1, 0.5, 64)
     assert (training.optimizer, training.lr, training.weight_decay, training.clip) == ("radam", 1e-4, 0.0, 0.0)
-    assert (training.ema_rate, training.ema_rule, training.lr_warmup) == (0.9999, "constant", 0)
+    assert (training.ema_rate, training.resolved().ema_rule, training.lr_warmup) == (0.9999, "constant", 0)
     assert (training.batch_size, training.microbatch, training.total_steps) == (256, 32, 1_020_000)
 
 
@@ -124,6 +124,8 @@ def test_spellings_of_options():
     assert train.parse(["--dataset=celeba", "--pred_mode=ve", "--sto=True"])[1].schedule == "ve"
     for words, value in ((["--flip=false"], False), (["--flip"], True), (["--flip", "true"], True)):
         assert train.parse([*TRAIN, *words])[2].flip is value
+    for text, value in (("yes", True), ("no", False), ("1", True), ("0", False), ("TRUE", True)):
+        assert train.parse([*TRAIN, "--flip", text])[2].flip is value
     for words, value in ((["--compile"], "true"), (["--compile=graphs"], "graphs"), (["--compile", "false"], "false")):
         assert train.parse([*TRAIN, *words])[2].compile == value
     assert train.parse([*TRAIN, "--channel_mult=1,2"])[1].channel_mult == (1, 2)
@@ -135,7 +137,7 @@ def test_spellings_of_options():
     [
         (["--lr=fast"], "--lr: expected a number, got 'fast'"),
         (["--batch_size=1.5"], "--batch_size: expected a whole number, got '1.5'"),
-        (["--flip=maybe"], "--flip: expected true or false, got 'maybe'"),
+        (["--flip=maybe"], "--flip: expected true or false (or yes, no, 1, 0), got 'maybe'"),
         (["--channel_mult=a"], "--channel_mult: expected whole numbers like 1,2,4, got 'a'"),
         (["--precision=int8"], "--precision: invalid choice: 'int8'"),
         (["--no_such_option=1"], "unrecognized arguments: --no_such_option=1"),

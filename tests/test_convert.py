@@ -105,6 +105,20 @@ def test_tensors_that_share_memory_or_are_views(tmp_path):
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
+def test_no_configuration_is_left_in_the_current_folder(tmp_path, weights, monkeypatch):
+    """Where it would be taken for that of all weights there."""
+    whole = converted(weights, tmp_path / "a" / "whole.safetensors")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for out in ("b.pt", "./b.pt", here / "b.pt"):
+        with pytest.raises(UserError, match=r"out: expected a folder for it, such as b/b\.pt, as config.json"):
+            converted(whole, out)
+    assert not list(here.iterdir())
+    converted(whole, "b/b.pt")
+    assert {path.name for path in (here / "b").iterdir()} == {"b.pt", "config.json"}
+
+
 def test_nothing_is_replaced_unasked(tmp_path, weights):
     out = tmp_path / "model.safetensors"
     out.write_bytes(b"mine")

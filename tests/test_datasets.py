@@ -496,8 +496,8 @@ def test_toyfaces_are_drawn(tmp_path):
     np.testing.assert_array_equal(pixels(dataset, 12), expected)
     few = build("toyfaces", "test", 32, data_root=str(tmp_path), split_range="0:5")
     assert few.targets().values.shape == (5, 40) and few.targets().names == toyfaces.ATTRIBUTES
-    with raises("train or valid or test"):
-        build("toyfaces", "all", 32)
+    with raises("train or valid or test or all"):
+        build("toyfaces", "most", 32)
 
 
 def test_toyfaces_read_a_store_of_the_same_size_only(tmp_path):

@@ -186,7 +186,13 @@ def folders(tmp_path):
 
 
 def words(folder, *more):
-    return [f"--sample_path={folder / 'run' / 'samples'}", f"--dataset=folder:{folder / 'real'}", "--device=cpu", *more]
+    return [
+        f"--sample_path={folder / 'run' / 'samples'}",
+        f"--dataset=folder:{folder / 'real'}",
+        "--split=all",
+        "--device=cpu",
+        *more,
+    ]
 
 
 def rows(path):

@@ -106,7 +106,7 @@ def test_it_loads_samples_and_yields_features(run_dir):
 
 def test_it_is_encoded_and_probed(run_dir, words, tmp_path):
     words = [*words, f"--model_path={run_dir / 'ema_0.9999_000004.pt'}"]
-    encode.main([*words, f"--out={tmp_path / 'codes.npz'}"])
+    encode.main([*words, "--split=all", f"--out={tmp_path / 'codes.npz'}"])
     assert np.load(tmp_path / "codes.npz")["z"].shape == (60, 8)
     infer_class.main([*words, "--solver=exact"])
     (path,) = (run_dir / "sample_4/downstream_inference").glob("*/results_model_exact.json")

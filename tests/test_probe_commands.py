@@ -223,7 +223,7 @@ def test_dry_run(checkpoint, capsys):
 def test_encode(checkpoint, photos, tmp_path):
     out = tmp_path / "codes.npz"
     words = [f"--dataset=folder:{photos}", f"--model_path={checkpoint}", f"--out={out}", "--batch_size=7", "--limit=33"]
-    words += ["--device=cpu"]
+    words += ["--device=cpu", "--split=all"]
     encode.main(words)
     arrays, about = read_arrays(str(out))
     assert {name: value.shape for name, value in arrays.items()} == {

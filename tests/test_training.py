@@ -1,6 +1,7 @@
 """Training: micro-batches, resume, averages, optimizers, precision, and two processes against one."""
 
 import csv
+import math
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from conftest import ROOT
 
 from dbae.checkpoint import complete_sets
 from dbae.config import TrainConfig, UserError
-from dbae.methods.dbae import DBAE
+from dbae.methods import DBAE, DDIM, DiffAE, preset
 from dbae.runtime import Stop, amp_dtype
 from dbae.state import EMA, EMA_RULES, OPTIMIZERS, TrainState
 from dbae.training import take_step, train
@@ -161,6 +162,31 @@ def test_average_follows_its_definition():
 )
 def test_rates_of_the_average(rule, step, rate):
     assert EMA_RULES[rule](0.9999, step) == pytest.approx(rate)
+
+
+def share_of_start(steps):
+    """What an average holds of the random start after ``steps`` steps of such a run, by the rule of `auto`."""
+    config = TrainConfig(total_steps=steps)
+    rule = EMA_RULES[config.resolved().ema_rule]
+    return math.prod(rule(config.ema_rate, k) for k in range(1, steps + 1))
+
+
+def test_the_average_suits_the_length_of_the_run():
+    """Of 250 steps at (1 + k) / (10 + k) it is 251! 10! / 260!; at a constant rate it would be 0.975."""
+    assert share_of_start(250) == pytest.approx(math.factorial(10) * math.factorial(251) / math.factorial(260))
+    assert share_of_start(250) < 1e-14 and all(share_of_start(steps) < 1e-6 for steps in (20, 1000, 199_999, 200_000))
+    rules = {steps: TrainConfig(total_steps=steps).resolved().ema_rule for steps in (199_999, 200_000)}
+    assert rules == {199_999: "warmup", 200_000: "constant"}
+    assert TrainConfig(total_steps=200, ema_rate=0.9).resolved().ema_rule == "constant"
+    assert TrainConfig(total_steps=250, ema_rule="constant").resolved().ema_rule == "constant"
+    assert create(TrainConfig(**{**SETTINGS, "ema_rate": 0.9999})).ema.rule is EMA_RULES["warmup"]
+
+
+@pytest.mark.parametrize(("method", "dataset"), [(m, row) for m in (DBAE, DiffAE, DDIM) for row in m.PRESETS])
+def test_published_presets_average_at_a_constant_rate(method, dataset):
+    config = preset(method, TrainConfig, "folder:x" if dataset == "folder" else dataset, {})
+    rule = "warmup" if dataset in ("toyfaces", "sprites") else "constant"
+    assert (config.resolved().ema_rule, config.ema_rate) == (rule, 0.9999)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -10,6 +10,7 @@ Images are [N, 3, H, W] in [-1, 1], float32. Time runs from the data to ``proces
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,8 @@ class DiffusionModel(nn.Module):
     method: ClassVar[str]  # its name in config.json and on the command line
     Config: ClassVar[type]  # a frozen dataclass of options, with ``image_size``, and ``name`` of a run's folder
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]  # data set or configuration -> fields of Config and TrainConfig
+    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})  # size of the networks -> the same fields
+    SIZED: ClassVar[tuple[str, ...]] = ()  # rows of PRESETS that are not published: a size takes their place
     ROWS: ClassVar[str] = "dataset"  # what names the rows of PRESETS: data sets, or configurations ("config")
     CHECKED: ClassVar[tuple[str, ...]] = ("image_size",)  # of Config: evaluation compares them with the checkpoint
     OVERRIDABLE: ClassVar[tuple[str, ...]] = ()  # those of them that evaluation may change
@@ -352,13 +355,23 @@ class DiffusionModel(nn.Module):
         return cls
 
     @classmethod
-    def preset_row(cls, name: str) -> Mapping[str, Any]:
-        """The row of PRESETS for a data set: of its name, or ``folder`` for ``folder:PATH``. UserError for others."""
+    def preset_row(cls, name: str, size: str | None = None) -> Mapping[str, Any]:
+        """The row of PRESETS for a data set: of its name, or ``folder`` for ``folder:PATH``. UserError for others.
+
+        With a ``size`` the networks and their training are those of SIZES, at the data set's image size.
+        """
         row = "folder" if name.startswith("folder:") else name
         if row not in cls.PRESETS or name == "folder":
             known = ", ".join(row for row in cls.PRESETS if row != "folder")
             raise UserError(f"dataset: expected one of {known} or folder:PATH, got {name!r}")
-        return cls.PRESETS[row]
+        if size is None:
+            return cls.PRESETS[row]
+        if size not in cls.SIZES:
+            raise UserError(
+                f"preset: expected {' or '.join(cls.SIZES) or f'none, {cls.method} has no sizes'}, got {size!r}"
+            )
+        kept = {field: value for field, value in cls.PRESETS[row].items() if field in ("image_size", "flip")}
+        return {**kept, **cls.SIZES[size]}
 
     @staticmethod
     def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -389,9 +402,11 @@ class DiffusionModel(nn.Module):
         return "_".join([sampling.sampler, str(sampling.steps), *rest])
 
 
-def preset(method: type[DiffusionModel], cls: type, dataset: str, overrides: Mapping[str, Any]) -> Any:
+def preset(
+    method: type[DiffusionModel], cls: type, dataset: str, overrides: Mapping[str, Any], size: str | None = None
+) -> Any:
     """A ``cls`` (the method's Config or TrainConfig) from a ``preset_row`` and the overrides, which win."""
-    row = method.preset_row(dataset)
+    row = method.preset_row(dataset, size)
     values = {**row, **overrides}
     if values.get("image_size") != row.get("image_size"):
         for name in set(method.SIZE_DEPENDENT) - overrides.keys():

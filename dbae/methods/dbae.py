@@ -16,6 +16,7 @@ from dbae.diffusion import VE, VP, Bridge, Identity, Karras
 from dbae.io import Generators
 from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig, Ends
 from dbae.methods.base import Cond, preset
+from dbae.methods.sizes import by_size, unpublished
 from dbae.methods.total_correlation import ESTIMATORS, PenalisedLoss
 from dbae.nn.decoder import Decoder
 from dbae.nn.layers import Attention2d
@@ -68,6 +69,37 @@ class DBAEConfig(AutoEncoderConfig):
         return f"{shape}_{str(self.stochastic).lower()}_{self.schedule}{penalty}"
 
 
+# One row per published data set: what differs from the defaults of DBAEConfig and TrainConfig
+PUBLISHED = {
+    "ffhq": {"image_size": 128, "num_channels": 128},
+    "ffhq256": {"image_size": 256, "num_channels": 128},
+    "celeba": {"image_size": 64, "num_channels": 64},
+    "celebahq": {"image_size": 128, "num_channels": 128},
+    "bedroom": {"image_size": 128, "num_channels": 128},
+    "horse": {"image_size": 128, "num_channels": 128},
+    "toyfaces": {
+        "image_size": 32, "num_channels": 16, "channel_mult": (1, 2, 4), "encoder_mult": (1, 2, 4, 8),
+        "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "norm_groups": 4,
+        "head_channels": 16, "decoder_channels": 8, "latent_dim": 64, "dropout": 0.0,
+        "total_steps": 1_300, "batch_size": 32, "microbatch": 32, "lr": 3e-3, "ema_rule": "warmup",
+        "log_interval": 25, "sample_interval": 250, "save_interval": 500, "save_interval_for_preemption": 100,
+    },
+    "sprites": {
+        "image_size": 64, "num_channels": 16, "channel_mult": (1, 2, 4, 4), "encoder_mult": (1, 2, 4, 4, 8),
+        "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "norm_groups": 4,
+        "head_channels": 16, "decoder_channels": 8, "latent_dim": 10, "dropout": 0.0, "flip": False,
+        "total_steps": 20_000, "batch_size": 64, "microbatch": 64, "lr": 1e-3, "ema_rule": "warmup",
+        "sample_interval": 1_000, "save_interval": 5_000, "save_interval_for_preemption": 500,
+    },
+}  # fmt: skip
+SIZES = by_size(
+    tiny={"head_channels": 16, "decoder_channels": 8, "lr": 2e-3},
+    small={"head_channels": 32, "decoder_channels": 32, "lr": 5e-4},
+    base={},
+)
+UNPUBLISHED = unpublished(PUBLISHED, SIZES)
+
+
 class DBAE(AutoEncoder):
     """Encoder, endpoint decoder and denoising U-Net around one bridge."""
 
@@ -78,30 +110,9 @@ class DBAE(AutoEncoder):
     OFFICIAL_SAMPLING = (SampleConfig("euler", 100), SampleConfig("euler", 333, churn=0.33))
     FLOAT32 = ("decoder",)  # its weights are divided by a norm, for which half precision is too coarse
 
-    # One row per data set: what differs from the defaults of DBAEConfig and TrainConfig.
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "ffhq": {"image_size": 128, "num_channels": 128},
-        "ffhq256": {"image_size": 256, "num_channels": 128},
-        "celeba": {"image_size": 64, "num_channels": 64},
-        "celebahq": {"image_size": 128, "num_channels": 128},
-        "bedroom": {"image_size": 128, "num_channels": 128},
-        "horse": {"image_size": 128, "num_channels": 128},
-        "folder": {"image_size": 64, "num_channels": 64},
-        "toyfaces": {
-            "image_size": 32, "num_channels": 16, "channel_mult": (1, 2, 4), "encoder_mult": (1, 2, 4, 8),
-            "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "norm_groups": 4,
-            "head_channels": 16, "decoder_channels": 8, "latent_dim": 64, "dropout": 0.0,
-            "total_steps": 1_300, "batch_size": 32, "microbatch": 32, "lr": 3e-3, "ema_rule": "warmup",
-            "log_interval": 25, "sample_interval": 250, "save_interval": 500, "save_interval_for_preemption": 100,
-        },
-        "sprites": {
-            "image_size": 64, "num_channels": 16, "channel_mult": (1, 2, 4, 4), "encoder_mult": (1, 2, 4, 4, 8),
-            "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "norm_groups": 4,
-            "head_channels": 16, "decoder_channels": 8, "latent_dim": 10, "dropout": 0.0, "flip": False,
-            "total_steps": 20_000, "batch_size": 64, "microbatch": 64, "lr": 1e-3, "ema_rule": "warmup",
-            "sample_interval": 1_000, "save_interval": 5_000, "save_interval_for_preemption": 500,
-        },
-    }  # fmt: skip
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {**PUBLISHED, **UNPUBLISHED}
+    SIZES = SIZES
+    SIZED = tuple(UNPUBLISHED)
 
     def __init__(self, config: DBAEConfig) -> None:
         super().__init__(config)

@@ -96,8 +96,10 @@ class DDAE(DiffusionModel):
         return next((each for each in (DDAE, EDMDDAE) if row in each.PRESETS), cls)
 
     @classmethod
-    def preset_row(cls, name: str) -> Mapping[str, Any]:
-        """The row of a configuration: an official one, one of ours, or an official yaml file."""
+    def preset_row(cls, name: str, size: str | None = None) -> Mapping[str, Any]:
+        """The row of a configuration: an official one, one of ours, or an official yaml file. There are no sizes."""
+        if size is not None:
+            raise UserError(f"preset: expected none with {cls.method}, whose --config says the size, got {size!r}")
         if ddae_config.is_yaml(name):
             return ddae_config.yaml_row(name)
         if name not in cls.PRESETS:

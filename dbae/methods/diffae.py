@@ -17,6 +17,7 @@ from dbae.io import Generators, randn_like
 from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig, Ends
 from dbae.methods.base import BESIDE, Cond, DiffusionModel, preset
 from dbae.methods.codes import slerp
+from dbae.methods.sizes import by_size, unpublished
 from dbae.nn.layers import Attention1d
 from dbae.nn.unet import UNet
 
@@ -61,10 +62,10 @@ class DiffAEConfig(DDIMConfig):
     has_code = True
 
 
-# One row per data set: what differs from the defaults of DiffAEConfig and TrainConfig. Steps are the official numbers
-# of images over the batch.
+# One row per published data set: what differs from the defaults of DiffAEConfig and TrainConfig. Steps are the
+# official numbers of images over the batch.
 OFFICIAL = {"optimizer": "adam", "clip": 1.0, "batch_size": 128}
-PRESETS = {
+PUBLISHED = {
     "celeba": {"image_size": 64, "num_channels": 64, "total_steps": 562_500, **OFFICIAL},
     "ffhq64": {"image_size": 64, "num_channels": 64, "total_steps": 562_500, **OFFICIAL},
     "ffhq": {"total_steps": 1_015_625, **OFFICIAL},
@@ -72,7 +73,6 @@ PRESETS = {
     "horse": {"total_steps": 1_015_625, **OFFICIAL},
     "bedroom": {"total_steps": 937_500, **OFFICIAL},
     "ffhq256": {"image_size": 256, "total_steps": 3_125_000, **OFFICIAL, "batch_size": 64},
-    "folder": {"image_size": 64, "num_channels": 64, "total_steps": 562_500, **OFFICIAL},
     "toyfaces": {
         "image_size": 32, "num_channels": 16, "channel_mult": (1, 2, 4), "encoder_mult": (1, 2, 4, 8),
         "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "norm_groups": 4,
@@ -88,6 +88,19 @@ PRESETS = {
         "sample_interval": 1_000, "save_interval": 5_000, "save_interval_for_preemption": 500,
     },
 }  # fmt: skip
+SIZES = by_size(
+    tiny={"emb_channels": 64, **OFFICIAL, "batch_size": 16, "lr": 1e-3},
+    small={"emb_channels": 128, **OFFICIAL, "batch_size": 64, "lr": 5e-4},
+    base={"total_steps": 562_500, **OFFICIAL},
+)
+UNPUBLISHED = unpublished(PUBLISHED, SIZES)
+PRESETS = {**PUBLISHED, **UNPUBLISHED}
+
+
+def _without_code(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        row: {name: value for name, value in fields.items() if name != "latent_dim"} for row, fields in rows.items()
+    }
 
 
 class DDIM(DiffusionModel):
@@ -95,10 +108,9 @@ class DDIM(DiffusionModel):
 
     method = "ddim"
     Config = DDIMConfig
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        dataset: {name: value for name, value in row.items() if name != "latent_dim"}
-        for dataset, row in PRESETS.items()
-    }
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = _without_code(PRESETS)
+    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = _without_code(SIZES)
+    SIZED = tuple(UNPUBLISHED)
     SIZE_DEPENDENT = ("channel_mult", "encoder_mult")
     SAMPLING = SampleConfig("ddim", 100, grid="uniform")
     FEATURES = ("middle_block", 100)
@@ -138,6 +150,8 @@ class DiffAE(AutoEncoder):
     method = "diffae"
     Config = DiffAEConfig
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    SIZES = SIZES
+    SIZED = tuple(UNPUBLISHED)
     SAMPLING = SampleConfig("ddim", 100, grid="uniform")
     OFFICIAL_SAMPLING = (SAMPLING, SampleConfig("ddim", 100, grid="uniform", xT="random"))
     INVERTS = True

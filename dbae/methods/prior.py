@@ -12,6 +12,7 @@ from dbae.config import SampleConfig, UserError, option, require_positive
 from dbae.diffusion import ConstantBeta, Diffusion, Epsilon
 from dbae.io import Generators, randn_like
 from dbae.methods.base import Cond, DiffusionModel, preset
+from dbae.methods.sizes import UNPUBLISHED
 from dbae.nn.mlp import SkipMLP
 
 
@@ -56,8 +57,8 @@ class LatentPrior(DiffusionModel):
     BOUNDED = False
     SAMPLING = SampleConfig("ddim", 100, grid="uniform")
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        **{name: {**FACES, "batch_size": 256, "total_steps": 394_531} for name in ("ffhq", "ffhq64", "ffhq256")},
-        **{name: {**FACES, "batch_size": 256, "total_steps": 394_531} for name in ("celebahq", "folder")},
+        **{name: {**FACES, "batch_size": 256, "total_steps": 394_531} for name in ("ffhq", "ffhq256")},
+        **{name: {**FACES, "batch_size": 256, "total_steps": 394_531} for name in ("celebahq", *UNPUBLISHED)},
         "celeba": {**FACES, "batch_size": 512, "total_steps": 587_890},
         **{name: {**LSUN, "total_steps": 977_050} for name in ("horse", "bedroom")},
         **{name: {**FACES, **DRAWN} for name in ("toyfaces", "sprites")},

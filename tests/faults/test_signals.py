@@ -77,20 +77,26 @@ def test_processes_started_for_the_first_item_never_get_signals():
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
-def test_a_signal_to_the_whole_job_of_the_training_script(tmp_path):
+TWO = ["scripts.launch", "--standalone", "--nproc-per-node=2", "-m"]
+
+
+@pytest.mark.parametrize(
+    ("through", "number"), [([], signal.SIGTERM), pytest.param(TWO, signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_to_the_whole_job_of_the_training_script(tmp_path, through, number):
     """Data workers get it too, and must live until the step is finished; nothing stays behind."""
     words = [
         "--dataset=toyfaces", *tiny.FLAGS, f"--workdir={tmp_path}", "--batch_size=4", "--num_workers=2",
         "--device=cpu", "--quiet", "--log_interval=1", "--save_interval_for_preemption=1000",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "scripts.train", *words]
+    command = [sys.executable, "-m", *through, "scripts.train", *words]
     job = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     line = job.stdout.readline()
-    os.killpg(job.pid, signal.SIGTERM)
+    os.killpg(job.pid, number)
     rest, error = job.communicate(timeout=60)
-    assert job.returncode == 143 and line.startswith("step 1, 4 images: loss ")
+    assert job.returncode == 128 + number and line.startswith("step 1, 4 images: loss ")
     assert "Traceback" not in error and "train:" not in error, error
     (folder,) = tmp_path.iterdir()
     ((step, prefix),) = complete_sets(str(folder), 0.9999)
