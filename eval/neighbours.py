@@ -14,6 +14,7 @@ from torch import Tensor
 
 TILE = 1024  # rows and columns of a tile, which a processor's cache holds
 FEW = 100  # a product of matrices takes about as long as differences of one pair in so many
+TRIES = 16  # tiles in a row that a way to compare leaves open before it is given up
 PAIRS = 256  # pairs of rows whose differences a processor's cache holds
 
 
@@ -31,6 +32,20 @@ class Rows(NamedTuple):
 
     full: Tensor
     levels: list[Level]
+
+
+class Ways:
+    """The levels of two sets, the cheapest first, without those that did not decide a number of tiles in a row."""
+
+    def __init__(self, x: Rows, y: Rows) -> None:
+        self.levels, self.failed = list(zip(x.levels, y.levels, strict=True)), 0
+
+    def note(self, decided: bool) -> None:
+        """How the first of the levels fared; the last one always decides."""
+        self.failed = 0 if decided else self.failed + 1
+        if self.failed == TRIES and len(self.levels) > 1:
+            del self.levels[0]
+            self.failed = 0
 
 
 class Neighbours(NamedTuple):
@@ -90,12 +105,13 @@ def nearest(x: Rows, y: Rows, k: int) -> Neighbours:
     n, device = len(x.full), x.full.device
     best = Neighbours(torch.full((n, k), torch.inf, device=device), torch.zeros(n, k, dtype=torch.int64, device=device))
     limit = torch.full((n,), torch.inf, device=device)  # no k-th neighbour is farther away
+    ways = Ways(x, y)
     for i, j in _tiles(x, y):
         first, both = j.start == (i.start if x is y else 0), x is y and i != j
         if first:
             limit[i] = limit[i].minimum(_seeded(x, y, i, j, k))
         limits = (limit[i, None], limit[None, j]) if both else (limit[i, None],)
-        _, a, b, exact = distances(x, y, i, j, limits, inside=True)
+        _, a, b, exact = distances(x, y, i, j, limits, ways, inside=True)
         if x is y and first:
             others = a != b
             a, b, exact = a[others], b[others], exact[others]
@@ -157,10 +173,10 @@ def balls(reals: Rows, fakes: Rows, k: int) -> Balls:
     """Balls around rows, each to the k-th nearest other of its set, inclusively."""
     radius_real, radius_fake = (nearest(each, each, k).squared[:, -1] for each in (reals, fakes))
     precise, covered = (torch.zeros_like(each, dtype=torch.bool) for each in (radius_fake, radius_real))
-    recalled, inside = covered.clone(), 0
+    recalled, inside, ways = covered.clone(), 0, Ways(fakes, reals)
     for i, j in _tiles(fakes, reals):
         limits = radius_real[None, j], radius_fake[i, None]
-        squared = distances(fakes, reals, i, j, limits, inside=False)[0]
+        squared = distances(fakes, reals, i, j, limits, ways, inside=False)[0]
         fake, real = (squared <= limits[0]).nonzero(as_tuple=True)
         precise[i][fake], covered[j][real] = True, True
         inside += len(fake)
@@ -169,21 +185,24 @@ def balls(reals: Rows, fakes: Rows, k: int) -> Balls:
 
 
 def distances(
-    x: Rows, y: Rows, i: slice, j: slice, limits: tuple[Tensor, ...], inside: bool
+    x: Rows, y: Rows, i: slice, j: slice, limits: tuple[Tensor, ...], ways: Ways, inside: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Squared distances [p, q] of the rows i of x to the rows j of y, which are right to compare with ``limits``.
 
     Limits broadcast to [p, q]. Also the pairs [c] and [c] that were computed from differences, by their places in the
     tile, and their distances [c]: those that rounding leaves open, and with ``inside`` all within any limit.
     """
-    for u, v in zip(x.levels, y.levels, strict=True):
+    for which, (u, v) in enumerate(list(ways.levels)):
         squared = _squared(u, v, i, j)
         error = u.error * u.lengths[i, None] + v.error * v.lengths[j]
         gaps = (squared - limit for limit in limits)
         if not inside and not u.lower:
             gaps = (gap.abs_() for gap in gaps)
         close = reduce(torch.logical_or, (gap <= error for gap in gaps))
-        if close.count_nonzero() * FEW <= close.numel():
+        decided = bool(close.count_nonzero() * FEW <= close.numel())
+        if which == 0:
+            ways.note(decided)
+        if decided:
             break
     a, b = close.nonzero(as_tuple=True)
     exact = _exact(x.full[i], y.full[j], a, b)

@@ -112,6 +112,24 @@ def test_balls_by_all_pairs(offset, power, half, monkeypatch, rng):
     assert precision_recall(real, fake, k=3) == pytest.approx(by_all_pairs(real, fake, 3), abs=1e-12)
 
 
+def test_a_way_to_compare_that_decides_nothing_is_given_up(monkeypatch, rng):
+    """Where most directions matter, the few do not tell rows apart; what is found is the same."""
+    monkeypatch.setattr("eval.neighbours.TILE", 16)
+    monkeypatch.setattr("eval.neighbours.has_bfloat16", lambda: False)
+    spread = np.arange(1, 121) ** -0.6
+    real, fake = (rng.standard_normal((n, 120)).astype(np.float32) * spread for n in (200, 190))
+    rows = neighbours.prepared(real, real, device="cpu")[0]
+    assert [level.lower for level in rows.levels] == [True, False]
+    ways = neighbours.Ways(rows, rows)
+    for decided in [False] * (neighbours.TRIES - 1) + [True] + [False] * neighbours.TRIES:
+        assert len(ways.levels) == 2
+        ways.note(decided)
+    for _ in range(neighbours.TRIES):
+        assert len(ways.levels) == 1  # which always decides
+        ways.note(False)
+    assert precision_recall(real, fake, k=3) == pytest.approx(by_all_pairs(real, fake, 3), abs=1e-12)
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_rounded_distances_are_within_their_bounds(half, monkeypatch, rng):
     monkeypatch.setattr("eval.neighbours.has_bfloat16", lambda: half)
