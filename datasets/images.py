@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from dbae.config import UserError
+from dbae.config import UserError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -180,4 +180,4 @@ def reason_of(error: Exception) -> str:
 @lru_cache
 def log_once(message: str) -> None:
     """Log a warning, unless this process has logged the same one before."""
-    logger.warning(message)
+    logger.warning(printable(message))
