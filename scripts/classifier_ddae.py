@@ -68,8 +68,7 @@ def main(args: list[str] | None = None) -> None:
     block, framework = model.config.feature_block, "EDM" if isinstance(model, EDMDDAE) else "DDPM"
     settings = {
         "classifier": "mlp", "framework": framework, "weights": fingerprint(options.model_path), "block": block,
-        "precision": model.precision, "epochs": recipe.epochs, "batch_size": recipe.batch_size, "lr": options.lr,
-        "optimizer": "adam", "crop": recipe.crop, "flip": recipe.flip, "seed": recipe.seed,
+        "precision": model.precision, "lr": options.lr, "optimizer": "adam", **recipe.identity(),
     }  # fmt: skip
     folder = result_folder(options.model_path, f"classifier_{block}", out=options.out)
     step = os.path.basename(os.path.dirname(folder)).removeprefix("sample_")

@@ -17,7 +17,7 @@ from dbae.io import atomic_write, image_generators, randn_like, seed_for, to_flo
 from dbae.nn.vae import VAEEncoder
 from dbae.progress import progress_bar
 from eval.features import Encode, FeatureCache, encode_batches
-from scripts.classifiers import crop_and_flip
+from scripts.labelled import crop_and_flip
 
 SCALE = 0.18215  # of codes, as Stable Diffusion and DiT take them
 MARGIN = 8  # images are cropped by an eighth of their size at most on every side

@@ -64,7 +64,7 @@ def of_cached_pixels(
 
 def of_drawn_pixels(fly: OnTheFly, dim: int, whole: Sequence[str], single: bool) -> dict[str, Row]:
     """The same by the official recipe; of a ``single`` probe on all the ``whole`` of the images at once."""
-    rows = pixel_rows(to_float(fly.images["train"].images))
+    rows = pixel_rows(to_float(fly.data["train"][0].images))
     project = _components(rows.numpy(), dim, fly.options.seed)
 
     def inputs(x: Tensor, generators: Generators) -> dict[str, tuple[Tensor]]:

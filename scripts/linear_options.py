@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from datasets.sets import DATASETS
-from dbae.config import RuntimeConfig, UserError, option, require_positive
+from dbae.config import RuntimeConfig, UserError, check_numbers, option
 from dbae.methods import AutoEncoder, DiffusionModel
 from dbae.methods.ddae import EDMDDAE
 from dbae.methods.ddae_config import EDM_STEPS, sigma_of_step
@@ -58,9 +58,7 @@ class LinearOptions(ModelOptions, RuntimeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "probe_batch_size", "probe_lr", "draws", "limit", "test_limit"):
-            if getattr(self, name) is not None:
-                require_positive(name, getattr(self, name))
+        check_numbers(self, ["epochs", "probe_batch_size", "probe_lr", "draws", "limit", "test_limit"])
         if not self.penalties or not all(0 < p < math.inf for p in self.penalties):
             raise UserError(f"penalties: expected numbers above 0, got {self.penalties}")
         if self.probe == "official" and self.targets == "binary":

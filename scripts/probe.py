@@ -34,8 +34,7 @@ def settings_of(trained: TrainedModel, splits: dict[str, Labelled], options: Reg
         names += ["epochs", "probe_batch_size", "probe_lr"]
     settings = {"weights": fingerprint(options.model_path)} | noise_settings(trained, options.time)
     for split, each in splits.items():
-        about = {**each.dataset.identity(), "labels": each.dataset.labels_digest(options.kind)}
-        settings |= {f"{split} {name}": value for name, value in about.items()}
+        settings |= {f"{split} {name}": value for name, value in each.identity().items()}
     return settings | {name: getattr(options, name) for name in names}
 
 

@@ -232,8 +232,9 @@ def test_head_on_a_frozen_model(kind, stripes, tmp_path, capsys):
         ([f"--compare={ROOT}/ckpt"], "none"),
     ],
 )
-def test_wrong_input_is_one_line(wrong, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["classifier", "--device=cpu", f"--workdir={tmp_path}", *wrong])
+def test_wrong_input_is_one_line(wrong, said, stripes, tmp_path, monkeypatch, capsys):
+    data = [f"--dataset={stripes}", *TINY]
+    monkeypatch.setattr("sys.argv", ["classifier", *data, f"--workdir={tmp_path}", *wrong])
     with pytest.raises(SystemExit) as ended:
         cli.run(classifier_wrn.main)
     error = capsys.readouterr().err.splitlines()
