@@ -24,7 +24,7 @@ from datasets import labelled_splits
 from dbae import runtime
 from dbae.config import UserError, option
 from dbae.methods import METHODS, DiffusionModel
-from scripts.cli import Parser, given, run
+from scripts.cli import options_of, run
 from scripts.common import TrainedModel
 from scripts.labelled import drawn, read
 from scripts.linear_cached import CachedProbe, by_time
@@ -153,9 +153,7 @@ def flops(model: DiffusionModel, blocks: Sequence[str] | None = None) -> float:
 
 def main(args: list[str] | None = None) -> None:
     """Read the options, and run it."""
-    parser = Parser(__doc__)
-    parser.add_config("options", Grid)
-    Grid(**given(parser.parse_args(args), Grid)).compare()
+    options_of(__doc__, "options", Grid, args).compare()
 
 
 if __name__ == "__main__":

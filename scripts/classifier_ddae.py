@@ -24,8 +24,9 @@ from dbae.methods.ddae import DDAE, EDMDDAE
 from dbae.nn.mlp import FeatureClassifier
 from scripts.classifiers import Recipe, cosine
 from scripts.cli import Parser, run
-from scripts.common import ModelOptions, load, parse, print_dry_run, result_folder
+from scripts.common import load, parse, print_dry_run, result_folder
 from scripts.noisy_classifier import FRAMEWORKS, ClassifierOptions, Job, NoisyTask, train_and_test
+from scripts.options import ModelOptions
 
 
 @dataclass(frozen=True)

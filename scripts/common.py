@@ -162,6 +162,14 @@ class TrainedModel:
             **self.sampling.as_dict(),
         }
 
+    def untrained(self, seed: int) -> "TrainedModel":
+        """The same with the weights that training begins with, by the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            made = type(self.model)(self.model.config)
+        made.amp = dict(self.model.amp)
+        return dataclasses.replace(self, model=made.to(self.device).eval().requires_grad_(False))
+
     @torch.no_grad()
     def encode_arrays(self, images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
         """What the encoder computes for one batch of images numbered ``index``, and its code ``z``."""

@@ -25,10 +25,8 @@ from dbae.io import (
     atomic_write,
     check_outputs,
     fingerprint,
-    is_other,
     listdir,
     lock_folder,
-    read_json,
     remove_unfinished,
     write_json,
 )
@@ -37,6 +35,7 @@ from scripts.dit import REPORT, SPLITS, code_file, folder_of, label_file, load_v
 from scripts.dit_encoding import MARGIN, SCALE, Enlarged, posterior_encoder, write_codes
 from scripts.labelled import spread
 from scripts.options import ImageOptions, ProgramOptions, check_given
+from scripts.results import check_report
 
 NATIVE = {"tiny": 64}  # pixels of a data set; others: 32
 CODES = re.compile(r"(train|test)_code_\d+\.npy(\..+\.parts)?")  # and batches of those in the making
@@ -85,11 +84,7 @@ def stale_codes(settings: dict[str, Any], options: LatentOptions) -> list[str]:
     """Codes of other settings in the folder. Raises UserError for them unless they may be replaced."""
     folder, report = options.folder, os.path.join(options.folder, REPORT)
     codes = [os.path.join(folder, name) for name in listdir(folder) if CODES.fullmatch(name)]
-
-    def made_from() -> Any:
-        return read_json(report).get("made_from") if os.path.exists(report) else None
-
-    return codes if codes and is_other(folder, "codes", made_from, settings, options.overwrite) else []
+    return [] if codes and check_report(report, codes, settings, [], "codes", options.overwrite) else codes
 
 
 def begin(settings: dict[str, Any], splits: dict[str, Labelled], options: LatentOptions) -> None:

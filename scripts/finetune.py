@@ -29,8 +29,9 @@ from dbae.io import Generators, fingerprint, write_json
 from dbae.methods import DDAE
 from scripts.classifiers import Recipe, Training, accuracies, cosine, logits
 from scripts.cli import Parser, run
-from scripts.common import ModelOptions, load, parse, print_dry_run, result_folder
+from scripts.common import load, parse, print_dry_run, result_folder
 from scripts.labelled import Data, about, files, first, read
+from scripts.options import ModelOptions
 from scripts.results import begin
 
 NAME = "classifier"  # the only one in its training

@@ -122,7 +122,7 @@ def main(args: list[str] | None = None) -> None:
         fly = OnTheFly(options, trained.device, data, len(splits["train"].targets.names), stem, settings)
     models = {"": trained}
     if options.baselines:
-        models["untrained"] = linear_baselines.untrained(trained, options.seed)
+        models["untrained"] = trained.untrained(options.seed)
     probes = {name: probe_of(m, fly, splits, settings, options, widths, name) for name, m in models.items()}
     if not official:
         for probe in probes.values():

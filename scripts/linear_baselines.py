@@ -1,6 +1,5 @@
 """What a linear probe is compared with: pixels, their principal components, an untrained network, and chance."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,22 +12,11 @@ from dbae.io import Generators, to_float
 from eval import heads
 from eval.features import encode_dataset, pca
 from eval.tasks import TASKS
-from scripts.common import TrainedModel
 from scripts.linear_cached import Row, fit_row, part_of, solver_of
 from scripts.linear_official import OnTheFly
 from scripts.linear_options import LinearOptions
 
 SIZE = 32  # side of the images whose pixels are probed; larger ones are averaged
-
-
-def untrained(trained: TrainedModel, seed: int) -> TrainedModel:
-    """A network of the same configuration with the weights that training begins with, by the seed."""
-    model = trained.model
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        made = type(model)(model.config)
-    made.amp = dict(model.amp)
-    return dataclasses.replace(trained, model=made.to(trained.device).eval().requires_grad_(False))
 
 
 def pixel_rows(x: Tensor) -> Tensor:

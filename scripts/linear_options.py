@@ -12,7 +12,8 @@ from dbae.methods import AutoEncoder, DiffusionModel
 from dbae.methods.ddae import EDMDDAE
 from dbae.methods.ddae_config import EDM_STEPS, sigma_of_step
 from eval.heads import PENALTIES
-from scripts.common import ModelOptions, result_folder
+from scripts.common import result_folder
+from scripts.options import ModelOptions
 
 PROBES = ("auto", "official", "exact", "ridge", "adam")
 CODE = "z"  # an autoencoder's code among the blocks

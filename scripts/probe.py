@@ -18,7 +18,7 @@ from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, pre
 from eval.scores import json_safe
 from scripts.cli import Parser
 from scripts.common import TrainedModel, load, parse, print_dry_run
-from scripts.encoding import cached_features, drawn_code, noise_settings
+from scripts.encoding import drawn_code, noise_settings, read_features, write_features
 from scripts.probe_figure import draw, score_of
 from scripts.probe_options import BASELINES, RegressionOptions
 from scripts.results import check_report
@@ -147,7 +147,7 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
         orientations = [
             encode_dataset(encode, each.dataset, options.batch_size, flip, f"{options.features} of {split}")
             if encode
-            else cached_features(trained, options, about, each.dataset, split, flip, block, options.time)
+            else read_features(write_features(trained, options, about, each.dataset, split, flip, block, options.time))
             for flip in ((False, True) if options.flips and split == "train" else (False,))
         ]
         codes[split] = CachedFeatures(*orientations, code=drawn_code(trained), seed=options.seed)

@@ -28,15 +28,8 @@ from dbae.progress import progress_bar
 from eval import samples
 from eval.reconstruction import ReconstructionMetrics, describe
 from scripts.cli import Parser, run
-from scripts.common import (
-    DataOptions,
-    TrainedModel,
-    build_data,
-    load,
-    parse_sampling,
-    print_dry_run,
-    result_folder,
-)  # fmt: skip
+from scripts.common import TrainedModel, build_data, load, parse_sampling, print_dry_run, result_folder
+from scripts.options import DataOptions
 
 
 @dataclass(frozen=True)

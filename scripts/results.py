@@ -15,11 +15,12 @@ FILE = "edits.json"  # {"edits": [{"settings": {...}, "files": [name, ...]}, ...
 
 
 def check_report(
-    report: str, files: Iterable[str], settings: Mapping[str, Any], inputs: Iterable[str], what: str, overwrite: bool
-) -> dict[str, Any]:
-    """The content of a ``report`` (JSON, with ``made_from``) that is there already with these settings, else nothing.
+    report: str, files: Iterable[str], settings: Mapping[str, Any], inputs: Iterable[str], what: str, overwrite: bool,
+    key: str | None = "made_from",
+) -> dict[str, Any]:  # fmt: skip
+    """The content of a ``report`` (JSON) that is there already with these settings under ``key``, else nothing.
 
-    Raises UserError where it, or one of the ``files`` beside it, is an input; and unless ``overwrite`` where it is
+    None as the key: it is the settings. Raises UserError where it, or one of the ``files`` beside it, is an input; and unless ``overwrite`` where it is
     damaged, or some are there that it says were made with other settings. ``what`` they hold stands in the message.
     """
     paths = [path for path in (report, *files) if os.path.exists(path)]
@@ -30,7 +31,7 @@ def check_report(
 
     def made_from() -> Any:
         found.update(read_json(report) if report in paths else {})
-        return found.get("made_from")
+        return found.get(key) if key else found
 
     return {} if is_other(paths[0], what, made_from, settings, overwrite) else found
 
