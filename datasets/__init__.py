@@ -37,6 +37,10 @@ class Labelled:
         targets = replace(self.targets, values=self.targets.values[list(positions)])
         return Labelled(self.dataset.part(positions), targets)
 
+    def files(self) -> list[str]:
+        """Paths of what is read: of the images and of the labels."""
+        return [*self.dataset.files(), *filter(None, (self.dataset.labels_path,))]
+
     def identity(self) -> dict[str, Any]:
         """What results depend on, of the images and the labels, ready for JSON."""
         return {**self.dataset.identity(), "labels": self.dataset.labels_digest(self.targets.kind)}

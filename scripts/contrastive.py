@@ -197,8 +197,7 @@ def main(args: list[str] | None = None) -> None:
             print_table(entries[which], settings)
             write(path, picture, settings, list(entries.values()))
     runtime.print0(f"\nwrote {path} and {picture}")
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

@@ -188,8 +188,7 @@ def main(args: list[str] | None = None) -> None:
             report["mean sigma over mean std of mu"] = float(spread)
         write_json(options.path, report)
         print(f"{table(rows)}({options.path}: {len(data)} images of {data.title}, {options.split})")
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def main(args: list[str] | None = None) -> None:
     for split, each in splits.items():
         about = runtime.on_first(lambda data=each.dataset: data.identity())
         settings |= {f"{split} {name}": value for name, value in about.items()}
-    inputs = [options.vae_path, *(path for each in splits.values() for path in each.dataset.files())]
+    inputs = [options.vae_path, *(path for each in splits.values() for path in each.files())]
     written = [os.path.join(options.folder, REPORT), *(label_file(options.folder, split) for split in SPLITS)]
     runtime.on_first(lambda: check_outputs(written, inputs))
     runtime.on_first(lambda: stale_codes(settings, options))
@@ -141,8 +141,7 @@ def main(args: list[str] | None = None) -> None:
     runtime.print0(f"codes of {sizes}, {options.copies} copies of the former: {options.folder}")
     for lock in filter(None, held):
         lock.close()
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

@@ -167,8 +167,7 @@ def main(args: list[str] | None = None) -> None:
         write_json(result, report)
         os.remove(state)
         show(report, options)
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

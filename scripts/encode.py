@@ -85,8 +85,7 @@ def main(args: list[str] | None = None) -> None:
         readable.check_kept(kept, len(data))
         readable.report(bad, len(data))
         print(f"wrote the codes of {len(kept)} images to {options.out}")
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

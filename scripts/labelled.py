@@ -58,8 +58,8 @@ def about(splits: Splits) -> dict[str, list[Any]]:
 
 
 def files(splits: Splits) -> list[str]:
-    """Paths of all images, which nothing may overwrite."""
-    return [path for parts in splits.values() for part in parts for path in part.dataset.files()]
+    """Paths of what is read, which nothing may overwrite."""
+    return [path for parts in splits.values() for part in parts for path in part.files()]
 
 
 # In memory, and in batches

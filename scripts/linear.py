@@ -105,8 +105,7 @@ def main(args: list[str] | None = None) -> None:
 
     def begin() -> dict[str, Any]:
         settings = settings_of(trained, splits, cells, options)
-        inputs = [options.model_path, *filter(None, (splits["train"].dataset.labels_path,))]
-        inputs = chain(inputs, *(each.dataset.files() for each in splits.values()))
+        inputs = chain([options.model_path], *(each.files() for each in splits.values()))
         check_report(f"{stem}.json", [f"{stem}.png"], settings, inputs, "a linear probe", options.overwrite)
         return settings
 
@@ -162,8 +161,7 @@ def main(args: list[str] | None = None) -> None:
         }
         linear_report.write(stem, report)
         print(linear_report.table(report), f"({stem}.json)", sep="\n")
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

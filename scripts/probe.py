@@ -123,10 +123,10 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
 
     def begin() -> dict[str, Any]:
         settings = settings_of(trained, splits, options)
-        files = chain.from_iterable(each.dataset.files() for each in splits.values())
-        inputs = [options.model_path, *filter(None, (options.baseline, splits["train"].dataset.labels_path))]
+        inputs = [options.model_path, *filter(None, [options.baseline])]
+        inputs += chain.from_iterable(each.files() for each in splits.values())
         report, *others = map(options.path, WRITTEN)
-        check_report(report, others, settings, chain(inputs, files), "a probe", options.overwrite)
+        check_report(report, others, settings, inputs, "a probe", options.overwrite)
         return settings
 
     settings = runtime.on_first(begin)
@@ -178,5 +178,4 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
             report["label_fractions"] = fit_fractions(options.kind, parts, names, *shares, **how)
         path = write(result, report, baseline, parts["train"], names, options)
         print(f"{describe(summary(report))}{coverage(report)}", f"({path})")
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()

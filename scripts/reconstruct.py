@@ -143,8 +143,7 @@ def main(args: list[str] | None = None) -> None:
         print(
             f"wrote {n} reconstructions to {folder}" if computed else f"{folder} is complete already: nothing computed"
         )
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

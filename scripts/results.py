@@ -20,8 +20,9 @@ def check_report(
 ) -> dict[str, Any]:  # fmt: skip
     """The content of a ``report`` (JSON) that is there already with these settings under ``key``, else nothing.
 
-    None as the key: it is the settings. Raises UserError where it, or one of the ``files`` beside it, is an input; and unless ``overwrite`` where it is
-    damaged, or some are there that it says were made with other settings. ``what`` they hold stands in the message.
+    Without a key it is the settings. Raises UserError where it, or one of the ``files`` beside it, is an input; and
+    unless ``overwrite`` where it is damaged, or some are there that it does not say were made with these settings.
+    ``what`` they hold stands in the message.
     """
     paths = [path for path in (report, *files) if os.path.exists(path)]
     check_outputs(paths, inputs)

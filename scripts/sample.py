@@ -237,8 +237,7 @@ def main(args: list[str] | None = None) -> None:
         save_grid(os.path.join(folder, "grid.png"), [("", row) for row in rows])
         done = "nothing computed, all are there" if len(names) > options.num else f"wrote {options.num} images"
         print(f"{done}: {folder}")
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":
