@@ -17,10 +17,10 @@ import numpy as np
 from datasets import ImageDataset
 from dbae import runtime
 from dbae.config import UserError, option, require_positive
-from dbae.io import atomic_write, read_json
+from dbae.io import read_json, write_json
 from eval.generation import frechet_at_half, frechet_distance, kernel_distance, precision_recall
 from eval.networks import load_network
-from scripts.cli import Parser, given, run
+from scripts.cli import options_of, run
 from scripts.measures import FLIPS, ComparisonOptions, features_of, first, open_reals, open_samples
 
 METRICS = ("FD", "KID", "PR")
@@ -102,8 +102,7 @@ def add(path: str, rows: list[dict[str, Any]]) -> None:
     earlier = entries(path)
     settings = [row["settings"] for row in json.loads(json.dumps(rows))]
     kept = [row for row in earlier if row["settings"] not in settings]
-    with atomic_write(path, "w") as file:
-        file.write(json.dumps({"measures": kept + rows}, indent=1) + "\n")
+    write_json(path, {"measures": kept + rows})
 
 
 def entries(path: str) -> list[dict[str, Any]]:
@@ -116,9 +115,7 @@ def entries(path: str) -> list[dict[str, Any]]:
 
 def main(args: list[str] | None = None) -> None:
     """Read, encode what is not cached, measure, write."""
-    parser = Parser(__doc__)
-    parser.add_config("measures", MeasureOptions)
-    options = MeasureOptions(**given(parser.parse_args(args), MeasureOptions))
+    options = options_of(__doc__, "measures", MeasureOptions, args)
 
     # Everything that can be wrong
     device = runtime.setup(options.device)

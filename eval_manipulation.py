@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from datasets import Labelled, labelled_splits
 from dbae import runtime
-from dbae.config import RuntimeConfig, UserError, option, require_positive
+from dbae.config import RuntimeConfig, UserError, check_numbers, option
 from dbae.io import atomic_write, fingerprint
 from dbae.methods.codes import attribute_step
 from eval.classifier import AttributeClassifier
@@ -35,16 +35,10 @@ from eval.linear import logistic_regression
 from eval.networks import NETWORKS, FeatureNetwork, load_network
 from eval.scores import auroc, json_safe
 from scripts.cli import Parser, run
-from scripts.common import (
-    ModelOptions,
-    TrainedModel,
-    load_autoencoder,
-    parse_sampling,
-    print_dry_run,
-    result_folder,
-)  # fmt: skip
+from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.edit_inputs import find_classifier
 from scripts.measures import network_encoder
+from scripts.options import ModelOptions
 from scripts.tables import write_table
 
 HEADER = (
@@ -71,8 +65,7 @@ class EditMeasureOptions(ModelOptions, RuntimeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("limit", "judged"):
-            require_positive(name, getattr(self, name))
+        check_numbers(self, ["limit", "judged"])
         if self.scale is not None and not isfinite(self.scale):
             raise UserError(f"scale: expected a finite number, got {self.scale}")
         if self.limit < 2:

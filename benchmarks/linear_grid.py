@@ -24,9 +24,10 @@ from datasets import labelled_splits
 from dbae import runtime
 from dbae.config import UserError, option
 from dbae.methods import METHODS, DiffusionModel
-from scripts.cli import Parser, given, run
+from scripts.cli import options_of, run
 from scripts.common import TrainedModel
-from scripts.linear_cached import CachedProbe, by_time, limited
+from scripts.labelled import drawn, read
+from scripts.linear_cached import CachedProbe, by_time
 from scripts.linear_official import OnTheFly, features_of
 from scripts.linear_options import LinearOptions, cells_of
 
@@ -95,7 +96,7 @@ class Grid(Benchmark):
         splits = labelled_splits("toyfaces", "class", model.config.image_size)
         held_out = self.images // 10
         sizes = {"train": self.images - held_out, "valid": held_out, "test": self.test_images}
-        splits = {split: limited(each, sizes[split], 0) for split, each in splits.items()}
+        splits = {split: drawn(each, sizes[split], 0) for split, each in splits.items()}
 
         def grid() -> int:
             calls.clear()
@@ -104,7 +105,8 @@ class Grid(Benchmark):
                 cells = cells_of(model, options)
                 if variant == "official":
                     names = [f"{cell.time}/{cell.block}" for cell in cells]
-                    fly = OnTheFly.read(options, device, splits, f"{folder}/grid", {})
+                    data = {split: read([each], device) for split, each in splits.items()}
+                    fly = OnTheFly(options, device, data, len(splits["train"].targets.names), f"{folder}/grid", {})
                     inputs = features_of(trained, cells, names)
                     x = torch.zeros(1, 3, model.config.image_size, model.config.image_size, device=device)
                     widths = {name: z.shape[1] for name, (z,) in inputs(x, None).items()}
@@ -151,9 +153,7 @@ def flops(model: DiffusionModel, blocks: Sequence[str] | None = None) -> float:
 
 def main(args: list[str] | None = None) -> None:
     """Read the options, and run it."""
-    parser = Parser(__doc__)
-    parser.add_config("options", Grid)
-    Grid(**given(parser.parse_args(args), Grid)).compare()
+    options_of(__doc__, "options", Grid, args).compare()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from datasets.base import CHOICES, SPLITS, ImageDataset, tenths
 from datasets.images import log_once
@@ -29,6 +31,19 @@ class Labelled:
 
     dataset: ImageDataset
     targets: Targets
+
+    def part(self, positions: Sequence[int]) -> "Labelled":
+        """The same with the images at some positions only."""
+        targets = replace(self.targets, values=self.targets.values[list(positions)])
+        return Labelled(self.dataset.part(positions), targets)
+
+    def files(self) -> list[str]:
+        """Paths of what is read: of the images and of the labels."""
+        return [*self.dataset.files(), *filter(None, (self.dataset.labels_path,))]
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on, of the images and the labels, ready for JSON."""
+        return {**self.dataset.identity(), "labels": self.dataset.labels_digest(self.targets.kind)}
 
 
 def build(
@@ -124,7 +139,7 @@ def _own_split(whole: ImageDataset, kind: str) -> dict[str, Labelled]:
         log_once(f"{whole.title}: {whole.parts.about}")
     if "valid" not in PARTS[kind]:
         indices = {"train": indices["train"], "test": sorted(indices["valid"] + indices["test"])}
-    return _parts(whole, targets, indices)
+    return {split: Labelled(whole, targets).part(chosen) for split, chosen in indices.items()}
 
 
 def _split_by_index(whole: ImageDataset, kind: str) -> dict[str, Labelled]:
@@ -135,25 +150,17 @@ def _split_by_index(whole: ImageDataset, kind: str) -> dict[str, Labelled]:
     targets, groups = whole.targets(kind), [list(range(len(whole)))]
     if kind == "class":
         groups = [(targets.values == c).nonzero().flatten().tolist() for c in range(len(targets.names))]
-    indices = {
-        split: sorted(i for group in groups for i in group[len(group) * first // 10 : len(group) * last // 10])
-        for split, (first, last) in PARTS[kind].items()
-    }
-    return _parts(whole, targets, indices)
-
-
-def _parts(whole: ImageDataset, targets: Targets, indices: dict[str, list[int]]) -> dict[str, Labelled]:
-    return {
-        split: Labelled(whole.part(chosen), Targets(targets.kind, targets.names, targets.values[chosen]))
-        for split, chosen in indices.items()
-    }
+    parts = {}
+    for split, (first, last) in PARTS[kind].items():
+        chosen = sorted(i for group in groups for i in group[len(group) * first // 10 : len(group) * last // 10])
+        parts[split] = Labelled(whole, targets).part(chosen)
+    return parts
 
 
 def _without(part: Labelled, other: Labelled) -> Labelled:
     """A split without the images that another one has as well."""
-    others, targets = set(other.dataset.indices), part.targets
-    kept = [i for i, index in enumerate(part.dataset.indices) if index not in others]
-    return Labelled(part.dataset.part(kept), Targets(targets.kind, targets.names, targets.values[kept]))
+    others = set(other.dataset.indices)
+    return part.part([i for i, index in enumerate(part.dataset.indices) if index not in others])
 
 
 def _missing(targets: Targets) -> str:

@@ -27,6 +27,7 @@ from dbae.io import (
     read_json,
     read_tensors,
     require_finite,
+    write_json,
     write_tensors,
 )
 from dbae.methods import METHODS, DiffusionModel
@@ -199,8 +200,7 @@ def config_content(model: DiffusionModel, dataset: str, **more: Any) -> dict[str
 
 def write_config(run_dir: str, content: Mapping[str, Any]) -> None:
     """Write ``config.json``."""
-    with atomic_write(bf.join(run_dir, "config.json"), "w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
+    write_json(bf.join(run_dir, "config.json"), content)
 
 
 def read_config(run_dir: str) -> dict[str, Any] | None:

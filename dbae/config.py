@@ -5,6 +5,7 @@ from the fields.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, get_type_hints
@@ -50,6 +51,14 @@ def require_from_zero(name: str, value: float) -> None:
     """Raise UserError unless ``value`` is a finite number from 0."""
     if not 0 <= value < inf:
         raise UserError(f"{name}: expected a number from 0, got {value}")
+
+
+def check_numbers(config: Any, positive: Iterable[str] = (), from_zero: Iterable[str] = ()) -> None:
+    """Raise UserError unless these fields of a configuration are above 0, and those from 0, or None."""
+    for names, check in ((positive, require_positive), (from_zero, require_from_zero)):
+        for name in names:
+            if (value := getattr(config, name)) is not None:
+                check(name, value)
 
 
 def check_choices(config: Any) -> None:

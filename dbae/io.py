@@ -11,7 +11,7 @@ import re
 import secrets
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -131,6 +131,12 @@ def read_json(path: str) -> dict[str, Any]:
     return content
 
 
+def write_json(path: str, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON, indented; the file appears only when it is complete."""
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+
+
 def differing(found: Any, wanted: Mapping[str, Any]) -> str:
     """The entries in which settings read from JSON differ from ``wanted`` ones, few with values; empty if in none."""
     if not isinstance(found, dict) or not found:
@@ -140,6 +146,24 @@ def differing(found: Any, wanted: Mapping[str, Any]) -> str:
     if len(names) > 4:
         return ", ".join(names)
     return ", ".join(f"{name} ({_shown(found.get(name))}, now {_shown(wanted.get(name))})" for name in names)
+
+
+def is_other(
+    path: str, what: str, found: Callable[[], Any], wanted: Mapping[str, Any], overwrite: bool = False
+) -> bool:
+    """Whether ``what`` is at ``path`` has by the settings ``found`` with it others than ``wanted`` ones.
+
+    Raises UserError with the difference, or like ``found``, unless ``overwrite``: then it may be replaced.
+    """
+    try:
+        if others := differing(found(), wanted):
+            advice = "give --overwrite true to replace it, or write elsewhere"
+            raise UserError(f"{path} holds {what} with another {others}; {advice}")
+    except UserError:
+        if not overwrite:
+            raise
+        return True
+    return False
 
 
 def _shown(value: Any) -> str:

@@ -5,7 +5,6 @@ ours also hold the images' numbers in the data set under ``index``, where those 
 ``metrics.json`` holds settings and results.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from itertools import groupby
@@ -15,7 +14,7 @@ import blobfile as bf
 import numpy as np
 
 from dbae.config import UserError
-from dbae.io import atomic_write, differing, listdir, read_json
+from dbae.io import is_other, listdir, read_json, write_json
 from eval.arrays import read_arrays, write_arrays
 
 PART = re.compile(r"(\d+)_(real|fake)_sample_(\d+)\.npz")
@@ -99,11 +98,8 @@ def our_files(folder: str) -> list[str]:
 
 def check_folder(folder: str, settings: dict[str, Any]) -> None:
     """Raise UserError where the folder holds reconstructions of other settings."""
-    if our_files(folder) and (others := differing(read_report(folder).get("settings"), settings)):
-        raise UserError(
-            f"{folder} holds reconstructions with another {others}; "
-            "give --overwrite true to replace them, or move them away"
-        )
+    if our_files(folder):
+        is_other(folder, "reconstructions", lambda: read_report(folder).get("settings"), settings)
 
 
 def open_folder(folder: str, settings: dict[str, Any], overwrite: bool) -> None:
@@ -132,8 +128,7 @@ def check_complete(folder: str, images: int | None = None) -> None:
 def update_report(folder: str, **entries: Any) -> None:
     """Set entries of ``metrics.json`` and keep the others."""
     report = read_report(folder) | entries
-    with atomic_write(bf.join(folder, "metrics.json"), "w") as file:
-        file.write(json.dumps(report, indent=2) + "\n")
+    write_json(bf.join(folder, "metrics.json"), report)
 
 
 def add_metrics(folder: str, means: dict[str, float], images: int) -> None:

@@ -24,8 +24,9 @@ from dbae.methods.ddae import DDAE, EDMDDAE
 from dbae.nn.mlp import FeatureClassifier
 from scripts.classifiers import Recipe, cosine
 from scripts.cli import Parser, run
-from scripts.common import ModelOptions, load, parse, print_dry_run, result_folder
+from scripts.common import load, parse, print_dry_run, result_folder
 from scripts.noisy_classifier import FRAMEWORKS, ClassifierOptions, Job, NoisyTask, train_and_test
+from scripts.options import ModelOptions
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ def main(args: list[str] | None = None) -> None:
     block, framework = model.config.feature_block, "EDM" if isinstance(model, EDMDDAE) else "DDPM"
     settings = {
         "classifier": "mlp", "framework": framework, "weights": fingerprint(options.model_path), "block": block,
-        "precision": model.precision, "epochs": recipe.epochs, "batch_size": recipe.batch_size, "lr": options.lr,
-        "optimizer": "adam", "crop": recipe.crop, "flip": recipe.flip, "seed": recipe.seed,
+        "precision": model.precision, "lr": options.lr, "optimizer": "adam", **recipe.identity(),
     }  # fmt: skip
     folder = result_folder(options.model_path, f"classifier_{block}", out=options.out)
     step = os.path.basename(os.path.dirname(folder)).removeprefix("sample_")

@@ -9,8 +9,6 @@ Results go to WORKDIR/WRN-DEPTH-WIDTH_MODE_DATASET/: state.pt, noisy_classifier.
 command again goes on where it stopped.
 """
 
-import dataclasses
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,45 +19,36 @@ import torch
 from torch import Tensor
 
 from dbae import runtime
-from dbae.config import UserError, check_choices, option, require_from_zero, require_positive
+from dbae.config import UserError, check_choices, check_numbers, option
 from dbae.io import Generators, randn_like
 from dbae.methods.ddae import CHAIN, P_MEAN, P_STD
 from dbae.nn.wide_resnet import WideResNet
 from scripts.classifiers import Recipe
-from scripts.cli import Parser, given, run
+from scripts.cli import options_of, print_options, run
 from scripts.noisy_classifier import FRAMEWORKS, ClassifierOptions, Job, NoisyTask, train_and_test
+from scripts.options import ImageOptions, ProgramOptions
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 
 @dataclass(frozen=True)
-class WRNOptions(ClassifierOptions):
+class WRNOptions(ClassifierOptions, ImageOptions, ProgramOptions):
     """Which network, on which images and noise. Raises UserError for values out of range."""
 
     mode: str = option("DDPM", "noise levels: of DDPM (VP), or of EDM (VE)", tuple(FRAMEWORKS))
     dataset: str = option("cifar10", "cifar10, cifar100, tiny, toyfaces or folder:PATH, with classes")
-    data_root: str = option("data", "folder of the data sets")
-    data_dir: str | None = option(None, "exact path of the data set instead")
     image_size: int = option(32, "height and width in pixels (tiny: 64)")
     depth: int = option(28, "convolutions in a row, 6 n + 4: 10, 16, 22, 28, ...")
     width: int = option(10, "factor of the channels 16, 32 and 64")
     epochs: int = option(200, "passes over the training images")
     warm_epoch: int = option(5, "of them the first, in which the learning rate rises")
     lr: float = option(0.1, "highest learning rate, whatever the number of processes")
-    seed: int = option(0, "seed of every random number")
-    device: str = option("auto", "auto, cpu or cuda")
-    num_workers: int = option(0, "processes that read images")
     workdir: str = option("workdir", "folder under which the classifier's own folder is made")
-    overwrite: bool = option(False, "replace a classifier of other settings that is there already")
-    dry_run: bool = option(False, "print the resolved configuration and exit")
-    check: int = option(0, "check arguments and data for N processes, and exit; 0: run")
 
     def __post_init__(self) -> None:
         check_choices(self)
         self.check_training()
-        require_positive("image_size", self.image_size)
-        for name in ("seed", "num_workers"):
-            require_from_zero(name, getattr(self, name))
+        check_numbers(self, ["image_size"], ["seed", "num_workers"])
         if self.image_size % 4:
             raise UserError(f"image_size: expected a multiple of 4, got {self.image_size}")
         if self.depth < 10 or (self.depth - 4) % 6:
@@ -111,21 +100,17 @@ def task_of(options: WRNOptions, classes: int) -> NoisyTask:
 
 def main(args: list[str] | None = None) -> None:
     """Parse, train and test."""
-    parser = Parser(__doc__)
-    parser.add_config("classifier", WRNOptions)
-    options = WRNOptions(**given(parser.parse_args(args), WRNOptions))
+    options = options_of(__doc__, "classifier", WRNOptions, args)
     if options.dry_run:
-        print(json.dumps(dataclasses.asdict(options) | {"output": options.folder}, indent=2))
-        return None
+        return print_options(options, output=options.folder)
     device = runtime.setup(options.device)
     optimizer = partial(torch.optim.SGD, lr=options.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     factor = recursive_cosine(options.epochs, options.warm_epoch)
     recipe = Recipe(options.epochs, options.batch_size, optimizer, factor, seed=options.seed)
     settings = {
         "classifier": "wrn", "framework": options.mode, "depth": options.depth, "width": options.width,
-        "epochs": options.epochs, "warm_epoch": options.warm_epoch, "batch_size": recipe.batch_size, "lr": options.lr,
-        "optimizer": "sgd", "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "crop": recipe.crop,
-        "flip": recipe.flip, "seed": recipe.seed,
+        "warm_epoch": options.warm_epoch, "lr": options.lr, "optimizer": "sgd", "momentum": MOMENTUM,
+        "weight_decay": WEIGHT_DECAY, **recipe.identity(),
     }  # fmt: skip
     title = f"WRN-{options.depth}-{options.width}, noise of {options.mode}, {options.dataset.partition(':')[0]}"
     build = partial(task_of, options)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, cos, pi
-from typing import Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from datasets.loader import CachedImages, gather
 from dbae import runtime
 from dbae.config import UserError
-from dbae.io import Generators, differing, image_generators, read_tensors, seed_for, to_float, write_tensors
+from dbae.io import Generators, image_generators, is_other, lock_folder, read_tensors, seed_for, write_tensors
 from dbae.progress import progress_bar
 from dbae.state import EMA
+from scripts.labelled import Rows, batch_of
 
 # Images [n, 3, H, W] in [-1, 1] (or Rows), and where their random numbers come from (None: torch's own, which training
 # seeds) -> what each classifier is called with, by its name
@@ -60,37 +61,15 @@ class Recipe:
     scaled: bool = False  # fp16, whose gradients need a loss scale
     seed: int = 0
 
+    def identity(self) -> dict[str, Any]:
+        """What is common to all, ready for JSON."""
+        return {name: getattr(self, name) for name in ("epochs", "batch_size", "crop", "flip", "seed")}
 
-def crop_and_flip(images: Tensor, crop: int, flip: bool) -> Tensor:
-    """Images uint8 [n, 3, s, s]: half of them mirrored, then cut out at random of themselves with a black margin."""
-    if flip:
-        images = torch.where(torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5, images.flip(3), images)
-    if not crop:
-        return images
-    n, size = len(images), images.shape[-1]
-    padded = F.pad(images, (crop,) * 4)
-    top, left = torch.randint(2 * crop + 1, (2, n, 1), device=images.device)
-    along = torch.arange(size, device=images.device)
-    rows, columns = (top + along)[:, None, :, None], (left + along)[:, None, None, :]
-    each, channel = torch.arange(n, device=images.device), torch.arange(3, device=images.device)
-    return padded[each[:, None, None, None], channel[:, None, None], rows, columns]
-
-
-class Rows(Protocol):
-    """What classifiers see in place of images, such as codes that were computed before."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, numbers: list[int], device: torch.device, training: bool) -> Tensor:
-        """Those rows on ``device``, drawn anew for ``training``."""
-
-
-def batch_of(data: CachedImages | Rows, numbers: list[int], device: torch.device, recipe: Recipe | None) -> Tensor:
-    """Images [n, 3, s, s] in [-1, 1], mirrored and cropped for training by a ``recipe``; or rows of what else it is."""
-    if not isinstance(data, CachedImages):
-        return data.rows(numbers, device, recipe is not None)
-    images = gather(data.images, numbers, device)
-    return to_float(crop_and_flip(images, recipe.crop, recipe.flip) if recipe else images)
+    def share(self, processes: int) -> int:
+        """How many images of a step each process takes. Raises UserError where they cannot be shared evenly."""
+        if self.batch_size % processes:
+            raise UserError(f"batch_size: expected a multiple of the {processes} processes, got {self.batch_size}")
+        return self.batch_size // processes
 
 
 class Training:
@@ -118,6 +97,7 @@ class Training:
         self.ema = EMA(self.networks, recipe.ema_rate, recipe.ema_rule) if recipe.ema_rate else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.scaled)
         self.step, self.history = 0, []
+        self._locks: list[IO | None] = []  # of the folder, until this process ends
 
     @property
     def classifiers(self) -> dict[str, nn.Module]:
@@ -126,13 +106,22 @@ class Training:
             self.ema.sync_buffers(self.networks)
         return dict(zip(self.names, (self.ema.module if self.ema else self.networks).eval(), strict=True))
 
-    def restore(self) -> bool:
-        """Go on from the file, if there is one. Raises UserError for that of another training."""
+    def lock(self) -> None:
+        """Let no other process write to the folder until this one ends. Raises UserError where one does already."""
+        runtime.on_first(lambda: self._locks.append(lock_folder(os.path.dirname(self.path))))
+
+    def restore(self, overwrite: bool = False) -> bool:
+        """Go on from the file, if there is one. Raises UserError for another training's, unless ``overwrite``."""
         if not os.path.exists(self.path):
             return False
-        saved = read_tensors(self.path)
-        if others := differing(json.loads(saved.get("settings", "{}")), self.settings):
-            raise UserError(f"{self.path} holds a training with another {others}; give --overwrite true to replace it")
+        saved: dict[str, Any] = {}
+
+        def settings() -> Any:
+            saved.update(read_tensors(self.path))
+            return json.loads(saved.get("settings", "{}"))
+
+        if is_other(self.path, "a training", settings, self.settings, overwrite):
+            return False
         self.networks.load_state_dict(saved["networks"])
         self.optimizer.load_state_dict(saved["optimizer"])
         for parameter, moments in self.optimizer.state.items():
@@ -159,15 +148,13 @@ class Training:
         inputs: Inputs,
         watch: Watch | None = None,
         quiet: bool = False,
-    ) -> int:
-        """Train to the end on images with their ``classes`` [n]; returns 0, or the signal that stopped it, saved.
+    ) -> None:
+        """Train to the end on images with their ``classes`` [n]. Raises SystemExit after a signal, saved before.
 
         ``watch`` gives scores of the classifiers after every epoch; they go into the ``history``.
         """
         recipe, rank, world = self.recipe, runtime.rank(), runtime.world()
-        if recipe.batch_size % world:
-            raise UserError(f"batch_size: expected a multiple of the {world} processes, got {recipe.batch_size}")
-        per_epoch, share = ceil(len(images) / recipe.batch_size), recipe.batch_size // world
+        per_epoch, share = ceil(len(images) / recipe.batch_size), recipe.share(world)
         total = recipe.epochs * per_epoch
         with (
             runtime.Stop() as stop,
@@ -179,7 +166,7 @@ class Training:
                 batch = order[k * recipe.batch_size : (k + 1) * recipe.batch_size]
                 rows = batch[rank * share : (rank + 1) * share].tolist()
                 torch.manual_seed(seed_for(recipe.seed, self.step, rank))  # flips, crops, noise, dropout
-                x = batch_of(images, rows, self.device, recipe)
+                x = batch_of(images, rows, self.device, (recipe.crop, recipe.flip))
                 self._take_step(x, gather(classes, rows, self.device), inputs, len(batch), self.step / per_epoch)
                 self.step += 1
                 bar.update()
@@ -193,8 +180,12 @@ class Training:
                 if signum or self.step % per_epoch == 0:
                     runtime.on_first(self.save)
                 if signum:
-                    return signum
-        return 0
+                    break
+            else:
+                return
+        runtime.print0(f"stopped: {self.path} holds step {self.step}; the same command goes on")
+        runtime.cleanup()
+        raise SystemExit(128 + signum)
 
     def _take_step(self, x: Tensor, classes: Tensor, inputs: Inputs, size: int, done: float) -> None:
         """One step on this process's share of a batch of ``size`` images."""
@@ -238,7 +229,7 @@ def logits(
     with progress_bar(len(images), "image", desc, enabled=rank == 0 and bool(desc)) as bar:
         for first in range(0, len(mine), batch_size):
             rows = list(mine[first : first + batch_size])
-            x = batch_of(images, rows, device, None)
+            x = batch_of(images, rows, device)
             given = inputs(x, image_generators(seed, rows, device))
             parts.append({name: network(*given[name]).float() for name, network in classifiers.items()})
             bar.update(min(world * len(rows), len(images) - bar.n))

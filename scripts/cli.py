@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import io
+import json
 import os
 import re
 import sys
@@ -82,6 +83,18 @@ def given(namespace: argparse.Namespace, cls: type, only: tuple[str, ...] = ()) 
     """The fields of ``cls`` (or ``only`` these of them) that were typed."""
     names = only or tuple(f.name for f in dataclasses.fields(cls))
     return {name: getattr(namespace, name) for name in names if hasattr(namespace, name)}
+
+
+def options_of(doc: str, title: str, cls: type, args: list[str] | None = None) -> Any:
+    """Options of a program that has no others than the fields of ``cls``."""
+    parser = Parser(doc)
+    parser.add_config(title, cls)
+    return cls(**given(parser.parse_args(args), cls))
+
+
+def print_options(options: Any, **more: Any) -> None:
+    """Print resolved options as JSON: what a dry run does."""
+    print(json.dumps(dataclasses.asdict(options) | more, indent=2))
 
 
 def peek(args: list[str] | None, name: str, default: str = "", known: Iterable[str] = ()) -> str:

@@ -1,12 +1,11 @@
-"""What every program that uses a trained model shares: options, loading, and the one driver of its images.
+"""What every program that uses a trained model shares: loading, and the one driver of its images.
 
-Options come in groups: the model, the data it sees, and how it computes. ``TrainedModel`` sends images through a model,
+``TrainedModel`` sends images through a model,
 in batches, with random numbers by image, as uint8 in and out: reconstruction, encoding, editing and the web page all
 use it.
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,74 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets import CHOICES, build
+from datasets import build
 from datasets.base import ImageDataset
 from dbae import runtime
 from dbae.checkpoint import NAME, load_model, read_config, step_of
-from dbae.config import (
-    RuntimeConfig,
-    SampleConfig,
-    UserError,
-    option,
-    require_from_zero,
-    require_positive,
-)
+from dbae.config import RuntimeConfig, SampleConfig, UserError
 from dbae.io import Generators, image_generators, randn_like, require_finite, to_float, to_uint8
 from dbae.methods import METHODS, AutoEncoder, DiffusionModel, preset
 from dbae.progress import progress_bar
-from scripts.cli import Parser, given, peek
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """A checkpoint, and how images pass through it. Raises UserError for values out of range."""
-
-    method: str = option("dbae", "method of an official file; other files state theirs")
-    config: str = option("", "configuration of DDAE: a name like EDM_ddpm, or the path of an official yaml file")
-    dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, cifar10, toyfaces, sprites or folder:PATH")
-    model_path: str = option(
-        "", "weight file: ema_RATE_STEP.pt, model_STEP.pt, or another name, also .safetensors", alias="model"
-    )
-    data_root: str = option("data", "folder of the data sets")
-    data_dir: str | None = option(None, "exact path of the data set instead")
-    batch_size: int = option(64, "images that pass through the model together, on each process")
-    latent: str = option("sample", "code of a stochastic encoder", ("sample", "mean"))
-    seed: int = option(0, "seed of every random number")
-    device: str = option("auto", "auto, cpu or cuda")
-    num_workers: int = option(0, "processes that read images")
-    out: str | None = option(None, "folder to write to in place of the checkpoint's, which may be read-only")
-    overwrite: bool = option(False, "replace results of other settings that are there already")
-    dry_run: bool = option(False, "print the resolved configuration and exit")
-    check: int = option(0, "check arguments, weights and data for N processes, and exit; 0: run")
-
-    def __post_init__(self) -> None:
-        for name in ("dataset", "model_path"):
-            if not getattr(self, name):
-                raise UserError(f"{name}: expected one, got none")
-        if self.config or METHODS[self.method].ROWS == "dataset":
-            METHODS[self.method].preset_row(self.row)  # an unknown data set ends here
-        require_positive("batch_size", self.batch_size)
-        for name in ("seed", "num_workers"):
-            require_from_zero(name, getattr(self, name))
-
-    @property
-    def row(self) -> str:
-        """What names the presets: the configuration, where there is one, or the data set."""
-        return self.config or self.dataset
-
-
-@dataclass(frozen=True)
-class DataOptions(ModelOptions):
-    """A checkpoint, and the images to read. Raises UserError for values out of range."""
-
-    split: str = option("train", "part of the data set; all: the whole", CHOICES)
-    split_range: str | None = option(None, "cut A:B out of the split")
-    limit: int | None = option(None, "only the first N images")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.limit is not None:
-            require_positive("limit", self.limit)
+from scripts.cli import Parser, given, peek, print_options
+from scripts.options import DataOptions, ModelOptions
 
 
 def parse(
@@ -177,7 +118,7 @@ def print_dry_run(options: ModelOptions, about: dict[str, Any], **more: Any) -> 
     else:
         print(f"note: no such file yet: {options.model_path}; showing the preset's model", file=sys.stderr)
         model = preset(method, method.Config, options.row, about)
-    print(json.dumps(dataclasses.asdict(options) | {"model": dataclasses.asdict(model)} | more, indent=2))
+    print_options(options, model=dataclasses.asdict(model), **more)
 
 
 @dataclass(frozen=True)
@@ -220,6 +161,14 @@ class TrainedModel:
             "autocast": sorted(model.amp),
             **self.sampling.as_dict(),
         }
+
+    def untrained(self, seed: int) -> "TrainedModel":
+        """The same with the weights that training begins with, by the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            made = type(self.model)(self.model.config)
+        made.amp = dict(self.model.amp)
+        return dataclasses.replace(self, model=made.to(self.device).eval().requires_grad_(False))
 
     @torch.no_grad()
     def encode_arrays(self, images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ examples:
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -25,32 +24,16 @@ from tqdm import tqdm
 from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
 from dbae import runtime
-from dbae.config import RuntimeConfig, UserError, option, require_from_zero, require_positive
-from dbae.io import (
-    atomic_write,
-    check_outputs,
-    differing,
-    fingerprint,
-    image_generators,
-    read_json,
-    require_finite,
-    to_float,
-)
+from dbae.config import RuntimeConfig, UserError, check_numbers, option
+from dbae.io import fingerprint, image_generators, require_finite, to_float, write_json
 from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
 from eval.contrastive import alignment, uniformity
 from scripts.cli import Parser, peek, run
-from scripts.common import (
-    DataOptions,
-    TrainedModel,
-    build_data,
-    feature_time,
-    load,
-    parse,
-    print_dry_run,
-    result_folder,
-)
+from scripts.common import TrainedModel, build_data, feature_time, load, parse, print_dry_run, result_folder
 from scripts.contrastive_figure import draw
+from scripts.options import DataOptions
+from scripts.results import check_report
 from scripts.runs import Checkpoint, checkpoints, thinned
 from scripts.tables import write_table
 
@@ -72,8 +55,7 @@ class ContrastiveOptions(DataOptions, RuntimeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive("microbatch", self.microbatch)
-        require_from_zero("every", self.every)
+        check_numbers(self, ["microbatch"], ["every"])
         for name in ("batch_size", "limit"):
             if (value := getattr(self, name)) is not None and value < 2:
                 raise UserError(f"{name}: expected 2 or more, as uniformity is of pairs, got {value}")
@@ -142,16 +124,6 @@ def measure(
     return {k: require_finite("features", x).tolist() for k, x in (("alignment", near), ("uniformity", even))}
 
 
-def earlier(path: str, settings: dict[str, Any], overwrite: bool) -> list[dict[str, Any]]:
-    """What an earlier run of the same command measured. Raises UserError for other settings, unless ``overwrite``."""
-    report = read_json(path) if os.path.exists(path) else None
-    if report is None or overwrite:
-        return []
-    if others := differing(report.get("made_from"), settings):
-        raise UserError(f"{path} is of another {others}; give --overwrite true to replace it, or another --out")
-    return report["checkpoints"]
-
-
 def print_table(entry: dict[str, Any], settings: dict[str, Any]) -> None:
     """The values of a checkpoint, by block."""
     seen = "" if entry["images_seen"] is None else f" ({entry['images_seen']:,} training images seen)"
@@ -164,8 +136,7 @@ def print_table(entry: dict[str, Any], settings: dict[str, Any]) -> None:
 def write(path: str, picture: str, settings: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
     """The report, and its picture."""
     entries = sorted(entries, key=lambda entry: (entry["step"] is None, entry["step"] or 0))
-    with atomic_write(path, "w") as file:
-        file.write(json.dumps({"made_from": settings, "checkpoints": entries}, indent=1) + "\n")
+    write_json(path, {"made_from": settings, "checkpoints": entries})
     draw(picture, settings, entries)
 
 
@@ -204,8 +175,9 @@ def main(args: list[str] | None = None) -> None:
     picture = path.removesuffix(".json") + ".png"
 
     def begin() -> tuple[list[str], list[dict[str, Any]]]:
-        check_outputs([path, picture], [*(each.path for each in found), *data.files()])
-        return [fingerprint(each.path) for each in found], earlier(path, settings, options.overwrite)
+        inputs = [*(each.path for each in found), *data.files()]
+        report = check_report(path, [picture], settings, inputs, "measures", options.overwrite)
+        return [fingerprint(each.path) for each in found], report.get("checkpoints", [])
 
     weights, kept = runtime.on_first(begin)
     if options.check:
@@ -225,8 +197,7 @@ def main(args: list[str] | None = None) -> None:
             print_table(entries[which], settings)
             write(path, picture, settings, list(entries.values()))
     runtime.print0(f"\nwrote {path} and {picture}")
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

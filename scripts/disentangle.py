@@ -10,7 +10,6 @@ and the FactorVAE score: docs/disentanglement.md. Writes sample_STEP/disentangle
 once and kept in sample_STEP/latents/. It works for the models of every method.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,23 +23,17 @@ from datasets.base import ImageDataset
 from datasets.labels import Factors, Targets
 from dbae import runtime
 from dbae.config import UserError, option, require_positive
-from dbae.io import atomic_write, differing, fingerprint, read_json, to_float
+from dbae.io import fingerprint, to_float, write_json
 from dbae.progress import progress_bar
-from eval.arrays import Arrays
+from eval.arrays import Arrays, read_arrays
 from eval.factors import STAGES, factor_scores
 from eval.features import CachedFeatures, encode_dataset, pca, reduced
 from eval.representation import BATCH, tad_by_batches, tad_by_folds
 from scripts.cli import Parser, run
-from scripts.common import (
-    DataOptions,
-    TrainedModel,
-    build_data,
-    load,
-    parse,
-    print_dry_run,
-    result_folder,
-)  # fmt: skip
-from scripts.encoding import array_encoder, cached_features, drawn_code, noise_settings
+from scripts.common import TrainedModel, build_data, load, parse, print_dry_run, result_folder
+from scripts.encoding import array_encoder, drawn_code, noise_settings, write_features
+from scripts.options import DataOptions
+from scripts.results import check_report
 from scripts.tables import markdown
 
 PIXELS = 32  # height and width of what principal components are taken of
@@ -95,10 +88,7 @@ def settings_of(trained: TrainedModel, data: ImageDataset, options: DisentangleO
     if data.has_labels:
         settings["labels"] = data.labels_digest("binary")
     settings |= {name: getattr(options, name) for name in ("split", "latent", "seed", "stages", "baselines")}
-    if os.path.exists(options.path) and not options.overwrite:
-        others = differing(read_json(options.path).get("made_from"), settings)
-        if others:
-            raise UserError(f"{options.path} is there with another {others}; give --overwrite true, or --out FOLDER")
+    check_report(options.path, [], settings, [options.model_path], "measures", options.overwrite)
     return settings
 
 
@@ -109,8 +99,7 @@ def drawn(trained: TrainedModel, arrays: Arrays) -> np.ndarray:
 
 def untrained(trained: TrainedModel, data: ImageDataset, options: DisentangleOptions) -> np.ndarray:
     """Codes of the same networks as they are before training."""
-    torch.manual_seed(options.seed)
-    fresh = TrainedModel.of(type(trained.model)(trained.model.config).to(trained.device).eval(), options)
+    fresh = trained.untrained(options.seed)
     return drawn(fresh, encode_dataset(array_encoder(fresh), data, options.batch_size, desc="untrained encoder"))
 
 
@@ -179,8 +168,9 @@ def main(args: list[str] | None = None) -> None:
         return None
 
     whose = {"weights": settings["weights"], **data.identity()}
-    arrays = cached_features(trained, options, whose, data, options.split)
+    path = write_features(trained, options, whose, data, options.split)
     if runtime.rank() == 0:
+        arrays = read_arrays(path)[0]
         z = drawn(trained, arrays)
         codes: dict[str, Any] = {"model": dict.fromkeys(("attributes", "factors"), z)}
         if options.baselines:
@@ -196,11 +186,9 @@ def main(args: list[str] | None = None) -> None:
         if "log_sigma" in arrays:  # whether the noise of a code drowns what it says
             spread = np.exp(arrays["log_sigma"]).mean() / arrays["mu"].std(axis=0).mean()
             report["mean sigma over mean std of mu"] = float(spread)
-        with atomic_write(options.path, "w") as file:
-            file.write(json.dumps(report, indent=2) + "\n")
+        write_json(options.path, report)
         print(f"{table(rows)}({options.path}: {len(data)} images of {data.title}, {options.split})")
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.base import ImageDataset
-from datasets.loader import ordered_batches
 from dbae import runtime
 from dbae.io import atomic_write, image_generators, randn_like, seed_for, to_float
 from dbae.nn.vae import VAEEncoder
-from dbae.progress import progress_bar
-from eval.features import Encode, FeatureCache, encode_batches
-from scripts.classifiers import crop_and_flip
+from eval.features import Encode, FeatureCache
+from scripts.encoding import encode_share
+from scripts.labelled import crop_and_flip
 
 SCALE = 0.18215  # of codes, as Stable Diffusion and DiT take them
 MARGIN = 8  # images are cropped by an eighth of their size at most on every side
@@ -80,15 +79,8 @@ def write_codes(
     """
     if runtime.on_first(lambda: os.path.exists(path)):
         return
-    rank, world, n = runtime.rank(), runtime.world(), len(images)
-    cache = FeatureCache(path, settings, world, batch_size)
-    skip = cache.done(rank)
-    batches = ordered_batches(images, batch_size, rank, world, None, num_workers, skip)
-    with progress_bar(n, "image", desc, min(skip * batch_size * world, n), enabled=rank == 0) as bar:
-        for i, arrays in enumerate(encode_batches(encode, batches), start=skip):
-            cache.add(rank, i, arrays)
-            bar.update(min(len(arrays["index"]) * world, n - bar.n))
-    runtime.barrier()
+    n, cache = len(images), FeatureCache(path, settings, runtime.world(), batch_size)
+    encode_share(cache, encode, images, batch_size, num_workers, desc, flip=False)
 
     def join() -> None:
         with atomic_write(path) as file:

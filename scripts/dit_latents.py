@@ -9,8 +9,6 @@ examples:
   python -m scripts.dit_latents --dataset toyfaces --vae_path VAE --size 64 --copies 2 --limit 200
 """
 
-import dataclasses
-import json
 import os
 import re
 import shutil
@@ -22,33 +20,33 @@ import torch
 
 from datasets import DATASETS, Labelled, build, labelled_splits
 from dbae import runtime
-from dbae.config import PRECISIONS, UserError, check_choices, option, require_from_zero, require_positive
+from dbae.config import PRECISIONS, UserError, check_choices, check_numbers, option
 from dbae.io import (
     atomic_write,
     check_outputs,
-    differing,
     fingerprint,
     listdir,
     lock_folder,
-    read_json,
     remove_unfinished,
+    write_json,
 )
-from scripts.cli import Parser, given, run
+from scripts.cli import options_of, print_options, run
 from scripts.dit import REPORT, SPLITS, code_file, folder_of, label_file, load_vae
 from scripts.dit_encoding import MARGIN, SCALE, Enlarged, posterior_encoder, write_codes
+from scripts.labelled import spread
+from scripts.options import ImageOptions, ProgramOptions, check_given
+from scripts.results import check_report
 
 NATIVE = {"tiny": 64}  # pixels of a data set; others: 32
 CODES = re.compile(r"(train|test)_code_\d+\.npy(\..+\.parts)?")  # and batches of those in the making
 
 
 @dataclass(frozen=True)
-class LatentOptions:
+class LatentOptions(ImageOptions, ProgramOptions):
     """What to encode, and where to write it. Raises UserError for values out of range."""
 
     dataset: str = option("", "cifar10, cifar100, tiny, toyfaces or folder:PATH; with classes")
     vae_path: str = option("", "weight file of the autoencoder in the format of diffusers, .safetensors or .bin")
-    data_root: str = option("data", "folder of the data sets")
-    data_dir: str | None = option(None, "exact path of the data set instead")
     labels: str | None = option(None, "CSV with the classes of a folder of images (default: its labels.csv or folders)")
     out: str = option("latent_codes", "folder to write to, in one of the data set's name")
     copies: int = option(10, "augmented copies of every training image; more can be added later")
@@ -57,24 +55,11 @@ class LatentOptions:
     limit: int | None = option(None, "only N images of each split, spread evenly over it")
     batch_size: int = option(16, "images that are encoded together, on each process")
     precision: str = option("auto", "auto: bf16, fp16 or fp32, the best the device has", PRECISIONS)
-    seed: int = option(0, "seed of every random number")
-    device: str = option("auto", "auto, cpu or cuda")
-    num_workers: int = option(0, "processes that read images")
-    overwrite: bool = option(False, "replace codes of other settings that are there already")
-    dry_run: bool = option(False, "print the resolved settings and exit")
-    check: int = option(0, "check arguments, weights and data for N processes, and exit; 0: run")
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("dataset", "vae_path"):
-            if not getattr(self, name):
-                raise UserError(f"{name}: expected one, got none")
-        for name in ("copies", "size", "batch_size"):
-            require_positive(name, getattr(self, name))
-        for name in ("native_size", "seed", "num_workers"):
-            require_from_zero(name, getattr(self, name))
-        if self.limit is not None:
-            require_positive("limit", self.limit)
+        check_given(self, "dataset", "vae_path")
+        check_numbers(self, ["copies", "size", "batch_size", "limit"], ["native_size", "seed", "num_workers"])
 
     @property
     def native(self) -> int:
@@ -95,22 +80,11 @@ def class_splits(options: LatentOptions) -> dict[str, Labelled]:
     return {split: splits[split] for split in SPLITS}
 
 
-def limited(split: Labelled, limit: int | None) -> Labelled:
-    """``limit`` images of a split, evenly spread over it, as classes may stand one after another."""
-    n = min(len(split.dataset), limit or len(split.dataset))
-    kept, targets = [i * len(split.dataset) // n for i in range(n)], split.targets
-    return Labelled(split.dataset.part(kept), dataclasses.replace(targets, values=targets.values[kept]))
-
-
 def stale_codes(settings: dict[str, Any], options: LatentOptions) -> list[str]:
     """Codes of other settings in the folder. Raises UserError for them unless they may be replaced."""
     folder, report = options.folder, os.path.join(options.folder, REPORT)
     codes = [os.path.join(folder, name) for name in listdir(folder) if CODES.fullmatch(name)]
-    found = read_json(report).get("made_from") if os.path.exists(report) else None
-    others = differing(found, settings) if codes else ""
-    if others and not options.overwrite:
-        raise UserError(f"{folder} holds codes with another {others}; give --overwrite true, or another --out")
-    return codes if others else []
+    return [] if codes and check_report(report, codes, settings, [], "codes", options.overwrite) else codes
 
 
 def begin(settings: dict[str, Any], splits: dict[str, Labelled], options: LatentOptions) -> None:
@@ -122,19 +96,14 @@ def begin(settings: dict[str, Any], splits: dict[str, Labelled], options: Latent
     for split, each in splits.items():
         with atomic_write(label_file(folder, split)) as file:
             np.save(file, each.targets.values.numpy())
-    content = {"made_from": settings, "classes": splits["train"].targets.names, "data": options.dataset}
-    with atomic_write(report, "w") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
+    write_json(report, {"made_from": settings, "classes": splits["train"].targets.names, "data": options.dataset})
 
 
 def main(args: list[str] | None = None) -> None:
     """Parse, check, encode."""
-    parser = Parser(__doc__)
-    parser.add_config("codes", LatentOptions)
-    options = LatentOptions(**given(parser.parse_args(args), LatentOptions))
+    options = options_of(__doc__, "codes", LatentOptions, args)
     if options.dry_run:
-        shown = dataclasses.asdict(options) | {"native_size": options.native, "output": options.folder}
-        return print(json.dumps(shown, indent=2))
+        return print_options(options, native_size=options.native, output=options.folder)
 
     # Everything that can be wrong
     device = runtime.setup(options.device)
@@ -143,14 +112,14 @@ def main(args: list[str] | None = None) -> None:
     factor = 2 ** (len(vae.encoder.down_blocks) - 1)
     if options.size % factor:
         raise UserError(f"size: expected a multiple of {factor}, got {options.size}")
-    splits = {split: limited(each, options.limit) for split, each in class_splits(options).items()}
+    splits = {split: spread(each, options.limit) for split, each in class_splits(options).items()}
     settings = {"scale": SCALE, "size": options.size, "margin": options.native // MARGIN, "seed": options.seed}
     settings |= {"weights": runtime.on_first(lambda: fingerprint(options.vae_path))}
     settings |= {"precision": str(dtype or torch.float32).removeprefix("torch.")}
     for split, each in splits.items():
         about = runtime.on_first(lambda data=each.dataset: data.identity())
         settings |= {f"{split} {name}": value for name, value in about.items()}
-    inputs = [options.vae_path, *(path for each in splits.values() for path in each.dataset.files())]
+    inputs = [options.vae_path, *(path for each in splits.values() for path in each.files())]
     written = [os.path.join(options.folder, REPORT), *(label_file(options.folder, split) for split in SPLITS)]
     runtime.on_first(lambda: check_outputs(written, inputs))
     runtime.on_first(lambda: stale_codes(settings, options))
@@ -172,8 +141,7 @@ def main(args: list[str] | None = None) -> None:
     runtime.print0(f"codes of {sizes}, {options.copies} copies of the former: {options.folder}")
     for lock in filter(None, held):
         lock.close()
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ examples:
 Batch size and learning rate are those of all processes together: officially 128 and 1e-3 for each of 4.
 """
 
-import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,32 +21,26 @@ import torch
 from torch import Tensor, nn
 
 from dbae import runtime
-from dbae.config import PRECISIONS, UserError, check_choices, option, require_from_zero, require_positive
+from dbae.config import PRECISIONS, UserError, check_choices, check_numbers, option
 from dbae.diffusion import Diffusion, LinearBeta
-from dbae.io import (
-    Generators,
-    atomic_write,
-    check_outputs,
-    differing,
-    fingerprint,
-    randn_like,
-    read_json,
-    write_tensors,
-)
+from dbae.io import Generators, fingerprint, randn_like, write_json, write_tensors
 from dbae.nn.dit import DiT
 from scripts.classifiers import Inputs, Recipe, Training, accuracies, cosine, logits
-from scripts.cli import Parser, given, run
+from scripts.cli import options_of, print_options, run
 from scripts.common import result_folder
 from scripts.dit import CodeFolder, folder_of, load_dit, read_folder
+from scripts.options import ProgramOptions, check_given
+from scripts.results import begin
 from scripts.tables import write_table
 
 CHAIN = 1000  # times of DiT's noise, from 0
 TIMES = {"tiny": 81}  # whose noise the codes get; other sets: 121
 PREFIX = "layer-"
+WRITTEN = ("results.json", "linear.pt", "training.pt")
 
 
 @dataclass(frozen=True)
-class DiTProbeOptions:
+class DiTProbeOptions(ProgramOptions):
     """What is probed, and how. Raises UserError for values out of range."""
 
     dataset: str = option("", "data set whose codes are there, by the name given to dit_latents")
@@ -63,22 +55,12 @@ class DiTProbeOptions:
     lr: float = option(4e-3, "learning rate of Adam (officially 1e-3 times 4 processes)")
     test_batch_size: int = option(256, "test codes that pass through the network together, on each process")
     precision: str = option("auto", "auto: bf16, fp16 or fp32, the best the device has", PRECISIONS)
-    seed: int = option(0, "seed of every random number")
-    device: str = option("auto", "auto, cpu or cuda")
     out: str | None = option(None, "folder to write to in place of the weight file's")
-    overwrite: bool = option(False, "replace results of other settings that are there already")
-    dry_run: bool = option(False, "print the resolved settings and exit")
-    check: int = option(0, "check arguments, weights and codes for N processes, and exit; 0: run")
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("dataset", "dit_path", "layers"):
-            if not getattr(self, name):
-                raise UserError(f"{name}: expected one, got none")
-        for name in ("epochs", "batch_size", "lr", "test_batch_size"):
-            require_positive(name, getattr(self, name))
-        for name in ("copies", "heads", "seed"):
-            require_from_zero(name, getattr(self, name))
+        check_given(self, "dataset", "dit_path", "layers")
+        check_numbers(self, ["epochs", "batch_size", "lr", "test_batch_size"], ["copies", "heads", "seed"])
         if not -1 <= self.time < CHAIN:
             raise UserError(f"time: expected 0 to {CHAIN - 1}, got {self.time}")
 
@@ -125,18 +107,6 @@ def check_codes(net: DiT, codes: CodeFolder, folder: str) -> None:
         raise UserError(f"codes: {folder}: {expected}; dit_latents --size decides")
 
 
-def check_results(settings: dict[str, Any], options: DiTProbeOptions) -> dict[str, Any] | None:
-    """The report where it is there already. Raises UserError for one of other settings, unless it may be replaced."""
-    path = options.path("results.json")
-    check_outputs([path, options.path("linear.pt"), options.path("training.pt")], [options.dit_path])
-    if options.overwrite or not os.path.exists(path):
-        return None
-    report = read_json(path)
-    if others := differing(report.get("made_from"), settings):
-        raise UserError(f"{path} is of another {others}; give --overwrite true to replace it, or another --out")
-    return report
-
-
 def show(report: dict[str, Any], options: DiTProbeOptions) -> None:
     made, images = report["made_from"], report["images"]
     print(f"time {made['time']}, {images['train']} training and {images['test']} test images, seed {made['seed']}\n")
@@ -147,36 +117,34 @@ def show(report: dict[str, Any], options: DiTProbeOptions) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Parse, check, train, test, write."""
-    parser = Parser(__doc__)
-    parser.add_config("probe", DiTProbeOptions)
-    options = DiTProbeOptions(**given(parser.parse_args(args), DiTProbeOptions))
+    options = options_of(__doc__, "probe", DiTProbeOptions, args)
     if options.dry_run:
-        shown = dataclasses.asdict(options) | {"time": options.t, "output": options.path("results.json")}
-        return print(json.dumps(shown, indent=2))
+        return print_options(options, time=options.t, output=options.path("results.json"))
 
     # Everything that can be wrong
     device = runtime.setup(options.device)
     dtype = runtime.amp_dtype(options.precision, device)
-    if options.batch_size % max(options.check, runtime.world()):
-        processes = max(options.check, runtime.world())
-        raise UserError(f"batch_size: expected a multiple of the {processes} processes, got {options.batch_size}")
     folder = folder_of(options.codes, options.dataset)
     data = read_folder(folder, options.copies)
     net = load_dit(options.dit_path, options.heads)
     layers = check_layers(net, options.layers)
     check_codes(net, data, folder)
-    names = ("epochs", "batch_size", "lr", "seed")
+    adam = partial(torch.optim.Adam, lr=options.lr)
+    recipe = Recipe(options.epochs, options.batch_size, adam, cosine(options.epochs), seed=options.seed)
     settings = {
         "weights": runtime.on_first(lambda: fingerprint(options.dit_path)),
         "heads": net.blocks[0].attn.heads, "layers": layers, "time": options.t, "codes": data.digest,
         "copies": len(data.codes["train"].copies), "precision": str(dtype or torch.float32).removeprefix("torch."),
-        **{name: getattr(options, name) for name in names},
+        **{name: getattr(options, name) for name in ("epochs", "batch_size", "lr", "seed")},
     }  # fmt: skip
-    report = runtime.on_first(lambda: check_results(settings, options))
+    torch.manual_seed(options.seed)
+    classifiers = {layer: nn.Linear(net.pos_embed.shape[2], len(data.names)) for layer in layers}
+    result, weights, state = map(options.path, WRITTEN)
+    training = Training(classifiers, recipe, device, state, settings)
+    report = begin(training, result, [weights], [options.dit_path], options)
     if options.check:
         return None
     if report:
-        runtime.print0("nothing to compute, the results are there")
         if runtime.rank() == 0:
             show(report, options)
         return runtime.cleanup()
@@ -184,17 +152,7 @@ def main(args: list[str] | None = None) -> None:
     # Train
     del net.blocks[int(layers[-1].removeprefix(PREFIX)) + 1 :]  # what is never run need not be in memory
     inputs = features(net.to(device), layers, options.t, dtype)
-    torch.manual_seed(options.seed)
-    width = net.pos_embed.shape[2]
-    classifiers = {layer: nn.Linear(width, len(data.names)) for layer in layers}
-    adam = partial(torch.optim.Adam, lr=options.lr)
-    recipe = Recipe(options.epochs, options.batch_size, adam, cosine(options.epochs), seed=options.seed)
-    training = Training(classifiers, recipe, device, options.path("training.pt"), settings)
-    if not options.overwrite and training.restore():
-        runtime.print0(f"going on after step {training.step}")
-    if signum := training.run(data.codes["train"], data.classes["train"].to(device), inputs):
-        runtime.print0(f"stopped and saved after step {training.step}; the same command goes on")
-        raise SystemExit(128 + signum)
+    training.run(data.codes["train"], data.classes["train"].to(device), inputs)
 
     # Test and report
     test = logits(training.classifiers, data.codes["test"], inputs, device, options.test_batch_size, options.seed)
@@ -204,14 +162,12 @@ def main(args: list[str] | None = None) -> None:
             "images": {split: len(codes) for split, codes in data.codes.items()}, "classes": data.names,
             "made_from": settings, "codes": {"folder": folder, "made_from": data.made_from},
         }  # fmt: skip
-        weights = {f"{n}.{k}": v for n, c in training.classifiers.items() for k, v in c.state_dict().items()}
-        write_tensors(options.path("linear.pt"), weights)
-        with atomic_write(options.path("results.json"), "w") as file:
-            file.write(json.dumps(report, indent=1) + "\n")
-        os.remove(training.path)
+        tensors = {f"{n}.{k}": v for n, c in training.classifiers.items() for k, v in c.state_dict().items()}
+        write_tensors(weights, tensors)
+        write_json(result, report)
+        os.remove(state)
         show(report, options)
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

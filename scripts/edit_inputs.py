@@ -21,7 +21,8 @@ from dbae.config import RuntimeConfig, UserError, option
 from dbae.io import fingerprint
 from dbae.methods.codes import PATHS
 from eval.classifier import AttributeClassifier, read_classifier
-from scripts.common import DataOptions, TrainedModel, build_data, result_folder
+from scripts.common import TrainedModel, build_data, result_folder
+from scripts.options import DataOptions
 
 
 @dataclass(frozen=True)

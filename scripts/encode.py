@@ -23,8 +23,9 @@ from dbae.io import check_outputs, fingerprint
 from dbae.methods import AutoEncoder
 from eval.arrays import Arrays, read_arrays
 from scripts.cli import Parser, run
-from scripts.common import DataOptions, TrainedModel, build_data, load, parse, print_dry_run
+from scripts.common import TrainedModel, build_data, load, parse, print_dry_run
 from scripts.encoding import encode_to_file
+from scripts.options import DataOptions
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,7 @@ def main(args: list[str] | None = None) -> None:
         readable.check_kept(kept, len(data))
         readable.report(bad, len(data))
         print(f"wrote the codes of {len(kept)} images to {options.out}")
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

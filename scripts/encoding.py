@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.utils.data import Dataset
 
 from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
@@ -15,7 +16,8 @@ from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
 from eval.arrays import Arrays, read_arrays
 from eval.features import Code, Encode, FeatureCache, encode_batches
-from scripts.common import ModelOptions, TrainedModel, result_folder
+from scripts.common import TrainedModel, result_folder
+from scripts.options import ModelOptions
 
 
 def array_encoder(
@@ -58,18 +60,11 @@ def encode_to_file(
     that could be read, ``beside`` makes further arrays and text for the file. Raises UserError where ``path`` holds
     features of other settings, unless ``overwrite``, and for bad images as ``readable`` does.
     """
-    rank, world, images = runtime.rank(), runtime.world(), len(readable)
-    cache = FeatureCache(path, settings, world, batch_size)
+    images, cache = len(readable), FeatureCache(path, settings, runtime.world(), batch_size)
     if not overwrite and runtime.on_first(lambda: cache.finished):
         runtime.print0(f"{path} is complete already: nothing computed")
         return False
-    skip = cache.done(rank)
-    batches = ordered_batches(readable, batch_size, rank, world, images, num_workers, skip)
-    with progress_bar(images, "image", desc, min(skip * batch_size * world, images), enabled=rank == 0) as bar:
-        for i, arrays in enumerate(encode_batches(encode, batches, settings["flip"]), start=skip):
-            cache.add(rank, i, arrays)
-            bar.update(min(len(arrays["index"]) * world, images - bar.n))
-    runtime.barrier()
+    encode_share(cache, encode, readable, batch_size, num_workers, desc, settings["flip"])
 
     def collect() -> None:
         if not overwrite and cache.finished:  # by the same command, elsewhere and meanwhile
@@ -83,6 +78,19 @@ def encode_to_file(
 
     runtime.on_first(collect)
     return True
+
+
+def encode_share(
+    cache: FeatureCache, encode: Encode, images: Dataset, batch_size: int, num_workers: int, desc: str, flip: bool
+) -> None:
+    """Encode this process's images batch by batch into a cache, after those that are there; wait for the others."""
+    rank, world, n, skip = runtime.rank(), runtime.world(), len(images), cache.done(runtime.rank())
+    batches = ordered_batches(images, batch_size, rank, world, n, num_workers, skip)
+    with progress_bar(n, "image", desc, min(skip * batch_size * world, n), enabled=rank == 0) as bar:
+        for i, arrays in enumerate(encode_batches(encode, batches, flip), start=skip):
+            cache.add(rank, i, arrays)
+            bar.update(min(len(arrays["index"]) * world, n - bar.n))
+    runtime.barrier()
 
 
 def write_features(
@@ -115,20 +123,9 @@ def write_features(
     return path
 
 
-def cached_features(
-    trained: TrainedModel,
-    options: ModelOptions,
-    about: dict[str, Any],
-    data: ImageDataset,
-    name: str,
-    flip: bool = False,
-    block: str = "",
-    time: float | None = None,
-    everywhere: bool = False,
-) -> Arrays:
-    """What ``write_features`` writes. The first process reads it, the others only for ``everywhere``."""
-    path = write_features(trained, options, about, data, name, flip, block, time)
-    return read_arrays(path)[0] if everywhere or runtime.rank() == 0 else {}
+def read_features(path: str) -> Arrays:
+    """The arrays of a file on the first process, none on others."""
+    return read_arrays(path)[0] if runtime.rank() == 0 else {}
 
 
 def noise_settings(trained: TrainedModel, time: float | None) -> dict[str, Any]:

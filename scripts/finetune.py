@@ -11,10 +11,9 @@ training images are classified after every epoch, test images after the last one
 it stopped.
 """
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -22,17 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Labelled, labelled_splits
-from datasets.cache import cached
-from datasets.loader import CachedImages
 from dbae import runtime
 from dbae.checkpoint import safetensors_library
-from dbae.config import RuntimeConfig, UserError, option, require_from_zero, require_positive
+from dbae.config import RuntimeConfig, UserError, check_numbers, option
 from dbae.finetuned import FineTuned, save_finetuned
-from dbae.io import Generators, atomic_write, check_outputs, differing, fingerprint, lock_folder, read_json
+from dbae.io import Generators, fingerprint, write_json
 from dbae.methods import DDAE
 from scripts.classifiers import Recipe, Training, accuracies, cosine, logits
 from scripts.cli import Parser, run
-from scripts.common import ModelOptions, load, parse, print_dry_run, result_folder
+from scripts.common import load, parse, print_dry_run, result_folder
+from scripts.labelled import Data, about, files, first, read
+from scripts.options import ModelOptions
+from scripts.results import begin
 
 NAME = "classifier"  # the only one in its training
 WRITTEN = ("results.json", "classifier.safetensors", "state.pt")
@@ -59,10 +59,7 @@ class FinetuneOptions(ModelOptions, RuntimeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "lr", *(["limit"] if self.limit is not None else [])):
-            require_positive(name, getattr(self, name))
-        for name in ("warmup", "weight_decay"):
-            require_from_zero(name, getattr(self, name))
+        check_numbers(self, ["epochs", "lr", "limit"], ["warmup", "weight_decay"])
         if self.warmup >= self.epochs:
             raise UserError(f"warmup: expected fewer than the {self.epochs} epochs, got {self.warmup:g}")
         if not 0 < self.layer_decay <= 1:
@@ -96,14 +93,10 @@ def recipe_of(options: FinetuneOptions, precision: str) -> Recipe:
 def splits_of(options: FinetuneOptions, size: int) -> tuple[dict[str, list[Labelled]], tuple[str, ...]]:
     """Images with their classes: train, valid unless that is trained on, and test; and names of the classes."""
     parts = labelled_splits(options.dataset, "class", size, options.data_root, options.data_dir, options.labels)
-    data, targets = parts["train"].dataset, parts["train"].targets
-    if options.limit is not None and options.limit < len(data):
-        kept = range(options.limit)
-        parts["train"] = Labelled(data.part(kept), replace(targets, values=targets.values[: options.limit]))
-    names = targets.names
-    if options.held_out:
-        return {split: [part] for split, part in parts.items()}, names
-    return {"train": [parts["train"], parts["valid"]], "test": [parts["test"]]}, names
+    splits = {split: [part] for split, part in parts.items()} | {"train": first([parts["train"]], options.limit)}
+    if not options.held_out:
+        splits["train"] += splits.pop("valid")
+    return splits, parts["train"].targets.names
 
 
 def count(module: nn.Module) -> int:
@@ -116,25 +109,14 @@ def settings_of(
 ) -> dict[str, Any]:
     """What the result depends on, ready for JSON."""
     model = network.encoder
-    names = ("epochs", "batch_size", "warmup", "lr", "weight_decay", "label_smoothing", "ema_rate", "noise", "seed")
-    settings = {
+    names = ("batch_size", "warmup", "lr", "weight_decay", "label_smoothing", "ema_rate", "noise")
+    return {
         "protocol": "ours", "method": model.method, "model": asdict(model.config), "classes": network.classes,
         "weights": fingerprint(options.model_path), "from_scratch": options.from_scratch, "block": network.block,
         "time": network.time.item(), "layer_decay": 1.0 if options.from_scratch else options.layer_decay,
-        "optimizer": "adamw", "ema_rule": recipe.ema_rule, "crop": recipe.crop, "flip": recipe.flip,
-        "precision": model.precision, "processes": runtime.world(), **{name: getattr(options, name) for name in names},
+        "optimizer": "adamw", "ema_rule": recipe.ema_rule, "precision": model.precision, "processes": runtime.world(),
+        **recipe.identity(), **{name: getattr(options, name) for name in names}, **about(splits),
     }  # fmt: skip
-    for split, parts in splits.items():
-        each = [{**part.dataset.identity(), "labels": part.dataset.labels_digest("class")} for part in parts]
-        settings |= {f"{split} {name}": [about[name] for about in each] for name in each[0]}
-    return settings
-
-
-def read(parts: list[Labelled], options: FinetuneOptions, device: torch.device) -> tuple[CachedImages, Tensor]:
-    """All images of a split, in the memory of the host, and their classes [n]."""
-    quiet = options.quiet or runtime.rank() > 0
-    images = torch.cat([cached(part.dataset, "host", device, options.num_workers, quiet).images for part in parts])
-    return CachedImages(images, torch.arange(len(images))), torch.cat([part.targets.values for part in parts])
 
 
 def inputs(x: Tensor, generators: Generators) -> dict[str, tuple[Tensor, Generators]]:
@@ -142,33 +124,23 @@ def inputs(x: Tensor, generators: Generators) -> dict[str, tuple[Tensor, Generat
     return {NAME: (x, generators)}
 
 
-def accuracy(network: nn.Module, data: tuple[CachedImages, Tensor], options: FinetuneOptions, desc: str = "") -> float:
+def accuracy(network: nn.Module, data: Data, options: FinetuneOptions, desc: str = "") -> float:
     """Share of images that are classified right; image i has the noise of (seed, i)."""
     device = next(network.parameters()).device
     found = logits({NAME: network}, data[0], inputs, device, options.batch_size, options.seed, desc)
     return accuracies(found, data[1])[NAME]
 
 
-def unfinished(path: str, settings: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether there is no report of these settings. Raises UserError for one of others, unless ``overwrite``."""
-    if not os.path.exists(path):
-        return True
-    others = differing(read_json(path).get("made_from"), settings)
-    if others and not overwrite:
-        raise UserError(f"{path} is of another {others}; give --overwrite true to replace it, or another --out")
-    return bool(others)
-
-
 def main(args: list[str] | None = None) -> None:
     """Parse, load, train, test, write."""
-    options, about, _ = parse(Parser(__doc__), FinetuneOptions, "fine-tuning", args, OFFERED)
+    options, typed, _ = parse(Parser(__doc__), FinetuneOptions, "fine-tuning", args, OFFERED)
     folder = result_folder(options.model_path, "finetune" + "_scratch" * options.from_scratch, out=options.out)
     if options.dry_run:
-        return print_dry_run(options, about, output=folder)
+        return print_dry_run(options, typed, output=folder)
 
     # Everything that can be wrong
     device = runtime.setup(options.device)
-    model = load(options, about, device)
+    model = load(options, typed, device)
     if not isinstance(model, DDAE):
         raise UserError(f"model_path: expected a DDAE, {options.model_path} is a {type(model).__name__}")
     result, weights, state = (os.path.join(folder, name) for name in WRITTEN)
@@ -181,41 +153,21 @@ def main(args: list[str] | None = None) -> None:
     layer_decay = settings["layer_decay"]
     groups = network.param_groups(options.lr, layer_decay, options.weight_decay)
     training = Training({NAME: network}, recipe, device, state, settings, groups)
-    files = [path for parts in splits.values() for part in parts for path in part.dataset.files()]
-
-    def begin() -> bool:
-        check_outputs([result, weights, state], [options.model_path, *files])
-        return unfinished(result, settings, options.overwrite)
-
-    todo = runtime.on_first(begin)
-    try:
-        training.restore()
-    except UserError:
-        if not options.overwrite:
-            raise
-    if options.check:
-        return None
-    if not todo:
-        runtime.print0(f"{result} is complete already: nothing computed")
+    done = begin(training, result, [weights], [options.model_path, *files(splits)], options)
+    if done or options.check:
         return runtime.cleanup()
-    held: list[Any] = []  # the folder's lock, until the end
-    runtime.on_first(lambda: held.append(lock_folder(folder)))
 
     # Train
     sizes = {"parameters": count(network), "parameters dropped": whole - count(network.encoder)}
     if not options.quiet:
         shown = ", ".join(f"{name} {value:,}" for name, value in sizes.items())
         runtime.print0(f"{network.block} at time {network.time.item():g}: {shown}; {folder}")
-    data = {split: read(parts, options, device) for split, parts in splits.items()}
+    data = {split: read(parts, device, options.num_workers, options.quiet) for split, parts in splits.items()}
 
     def watch(classifiers: Mapping[str, nn.Module]) -> dict[str, float]:
         return {"valid": accuracy(classifiers[NAME], data["valid"], options)}
 
-    signum = training.run(*data["train"], inputs, watch if options.held_out else None, options.quiet)
-    if signum:
-        runtime.print0(f"stopped: {folder} holds step {training.step}")
-        runtime.cleanup()
-        raise SystemExit(128 + signum)
+    training.run(*data["train"], inputs, watch if options.held_out else None, options.quiet)
 
     # Test
     final = training.classifiers[NAME]
@@ -229,8 +181,7 @@ def main(args: list[str] | None = None) -> None:
             "steps": training.step, **scores, "history": training.history,
         }  # fmt: skip
         save_finetuned(weights, final, options.dataset)
-        with atomic_write(result, "w") as file:
-            file.write(json.dumps(report, indent=1) + "\n")
+        write_json(result, report)
         os.remove(state)  # a finished training is not gone on with
         print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()), f"({result})")
     return runtime.cleanup()

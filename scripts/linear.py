@@ -25,7 +25,8 @@ from scripts import linear_baselines, linear_report
 from scripts.cli import Parser, run
 from scripts.common import TrainedModel, load, parse, print_dry_run
 from scripts.encoding import noise_settings
-from scripts.linear_cached import CachedProbe, Row, limited
+from scripts.labelled import drawn, read
+from scripts.linear_cached import CachedProbe, Row
 from scripts.linear_official import OfficialProbe, OnTheFly
 from scripts.linear_options import Cell, LinearOptions, cells_of, time_axis, time_name
 from scripts.results import check_report
@@ -41,8 +42,7 @@ def settings_of(trained: TrainedModel, splits: Splits, cells: Sequence[Cell], op
     settings = {"weights": fingerprint(options.model_path), **noise_settings(trained, 0.0)}
     settings |= {"cells": [dataclasses.astuple(cell) for cell in cells], "precision": trained.model.precision}
     for split, each in splits.items():
-        about = {**each.dataset.identity(), "labels": each.dataset.labels_digest(options.targets)}
-        settings |= {f"{split} {name}": value for name, value in about.items()}
+        settings |= {f"{split} {name}": value for name, value in each.identity().items()}
     return settings | {name: getattr(options, name) for name in names}
 
 
@@ -101,13 +101,12 @@ def main(args: list[str] | None = None) -> None:
     size, kind, stem = trained.model.config.image_size, options.targets, options.stem(cells)
     splits = labelled_splits(options.data, kind, size, options.data_root, options.data_dir, options.labels)
     limits = {"train": options.limit, "valid": options.test_limit, "test": options.test_limit}
-    splits = {split: limited(each, limits[split], options.seed) for split, each in splits.items()}
+    splits = {split: drawn(each, limits[split], options.seed) for split, each in splits.items()}
 
     def begin() -> dict[str, Any]:
         settings = settings_of(trained, splits, cells, options)
-        inputs = [options.model_path, *filter(None, (splits["train"].dataset.labels_path,))]
-        files = chain(inputs, *(each.dataset.files() for each in splits.values()))
-        check_report(f"{stem}.json", [f"{stem}.png"], settings, files, "a linear probe", options.overwrite)
+        inputs = chain([options.model_path], *(each.files() for each in splits.values()))
+        check_report(f"{stem}.json", [f"{stem}.png"], settings, inputs, "a linear probe", options.overwrite)
         return settings
 
     settings = runtime.on_first(begin)
@@ -116,10 +115,13 @@ def main(args: list[str] | None = None) -> None:
 
     # Features, or images to compute them of: by all processes
     widths, refit, official = widths_of(trained, cells), bool(options.whole), options.how == "official"
-    fly = OnTheFly.read(options, trained.device, splits, stem, settings) if official else None
+    fly = None
+    if official:
+        data = {split: read([each], trained.device, options.num_workers) for split, each in splits.items()}
+        fly = OnTheFly(options, trained.device, data, len(splits["train"].targets.names), stem, settings)
     models = {"": trained}
     if options.baselines:
-        models["untrained"] = linear_baselines.untrained(trained, options.seed)
+        models["untrained"] = trained.untrained(options.seed)
     probes = {name: probe_of(m, fly, splits, settings, options, widths, name) for name, m in models.items()}
     if not official:
         for probe in probes.values():
@@ -159,8 +161,7 @@ def main(args: list[str] | None = None) -> None:
         }
         linear_report.write(stem, report)
         print(linear_report.table(report), f"({stem}.json)", sep="\n")
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What a linear probe is compared with: pixels, their principal components, an untrained network, and chance."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,22 +12,11 @@ from dbae.io import Generators, to_float
 from eval import heads
 from eval.features import encode_dataset, pca
 from eval.tasks import TASKS
-from scripts.common import TrainedModel
 from scripts.linear_cached import Row, fit_row, part_of, solver_of
 from scripts.linear_official import OnTheFly
 from scripts.linear_options import LinearOptions
 
 SIZE = 32  # side of the images whose pixels are probed; larger ones are averaged
-
-
-def untrained(trained: TrainedModel, seed: int) -> TrainedModel:
-    """A network of the same configuration with the weights that training begins with, by the seed."""
-    model = trained.model
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        made = type(model)(model.config)
-    made.amp = dict(model.amp)
-    return dataclasses.replace(trained, model=made.to(trained.device).eval().requires_grad_(False))
 
 
 def pixel_rows(x: Tensor) -> Tensor:
@@ -64,7 +52,7 @@ def of_cached_pixels(
 
 def of_drawn_pixels(fly: OnTheFly, dim: int, whole: Sequence[str], single: bool) -> dict[str, Row]:
     """The same by the official recipe; of a ``single`` probe on all the ``whole`` of the images at once."""
-    rows = pixel_rows(to_float(fly.images["train"].images))
+    rows = pixel_rows(to_float(fly.data["train"][0].images))
     project = _components(rows.numpy(), dim, fly.options.seed)
 
     def inputs(x: Tensor, generators: Generators) -> dict[str, tuple[Tensor]]:

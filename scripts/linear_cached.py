@@ -1,6 +1,5 @@
 """Probes of cells on features that are computed once: a file per split and time with all blocks."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,16 +133,3 @@ def by_time(cells: Sequence[Cell]) -> dict[float | None, list[str]]:
     for cell in cells:
         found.setdefault(cell.time, []).append(cell.block)
     return found
-
-
-def limited(part: Labelled, limit: int | None, seed: int) -> Labelled:
-    """A random choice of ``limit`` images of a split by the seed, in their order; all of them without a limit."""
-    if limit is None or limit >= len(part.dataset):
-        return part
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(part.dataset), generator=generator)[:limit].sort().values.tolist()
-    return dataclasses.replace(
-        part,
-        dataset=part.dataset.part(rows),
-        targets=dataclasses.replace(part.targets, values=part.targets.values[rows]),
-    )

@@ -11,13 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets import Labelled
-from datasets.cache import cached
-from datasets.loader import CachedImages
-from dbae import runtime
 from dbae.io import Generators
 from scripts.classifiers import Inputs, Recipe, Training, accuracies, cosine, logits
 from scripts.common import TrainedModel
+from scripts.labelled import Data, joined
 from scripts.linear_cached import Row, by_time
 from scripts.linear_options import Cell, LinearOptions
 
@@ -56,22 +53,10 @@ class OnTheFly:
 
     options: LinearOptions
     device: torch.device
-    images: Mapping[str, CachedImages]
-    classes: Mapping[str, Tensor]  # [n] by split
+    data: Mapping[str, Data]  # by split
     count: int  # of classes
     stem: str
     settings: Mapping[str, Any]
-
-    @classmethod
-    def read(
-        cls, options: LinearOptions, device: torch.device, splits: Mapping[str, Labelled], stem: str,
-        settings: Mapping[str, Any],
-    ) -> "OnTheFly":  # fmt: skip
-        """Read the images of all splits."""
-        quiet = runtime.rank() > 0
-        images = {s: cached(each.dataset, "host", device, options.num_workers, quiet) for s, each in splits.items()}
-        classes = {split: each.targets.values for split, each in splits.items()}
-        return cls(options, device, images, classes, len(splits["train"].targets.names), stem, settings)
 
     def fit(
         self, inputs: Inputs, widths: Mapping[str, int], on: Sequence[str], scored: Sequence[str], tag: str
@@ -86,21 +71,13 @@ class OnTheFly:
         path = f"{self.stem}{tag}_heads.pt"
         settings = dict(self.settings) | {"heads": list(widths), "on": list(on)}
         training = Training(heads, recipe_of(self.options), self.device, path, settings)
-        if not self.options.overwrite:
-            training.restore()
-        pixels, positions = ([getattr(self.images[s], name) for s in on] for name in ("images", "positions"))
-        images = CachedImages(torch.cat(pixels), torch.cat(positions))
-        signum = training.run(images, torch.cat([self.classes[s] for s in on]), inputs)
-        if signum:
-            runtime.print0(f"stopped: {path} holds step {training.step}")
-            raise SystemExit(128 + signum)
+        training.restore(self.options.overwrite)
+        training.run(*joined([self.data[split] for split in on]), inputs)
         rows: dict[str, Row] = {name: {"width": width} for name, width in widths.items()}
         for split in scored:
-            outputs = logits(
-                training.classifiers, self.images[split], inputs, self.device, self.options.batch_size,
-                self.options.seed, split,
-            )  # fmt: skip
-            for name, score in accuracies(outputs, self.classes[split]).items():
+            images, classes = self.data[split]
+            how = (self.device, self.options.batch_size, self.options.seed, split)
+            for name, score in accuracies(logits(training.classifiers, images, inputs, *how), classes).items():
                 rows[name][split] = score
         return rows
 

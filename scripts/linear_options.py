@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from datasets.sets import DATASETS
-from dbae.config import RuntimeConfig, UserError, option, require_positive
+from dbae.config import RuntimeConfig, UserError, check_numbers, option
 from dbae.methods import AutoEncoder, DiffusionModel
 from dbae.methods.ddae import EDMDDAE
 from dbae.methods.ddae_config import EDM_STEPS, sigma_of_step
 from eval.heads import PENALTIES
-from scripts.common import ModelOptions, result_folder
+from scripts.common import result_folder
+from scripts.options import ModelOptions
 
 PROBES = ("auto", "official", "exact", "ridge", "adam")
 CODE = "z"  # an autoencoder's code among the blocks
@@ -58,9 +59,7 @@ class LinearOptions(ModelOptions, RuntimeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "probe_batch_size", "probe_lr", "draws", "limit", "test_limit"):
-            if getattr(self, name) is not None:
-                require_positive(name, getattr(self, name))
+        check_numbers(self, ["epochs", "probe_batch_size", "probe_lr", "draws", "limit", "test_limit"])
         if not self.penalties or not all(0 < p < math.inf for p in self.penalties):
             raise UserError(f"penalties: expected numbers above 0, got {self.penalties}")
         if self.probe == "official" and self.targets == "binary":

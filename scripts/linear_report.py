@@ -1,12 +1,11 @@
 """What a linear probe reports: which cell is chosen, the table, and the picture of the grid."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dbae.io import atomic_write
+from dbae.io import write_json
 from scripts.figures import plain_text, save_figure
 from scripts.linear_cached import Row
 from scripts.linear_options import Cell, LinearOptions
@@ -112,8 +111,7 @@ def _times(cells: Sequence[Row]) -> list[float | None]:
 
 def write(stem: str, report: Mapping[str, Any]) -> None:
     """Write the report, and of several cells their picture."""
-    with atomic_write(f"{stem}.json", "w") as file:
-        file.write(json.dumps(report, indent=2) + "\n")
+    write_json(f"{stem}.json", report)
     if len(report["cells"]) > 1:
         draw(f"{stem}.png", report)
 

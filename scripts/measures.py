@@ -13,26 +13,25 @@ from datasets import CHOICES, ImageDataset, build
 from datasets.images import BadImage, decode, read_bytes
 from datasets.sets import FolderImages
 from datasets.tolerant import Tolerant
-from dbae.config import UserError, option, require_from_zero, require_positive
+from dbae.config import UserError, check_numbers, option
 from dbae.io import image_generators
 from eval.arrays import read_arrays
 from eval.features import Encode, FeatureCache
 from eval.networks import NETWORKS, FeatureNetwork
 from scripts.conditional import of_class
 from scripts.encoding import encode_to_file
+from scripts.options import ImageOptions, check_given
 
 FLIPS = ("none", "random")
 
 
 @dataclass(frozen=True)
-class ComparisonOptions:
+class ComparisonOptions(ImageOptions):
     """Samples, and the real images that they are compared with. Raises UserError for values out of range."""
 
     sample_path: str = option("", "folder of images, such as sample.py writes, or an .npz of uint8 [n, H, W, 3]")
     dataset: str = option("", "real images: a data set, or folder:PATH, read at the samples' size", (), "reference")
     real: str | None = option(None, "folder or .npz of real images of the samples' size, in place of a data set")
-    data_root: str = option("data", "folder of the data sets")
-    data_dir: str | None = option(None, "exact path of the data set instead")
     split: str = option("train", "part of the data set; all: the whole", CHOICES)
     class_name: str = option("", "only real images with this label, or with ! before it without it", alias="class")
     num: int | None = option(None, "only the first N samples")
@@ -42,22 +41,16 @@ class ComparisonOptions:
     resizing: str | None = option(None, "resizing to the network's input, in place of its own (docs/generation.md)")
     cache: str | None = option(None, "folder of cached features (default: features, beside sample_path)")
     batch_size: int = option(64, "images that pass through the network together")
-    num_workers: int = option(0, "processes that read images")
     device: str = option("auto", "auto, cpu or cuda")
     seed: int = option(0, "seed of every random number")
 
     def __post_init__(self) -> None:
-        if not self.sample_path:
-            raise UserError("sample_path: expected one, got none")
+        check_given(self, "sample_path")
         if bool(self.dataset) == bool(self.real):
             raise UserError("dataset, real: expected one of them, got " + ("both" if self.real else "none"))
         if self.real and self.class_name:
             raise UserError("class: expected with --dataset, got it with --real")
-        for name in ("num", "num_real", "batch_size"):
-            if getattr(self, name) is not None:
-                require_positive(name, getattr(self, name))
-        for name in ("num_workers", "seed"):
-            require_from_zero(name, getattr(self, name))
+        check_numbers(self, ["num", "num_real", "batch_size"], ["num_workers", "seed"])
 
     @property
     def cache_folder(self) -> str:

@@ -10,8 +10,6 @@ The first row shows the samples, the next ones each one's nearest real image: by
 DIR_nearest.png is the figure; DIR_nearest.json has names and distances.
 """
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +23,14 @@ from datasets.loader import first_images, ordered_batches
 from dbae import runtime
 from dbae.checkpoint import load_model
 from dbae.config import UserError, option, require_positive
-from dbae.io import atomic_write, differing, fingerprint, read_json, save_grid, to_float
+from dbae.io import fingerprint, save_grid, to_float, write_json
 from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
 from eval.generation import nearest
 from eval.networks import load_network
-from scripts.cli import Parser, given, run
+from scripts.cli import options_of, run
 from scripts.measures import ComparisonOptions, cached, features_of, first, open_reals, open_samples
+from scripts.results import check_report
 
 Neighbours = tuple[np.ndarray, np.ndarray]  # distances [n, k] and numbers [n, k], the nearest first
 
@@ -126,9 +125,7 @@ def find(
 
 def main(args: list[str] | None = None) -> None:
     """Parse, load, compare, draw."""
-    parser = Parser(__doc__)
-    parser.add_config("nearest images", NearestOptions)
-    options = NearestOptions(**given(parser.parse_args(args), NearestOptions))
+    options = options_of(__doc__, "nearest images", NearestOptions, args)
 
     # Everything that can be wrong
     device = runtime.setup(options.device)
@@ -141,10 +138,7 @@ def main(args: list[str] | None = None) -> None:
     settings = {"samples": samples.identity(), "reals": reals.identity(), "k": options.k}
     settings["by"] = {name: space.about for name, space in places.items()}
     report = f"{options.figure.removesuffix('.png')}.json"
-    there = [path for path in (options.figure, report) if os.path.exists(path)]
-    wrong = differing(read_json(report).get("settings") if report in there else {}, settings) if there else ""
-    if wrong and not options.overwrite:
-        raise UserError(f"{there[0]} is there already with another {wrong}; give --overwrite true, or another --out")
+    check_report(report, [options.figure], settings, [], "neighbours", options.overwrite, "settings")
 
     images = first_images(samples, len(samples))
     found = find(options, places, images, reals)
@@ -160,8 +154,7 @@ def main(args: list[str] | None = None) -> None:
             for i in range(len(samples))
         }
     save_grid(options.figure, rows)
-    with atomic_write(report, "w") as file:
-        file.write(json.dumps({"settings": settings, "nearest": names}, indent=1) + "\n")
+    write_json(report, {"settings": settings, "nearest": names})
     medians = ", ".join(f"{name} {np.median(distances[:, 0]):.4g}" for name, (distances, _) in found.items())
     print(f"wrote {options.figure}; median distance to the nearest of {len(reals)} images: {medians}")
 

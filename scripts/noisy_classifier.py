@@ -5,27 +5,27 @@ over noise (Xiang et al., ICCV 2023). Levels have the numbers of the official co
 18 of EDM's grid.
 """
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from datasets import Labelled, Targets, labelled_splits
-from datasets.cache import cached
+from datasets import Labelled, labelled_splits
 from datasets.loader import CachedImages
 from dbae import runtime
-from dbae.config import UserError, option, require_positive
+from dbae.config import check_numbers, option
 from dbae.diffusion import VE, Diffusion, LinearBeta, Process
-from dbae.io import Generators, atomic_write, check_outputs, differing, lock_folder, read_json, require_finite
+from dbae.io import Generators, require_finite, write_json
 from dbae.methods.ddae import CHAIN
 from dbae.methods.ddae_config import EDM_STEPS, sigma_of_step
 from dbae.progress import progress_bar
 from scripts.classifiers import Inputs, Recipe, Training, accuracies, logits
+from scripts.labelled import Data, about, files, first, read
 from scripts.noisy_figure import RESULT, draw, read_results
+from scripts.results import begin
 
 NAME = "classifier"  # the only one in its training
 WATCHED, WATCHED_LEVELS = 256, 3  # test images and levels that are looked at after every epoch
@@ -63,11 +63,7 @@ class ClassifierOptions:
 
     def check_training(self) -> None:
         """Raise UserError for values out of range."""
-        for name in ("epochs", "batch_size", "lr", "limit", "limit_test"):
-            if (value := getattr(self, name)) is not None:
-                require_positive(name, value)
-        if self.check and self.batch_size % self.check:
-            raise UserError(f"batch_size: expected a multiple of the {self.check} processes, got {self.batch_size}")
+        check_numbers(self, ["epochs", "batch_size", "lr", "limit", "limit_test"])
 
 
 @dataclass(frozen=True)
@@ -110,36 +106,8 @@ def splits_of(options: Any, size: int) -> tuple[dict[str, list[Labelled]], tuple
     Nothing is chosen by held-out images, so that those of valid are trained on, as officially. No image is read.
     """
     parts = labelled_splits(options.dataset, "class", size, options.data_root, options.data_dir, options.labels)
-    train = [*_first([parts["train"], parts["valid"]], options.limit)]
-    return {"train": train, "test": [*_first([parts["test"]], options.limit_test)]}, parts["train"].targets.names
-
-
-def _first(parts: Sequence[Labelled], limit: int | None) -> Iterator[Labelled]:
-    """The parts up to their first ``limit`` images together."""
-    for part in parts:
-        if limit is None or limit >= len(part.targets):
-            yield part
-        elif limit:
-            targets = Targets(part.targets.kind, part.targets.names, part.targets.values[:limit])
-            yield Labelled(part.dataset.part(range(limit)), targets)
-        limit = None if limit is None else max(0, limit - len(part.targets))
-
-
-def about_images(splits: Mapping[str, Sequence[Labelled]]) -> dict[str, dict[str, Any]]:
-    """What results depend on, of the images of each split, ready for JSON."""
-    found: dict[str, dict[str, Any]] = {}
-    for split, parts in splits.items():
-        each = [{**part.dataset.identity(), "labels": part.dataset.labels_digest("class")} for part in parts]
-        found[split] = {f"{split} {name}": [about[name] for about in each] for name in each[0]}
-    return found
-
-
-def read(parts: Sequence[Labelled], options: Any, device: torch.device) -> tuple[CachedImages, Tensor]:
-    """All images of a split, in the memory of the host, and their classes [n]."""
-    quiet = options.quiet or runtime.rank() > 0
-    images = [cached(part.dataset, "host", device, options.num_workers, quiet).images for part in parts]
-    joined = images[0] if len(images) == 1 else torch.cat(images)
-    return CachedImages(joined, torch.arange(len(joined))), torch.cat([part.targets.values for part in parts])
+    train = first([parts["train"], parts["valid"]], options.limit)
+    return {"train": train, "test": first([parts["test"]], options.limit_test)}, parts["train"].targets.names
 
 
 @torch.no_grad()
@@ -175,43 +143,25 @@ def train_and_test(job: Job, options: Any, device: torch.device) -> None:
     """
     others = read_results(options.compare)  # wrong ones end before any work
     splits, names = splits_of(options, job.size)
-    about = about_images(splits)
-    trained_on = {**job.settings, **about["train"], "classes": list(names)}
-    made_from = {**trained_on, **about["test"]}
+    trained_on = {**job.settings, **about({"train": splits["train"]}), "classes": list(names)}
+    made_from = {**trained_on, **about({"test": splits["test"]})}
     result, state, picture = (os.path.join(job.folder, name) for name in WRITTEN)
-    files = [path for parts in splits.values() for part in parts for path in part.dataset.files()]
-    runtime.on_first(lambda: check_outputs([result, state, picture], [*job.inputs, *files]))
-    report = read_json(result) if os.path.exists(result) else {}
-    wrong = differing(report.get("made_from"), made_from) if report else ""
-    if wrong and not options.overwrite:
-        raise UserError(f"{result} is of another {wrong}; give --overwrite true to replace it, or move it away")
     torch.manual_seed(job.recipe.seed)
     task = job.build(len(names))
     training = Training({NAME: task.network}, job.recipe, device, state, trained_on)
-    try:
-        training.restore()
-    except UserError:
-        if not options.overwrite:
-            raise
+    report = begin(training, result, [picture], [*job.inputs, *files(splits)], options, made_from)
     if options.check:
         return
-    held: list[Any] = []  # the folder's lock, until the end
-    runtime.on_first(lambda: held.append(lock_folder(job.folder)))
 
-    if wrong or not report:
-        data = read(splits["test"], options, device)
-        signum = _train(training, task, splits["train"], data, options, device)
-        if signum:
-            runtime.print0(f"stopped: {job.folder} holds step {training.step}")
-            runtime.cleanup()
-            raise SystemExit(128 + signum)
+    if not report:
+        data = {split: read(parts, device, options.num_workers, options.quiet) for split, parts in splits.items()}
+        _train(training, task, data, options)
         network, quiet = training.classifiers[NAME], options.quiet
-        rates = recognition(task, network, *data, list(task.tested), device, job.recipe.seed, quiet)
+        rates = recognition(task, network, *data["test"], list(task.tested), device, job.recipe.seed, quiet)
         report = {"title": job.title, "framework": job.framework, "made_from": made_from}
-        report |= _report(rates, FRAMEWORKS[job.framework], splits, data[1]) | {"history": training.history}
+        report |= _report(rates, FRAMEWORKS[job.framework], data) | {"history": training.history}
+        runtime.on_first(lambda: write_json(result, report))
     if runtime.rank() == 0:
-        with atomic_write(result, "w") as file:
-            file.write(json.dumps(report, indent=1) + "\n")
         own = os.path.realpath(result)
         draw(picture, [report, *(other for path, other in others.items() if os.path.realpath(path) != own)])
         for level in report["levels"]:
@@ -220,35 +170,26 @@ def train_and_test(job: Job, options: Any, device: torch.device) -> None:
     runtime.cleanup()
 
 
-def _train(
-    training: Training,
-    task: NoisyTask,
-    parts: Sequence[Labelled],
-    data: tuple[CachedImages, Tensor],
-    options: Any,
-    device: torch.device,
-) -> int:
-    """Train to the end; returns the signal that stopped it, or 0. A few test images tell how it goes."""
-    some = CachedImages(data[0].images[:WATCHED], data[0].positions[:WATCHED])
-    numbers = list(task.tested)
+def _train(training: Training, task: NoisyTask, data: Mapping[str, Data], options: Any) -> None:
+    """Train to the end. A few test images tell how it goes."""
+    images, classes = data["test"]
+    some = CachedImages(images.images[:WATCHED], images.positions[:WATCHED])
+    numbers, seed = list(task.tested), training.recipe.seed
     watched = sorted({numbers[i * (len(numbers) - 1) // (WATCHED_LEVELS - 1)] for i in range(WATCHED_LEVELS)})
 
     def watch(classifiers: Mapping[str, nn.Module]) -> dict[str, float]:
-        rates = recognition(task, classifiers[NAME], some, data[1][:WATCHED], watched, device, training.recipe.seed)
+        rates = recognition(task, classifiers[NAME], some, classes[:WATCHED], watched, training.device, seed)
         return {f"[timestep {number}]": rate for number, rate in rates.items()}
 
-    return training.run(*read(parts, options, device), task.inputs(), watch, options.quiet)
+    training.run(*data["train"], task.inputs(), watch, options.quiet)
 
 
-def _report(
-    rates: Mapping[int, float], framework: Framework, splits: Mapping[str, Sequence[Labelled]], classes: Tensor
-) -> dict[str, Any]:
+def _report(rates: Mapping[int, float], framework: Framework, data: Mapping[str, Data]) -> dict[str, Any]:
     """Of the report what was found: rates by level, and that of the most frequent class of training, chance."""
     _, sigmas = framework.process.schedule.s_sigma(framework.times.double())
-    frequent = torch.cat([part.targets.values for part in splits["train"]]).bincount().argmax()
     return {
-        "images": {split: sum(len(part.targets) for part in parts) for split, parts in splits.items()},
-        "chance": (classes == frequent).double().mean().item(),
+        "images": {split: len(classes) for split, (_, classes) in data.items()},
+        "chance": (data["test"][1] == data["train"][1].bincount().argmax()).double().mean().item(),
         "levels": [
             {"timestep": number, "noise_to_signal": sigmas[number].item(), "accuracy": rate}
             for number, rate in rates.items()

@@ -9,7 +9,6 @@ example:
   python -m scripts.path_length --model_path CKPT --dataset toyfaces --split test --lpips_backbone vgg16_features.pth
 """
 
-import json
 from dataclasses import dataclass
 from math import isfinite
 
@@ -19,19 +18,12 @@ import torch
 from datasets import CHOICES
 from dbae import runtime
 from dbae.config import RuntimeConfig, UserError, option
-from dbae.io import atomic_write, fingerprint, image_generators, require_finite, to_float
+from dbae.io import fingerprint, image_generators, require_finite, to_float, write_json
 from dbae.progress import progress_bar
 from eval.reconstruction import load_lpips
 from scripts.cli import Parser, run
-from scripts.common import (
-    DataOptions,
-    TrainedModel,
-    build_data,
-    load_autoencoder,
-    parse_sampling,
-    print_dry_run,
-    result_folder,
-)  # fmt: skip
+from scripts.common import TrainedModel, build_data, load_autoencoder, parse_sampling, print_dry_run, result_folder
+from scripts.options import DataOptions
 
 FRACTION = 1  # stream of random numbers
 
@@ -101,8 +93,7 @@ def main(args: list[str] | None = None) -> None:
         entry["standard error"] = (column.std() / len(column) ** 0.5).item() if len(column) > 1 else None
         report["ppl"].append(entry)
         print(f"epsilon {epsilon:g}  PPL {entry['mean']:.2f}  percentiles 1 to 99 {inner:.2f}  ({options.pairs} pairs)")
-    with atomic_write(path, "w") as file:
-        file.write(json.dumps(report, indent=2) + "\n")
+    write_json(path, report)
     print("wrote", path)
     return None
 

@@ -18,7 +18,7 @@ from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, pre
 from eval.scores import json_safe
 from scripts.cli import Parser
 from scripts.common import TrainedModel, load, parse, print_dry_run
-from scripts.encoding import cached_features, drawn_code, noise_settings
+from scripts.encoding import drawn_code, noise_settings, read_features, write_features
 from scripts.probe_figure import draw, score_of
 from scripts.probe_options import BASELINES, RegressionOptions
 from scripts.results import check_report
@@ -34,8 +34,7 @@ def settings_of(trained: TrainedModel, splits: dict[str, Labelled], options: Reg
         names += ["epochs", "probe_batch_size", "probe_lr"]
     settings = {"weights": fingerprint(options.model_path)} | noise_settings(trained, options.time)
     for split, each in splits.items():
-        about = {**each.dataset.identity(), "labels": each.dataset.labels_digest(options.kind)}
-        settings |= {f"{split} {name}": value for name, value in about.items()}
+        settings |= {f"{split} {name}": value for name, value in each.identity().items()}
     return settings | {name: getattr(options, name) for name in names}
 
 
@@ -124,10 +123,10 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
 
     def begin() -> dict[str, Any]:
         settings = settings_of(trained, splits, options)
-        files = chain.from_iterable(each.dataset.files() for each in splits.values())
-        inputs = [options.model_path, *filter(None, (options.baseline, splits["train"].dataset.labels_path))]
+        inputs = [options.model_path, *filter(None, [options.baseline])]
+        inputs += chain.from_iterable(each.files() for each in splits.values())
         report, *others = map(options.path, WRITTEN)
-        check_report(report, others, settings, chain(inputs, files), "a probe", options.overwrite)
+        check_report(report, others, settings, inputs, "a probe", options.overwrite)
         return settings
 
     settings = runtime.on_first(begin)
@@ -148,7 +147,7 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
         orientations = [
             encode_dataset(encode, each.dataset, options.batch_size, flip, f"{options.features} of {split}")
             if encode
-            else cached_features(trained, options, about, each.dataset, split, flip, block, options.time)
+            else read_features(write_features(trained, options, about, each.dataset, split, flip, block, options.time))
             for flip in ((False, True) if options.flips and split == "train" else (False,))
         ]
         codes[split] = CachedFeatures(*orientations, code=drawn_code(trained), seed=options.seed)
@@ -179,5 +178,4 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
             report["label_fractions"] = fit_fractions(options.kind, parts, names, *shares, **how)
         path = write(result, report, baseline, parts["train"], names, options)
         print(f"{describe(summary(report))}{coverage(report)}", f"({path})")
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()

@@ -3,8 +3,9 @@
 import os
 from dataclasses import dataclass
 
-from dbae.config import UserError, option, require_positive
-from scripts.common import ModelOptions, result_folder
+from dbae.config import UserError, check_numbers, option
+from scripts.common import result_folder
+from scripts.options import ModelOptions
 
 # Kind of the targets -> folder of the official results, data set that is probed by default, mirrored training images
 OFFICIAL = {
@@ -43,9 +44,7 @@ class RegressionOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "probe_lr", "repeats", "probe_batch_size"):
-            if getattr(self, name) is not None:
-                require_positive(name, getattr(self, name))
+        check_numbers(self, ["epochs", "probe_lr", "repeats", "probe_batch_size"])
         if self.kind == "real" and self.solver in ("diffae", "knn"):
             raise UserError(f"solver: expected adam or exact for regression, got {self.solver}")
         if (self.time is None) != (self.features in ("model", *BASELINES)):

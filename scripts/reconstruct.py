@@ -28,15 +28,8 @@ from dbae.progress import progress_bar
 from eval import samples
 from eval.reconstruction import ReconstructionMetrics, describe
 from scripts.cli import Parser, run
-from scripts.common import (
-    DataOptions,
-    TrainedModel,
-    build_data,
-    load,
-    parse_sampling,
-    print_dry_run,
-    result_folder,
-)  # fmt: skip
+from scripts.common import TrainedModel, build_data, load, parse_sampling, print_dry_run, result_folder
+from scripts.options import DataOptions
 
 
 @dataclass(frozen=True)
@@ -150,8 +143,7 @@ def main(args: list[str] | None = None) -> None:
         print(
             f"wrote {n} reconstructions to {folder}" if computed else f"{folder} is complete already: nothing computed"
         )
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

@@ -1,33 +1,72 @@
 """A folder of results of several commands, and ``edits.json`` in it, which says what each file was made from."""
 
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from dbae import runtime
 from dbae.config import UserError
-from dbae.io import atomic_write, check_outputs, differing, read_json
+from dbae.io import check_outputs, is_other, read_json, write_json
+from scripts.classifiers import Training
 
 FILE = "edits.json"  # {"edits": [{"settings": {...}, "files": [name, ...]}, ...]}, each file in one edit
 
 
 def check_report(
-    report: str, files: Iterable[str], settings: dict[str, Any], inputs: Iterable[str], what: str, overwrite: bool
-) -> None:
-    """Raise UserError where some of the ``files`` are there whose ``report`` (JSON, with ``made_from``) says otherwise.
+    report: str, files: Iterable[str], settings: Mapping[str, Any], inputs: Iterable[str], what: str, overwrite: bool,
+    key: str | None = "made_from",
+) -> dict[str, Any]:  # fmt: skip
+    """The content of a ``report`` (JSON) that is there already with these settings under ``key``, else nothing.
 
-    Or where one of them is an input. ``what`` they hold stands in the message.
+    Without a key it is the settings. Raises UserError where it, or one of the ``files`` beside it, is an input; and
+    unless ``overwrite`` where it is damaged, or some are there that it does not say were made with these settings.
+    ``what`` they hold stands in the message.
     """
     paths = [path for path in (report, *files) if os.path.exists(path)]
     check_outputs(paths, inputs)
-    if not paths or overwrite:
-        return
-    if others := differing(read_json(report).get("made_from") if os.path.exists(report) else {}, settings):
-        raise UserError(
-            f"{os.path.dirname(report)} holds {what} with another {others}; "
-            "give --overwrite true to replace it, --out another folder, or move it away"
-        )
+    if not paths:
+        return {}
+    found: dict[str, Any] = {}
+
+    def made_from() -> Any:
+        found.update(read_json(report) if report in paths else {})
+        return found.get(key) if key else found
+
+    return {} if is_other(paths[0], what, made_from, settings, overwrite) else found
+
+
+def begin(
+    training: Training,
+    report: str,
+    files: Iterable[str],
+    inputs: Iterable[str],
+    options: Any,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The ``report`` of a training where it is there already with these ``settings`` (default: its own); else nothing.
+
+    In that case the training goes on from its file, and unless ``options.check`` holds its folder. Raises UserError
+    where another process does, where one of the files to be written is one of the ``inputs``, and unless
+    ``options.overwrite`` where something is there from other settings.
+    """
+    training.recipe.share(max(options.check, runtime.world()))
+
+    def check() -> dict[str, Any]:
+        read, what = list(inputs), "a classifier"
+        check_outputs([training.path], read)
+        return check_report(report, files, settings or training.settings, read, what, options.overwrite)
+
+    if found := runtime.on_first(check):
+        runtime.print0(f"{report} is complete already: nothing computed")
+        return found
+    restored = training.restore(options.overwrite)
+    if not options.check:
+        training.lock()
+        if restored:
+            runtime.print0(f"going on after step {training.step}")
+    return {}
 
 
 @dataclass(frozen=True)
@@ -48,19 +87,14 @@ class Results:
         check_outputs([*paths, os.path.join(self.folder, FILE)], self.inputs)
         made = {name: edit["settings"] for edit in self._edits() for name in edit["files"]}
         for path in filter(os.path.exists, paths if not self.overwrite else ()):
-            if others := differing(made.get(os.path.basename(path)), self.settings):
-                raise UserError(
-                    f"out: {path} is there already with another {others}; "
-                    "give --overwrite true to replace it, or another --out"
-                )
+            is_other(path, "a result", partial(made.get, os.path.basename(path)), self.settings)
 
     def record(self, paths: Iterable[str]) -> None:
         """Note that the files were made with these settings."""
         names = [os.path.basename(path) for path in paths]
         edits = [{**edit, "files": [name for name in edit["files"] if name not in names]} for edit in self._edits()]
         edits = [edit for edit in edits if edit["files"]] + [{"settings": self.settings, "files": names}]
-        with atomic_write(os.path.join(self.folder, FILE), "w") as file:
-            file.write(json.dumps({"edits": edits}, indent=1) + "\n")
+        write_json(os.path.join(self.folder, FILE), {"edits": edits})
 
     def _edits(self) -> list[dict[str, Any]]:
         """The edits of the folder so far. Raises UserError where the file is not ours."""

@@ -11,7 +11,6 @@ running the command again makes those that are missing, also with a larger numbe
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,24 +24,27 @@ from torch import Generator, Tensor
 from datasets import ImageDataset, labelled_splits
 from dbae import runtime
 from dbae.checkpoint import NAME, load_model, read_config
-from dbae.config import RuntimeConfig, UserError, option, require_from_zero, require_positive
-from dbae.io import atomic_write, differing, fingerprint, image_generators, listdir, read_json, save_grid, to_uint8
+from dbae.config import RuntimeConfig, UserError, check_numbers, option, require_positive
+from dbae.io import (
+    atomic_write,
+    fingerprint,
+    image_generators,
+    listdir,
+    save_grid,
+    to_uint8,
+    write_json,
+)
 from dbae.methods import AutoEncoder, LatentPrior
 from dbae.progress import progress_bar
+from eval.arrays import read_arrays
 from eval.features import CachedFeatures
 from eval.generation import gaussian
 from scripts.cli import Parser, given, run
-from scripts.common import (
-    DataOptions,
-    TrainedModel,
-    build_data,
-    load,
-    parse_sampling,
-    print_dry_run,
-    result_folder,
-)  # fmt: skip
+from scripts.common import TrainedModel, build_data, load, parse_sampling, print_dry_run, result_folder
 from scripts.conditional import CODE, Candidates, accepted, few_shot, of_class
-from scripts.encoding import cached_features, drawn_code
+from scripts.encoding import drawn_code, write_features
+from scripts.options import DataOptions
+from scripts.results import check_report
 
 SHOWN = 64  # images in the grid
 CODES = ("prior", "gaussian", "encoded")
@@ -83,9 +85,7 @@ class SampleOptions(FromPriorOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num", "labelled"):
-            require_positive(name, getattr(self, name))
-        require_from_zero("unlabelled", self.unlabelled)
+        check_numbers(self, ["num", "labelled"], ["unlabelled"])
         if self.class_name and self.codes == "encoded":
             raise UserError("class: expected with --codes prior or gaussian, got encoded")
         if self.prior and self.codes != "prior":
@@ -122,8 +122,8 @@ def noise(options: FromPriorOptions, index: list[int], length: int, attempt: int
 
 def real_codes(options: SampleOptions, trained: TrainedModel, whose: dict[str, Any], data: ImageDataset) -> Tensor:
     """Codes [n, latent] of images, of which ``whose`` tells weights and identity."""
-    arrays = cached_features(trained, options, whose, data, options.split, everywhere=True)
-    return CachedFeatures(arrays, code=drawn_code(trained), seed=options.seed).draw(0)
+    path = write_features(trained, options, whose, data, options.split)
+    return CachedFeatures(read_arrays(path)[0], code=drawn_code(trained), seed=options.seed).draw(0)
 
 
 def candidates_of(options: SampleOptions, trained: TrainedModel, weights: str) -> Source:
@@ -179,18 +179,15 @@ def others_in(folder: str, settings: dict[str, Any], overwrite: bool) -> list[st
     """Images in the folder that were made with other settings. Raises UserError for some, unless ``overwrite``."""
     path = os.path.join(folder, "settings.json")
     images = [name for name in listdir(folder) if name.removesuffix(".png").isdecimal()]
-    wrong = differing(read_json(path) if os.path.exists(path) else {}, settings) if images else ""
-    if wrong and not overwrite:
-        raise UserError(f"{folder} holds images with another {wrong}; give --overwrite true, or another --out")
-    return images if wrong else []
+    same = images and check_report(path, [os.path.join(folder, images[0])], settings, [], "images", overwrite, None)
+    return [] if same else images
 
 
 def open_folder(folder: str, settings: dict[str, Any], others: list[str]) -> None:
     """Remove the ``others`` and write the settings."""
     for name in others:
         os.remove(os.path.join(folder, name))
-    with atomic_write(os.path.join(folder, "settings.json"), "w") as file:
-        file.write(json.dumps(settings, indent=2) + "\n")
+    write_json(os.path.join(folder, "settings.json"), settings)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -240,8 +237,7 @@ def main(args: list[str] | None = None) -> None:
         save_grid(os.path.join(folder, "grid.png"), [("", row) for row in rows])
         done = "nothing computed, all are there" if len(names) > options.num else f"wrote {options.num} images"
         print(f"{done}: {folder}")
-    runtime.cleanup()
-    return None
+    return runtime.cleanup()
 
 
 if __name__ == "__main__":

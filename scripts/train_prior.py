@@ -11,7 +11,6 @@ that it was trained on. Running the command again goes on where it stopped. Exit
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -25,24 +24,18 @@ from datasets.loader import Order, gather
 from dbae import runtime
 from dbae.checkpoint import config_content
 from dbae.config import TrainConfig, UserError, option
-from dbae.io import atomic_write, fingerprint
+from dbae.io import fingerprint, write_json
 from dbae.methods import LatentPrior, preset
 from dbae.methods.prior import PriorConfig
 from dbae.state import TrainState
 from dbae.training import Batches, local_batch
+from eval.arrays import read_arrays
 from eval.features import CachedFeatures
 from eval.generation import frechet_distance, gaussian, memorisation, precision_recall
 from scripts.cli import Parser, given, run
-from scripts.common import (
-    DataOptions,
-    TrainedModel,
-    build_data,
-    load_autoencoder,
-    parse,
-    print_dry_run,
-    result_folder,
-)  # fmt: skip
-from scripts.encoding import cached_features, drawn_code
+from scripts.common import TrainedModel, build_data, load_autoencoder, parse, print_dry_run, result_folder
+from scripts.encoding import drawn_code, write_features
+from scripts.options import DataOptions
 from scripts.train import check_run_folder, end, fit
 
 K = 3  # neighbours, for precision and recall, as in Kynkäänniemi et al. (2019)
@@ -140,7 +133,7 @@ def main(args: list[str] | None = None) -> None:
     for split, (each, orientations) in images.items():
         whose = {"weights": entry["weights"], **each.identity()}
         how = (trained, options, whose, each, split)
-        arrays[split] = [cached_features(*how, flip, everywhere=True) for flip in orientations]
+        arrays[split] = [read_arrays(write_features(*how, flip))[0] for flip in orientations]
     codes = {
         split: CachedFeatures(*found, code=drawn_code(trained), seed=options.seed) for split, found in arrays.items()
     }
@@ -168,8 +161,7 @@ def main(args: list[str] | None = None) -> None:
     def report(model: LatentPrior, step: int) -> None:
         n = min(options.compared, len(unflipped))
         found = {"step": step, "codes": n} | compare(model, unflipped, codes[options.held_out].draw(0), n, options.seed)
-        with atomic_write(f"{run_dir}/codes.json", "w") as file:
-            file.write(json.dumps(found | {"held_out": options.held_out, **about_held_out}, indent=2) + "\n")
+        write_json(f"{run_dir}/codes.json", found | {"held_out": options.held_out, **about_held_out})
         if not options.quiet:
             scores = ", ".join(f"{name} {found[name]:.4g}" for name in ("prior", "gaussian", "training codes"))
             runtime.print0(f"step {step}: Frechet distance to {options.held_out} codes: {scores}")

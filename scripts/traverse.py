@@ -14,19 +14,12 @@ import torch
 
 from datasets import CHOICES
 from dbae import runtime
-from dbae.config import RuntimeConfig, UserError, option, require_from_zero, require_positive
+from dbae.config import RuntimeConfig, UserError, check_numbers, option
 from dbae.io import check_outputs
 from scripts.cli import Parser, run
-from scripts.common import (
-    DataOptions,
-    TrainedModel,
-    build_data,
-    load_autoencoder,
-    parse_sampling,
-    print_dry_run,
-    result_folder,
-)  # fmt: skip
+from scripts.common import TrainedModel, build_data, load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.figures import Row, check_rows, strip
+from scripts.options import DataOptions
 
 
 @dataclass(frozen=True)
@@ -44,9 +37,7 @@ class TraverseOptions(DataOptions, RuntimeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_from_zero("index", self.index)
-        for name in ("rows", "reach"):
-            require_positive(name, getattr(self, name))
+        check_numbers(self, ["rows", "reach"], ["index"])
         for name in ("columns", "spread"):
             if getattr(self, name) < 2:
                 raise UserError(f"{name}: expected 2 or more, got {getattr(self, name)}")

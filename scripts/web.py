@@ -20,8 +20,9 @@ from typing import Any
 from dbae import runtime
 from dbae.config import RuntimeConfig, SampleConfig, UserError, option
 from scripts.cli import Parser, given, run
-from scripts.common import ModelOptions, TrainedModel, load_autoencoder, parse_sampling, print_dry_run
+from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run
 from scripts.edit_inputs import find_classifier
+from scripts.options import ModelOptions
 from scripts.web_actions import Studio
 
 OFFERED = (

@@ -1,16 +1,22 @@
 """Training of classifiers on images that are drawn anew every epoch."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from lmdb_fixtures import image_folder
 from torch import nn
 
+from datasets import labelled_splits
 from datasets.loader import CachedImages
 from dbae import runtime
 from dbae.config import UserError
-from scripts.classifiers import Recipe, Training, accuracies, batch_of, cosine, crop_and_flip, logits
+from dbae.io import write_json
+from scripts.classifiers import Recipe, Training, accuracies, cosine, logits
+from scripts.labelled import batch_of, crop_and_flip, drawn, first, read, spread
+from scripts.results import begin
 
 CPU = torch.device("cpu")
 
@@ -45,7 +51,7 @@ def weights(training):
 
 def test_all_classifiers_learn(tmp_path, data):
     training = made(tmp_path / "state.pt")
-    assert training.run(*data, noisy, lambda c: accuracies(logits(c, data[0], noisy, CPU, desc=""), data[1]), True) == 0
+    training.run(*data, noisy, lambda c: accuracies(logits(c, data[0], noisy, CPU, desc=""), data[1]), True)
     assert [entry["epoch"] for entry in training.history] == [1, 2, 3, 4]
     assert training.history[-1]["a"] == training.history[-1]["b.1"] == 1.0
 
@@ -67,7 +73,9 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, data, ema_rat
     monkeypatch.setattr(runtime, "Stop", lambda: stop)
     first = made(tmp_path / "part.pt", ema_rate=ema_rate)
     assert not first.restore()  # there is no file yet
-    assert first.run(*data, interrupting, quiet=True) == 15 and first.step == 7
+    with pytest.raises(SystemExit, match="143"):
+        first.run(*data, interrupting, quiet=True)
+    assert first.step == 7
     monkeypatch.undo()
     second = made(tmp_path / "part.pt", ema_rate=ema_rate)
     assert second.restore() and second.step == 7
@@ -83,6 +91,48 @@ def test_another_training_is_refused(tmp_path, data):
     other.settings["lr"] = 0.2
     with pytest.raises(UserError, match="another lr"):
         other.restore()
+
+
+def test_a_finished_or_damaged_report(tmp_path):
+    """It ends a program; of other settings or damaged it is refused, and replaced only if that is asked for."""
+    report, state = tmp_path / "report.json", tmp_path / "state.pt"
+
+    def started(overwrite=False, **settings):
+        options = SimpleNamespace(check=1, overwrite=overwrite)
+        return begin(made(state), str(report), [], [], options, {"lr": 0.1, **settings})
+
+    assert started() == {}
+    write_json(str(report), {"made_from": {"lr": 0.1}, "accuracy": 1})
+    assert started()["accuracy"] == started(overwrite=True)["accuracy"] == 1
+    with pytest.raises(UserError, match=r"report.json holds a classifier with another seed \(none, now 1\)"):
+        started(seed=1)
+    assert started(overwrite=True, seed=1) == {}
+    for path, said in ((report, "not valid JSON"), (state, "refused")):
+        path.write_text("no")
+        with pytest.raises(UserError, match=said):
+            started()
+        assert started(overwrite=True) == {}
+        path.unlink()
+    with pytest.raises(UserError, match=r"report.json is an input"):
+        report.touch()
+        begin(made(state), str(report), [], [str(report)], SimpleNamespace(check=1, overwrite=True))
+    with pytest.raises(UserError, match="batch_size: expected a multiple of the 3 processes, got 16"):
+        begin(made(state), str(report), [], [], SimpleNamespace(check=3, overwrite=True))
+
+
+def test_limits(tmp_path):
+    name = f"folder:{image_folder(tmp_path, [f'{kind}/{i}.png' for kind in 'ab' for i in range(20)], 8, 8)}"
+    parts = labelled_splits(name, "class", 8)
+    whole = [i for split in ("train", "valid") for i in parts[split].dataset.indices]
+    for limit, expected in ((5, whole[:5]), (34, whole[:34]), (99, whole), (None, whole)):
+        found = first([parts["train"], parts["valid"]], limit)
+        assert [i for part in found for i in part.dataset.indices] == expected
+        images, classes = read(found, CPU, quiet=True)
+        assert len(images) == len(classes) == len(expected) and classes.tolist() == [i // 20 for i in expected]
+    assert spread(parts["train"], 4).targets.values.tolist() == [0, 0, 1, 1]
+    few = drawn(parts["train"], 7, seed=1)
+    assert few.dataset.indices == sorted(few.dataset.indices) != parts["train"].dataset.indices[:7]
+    assert few.dataset.indices != drawn(parts["train"], 7, seed=2).dataset.indices and len(few.targets) == 7
 
 
 def test_outputs_do_not_depend_on_the_batch(tmp_path, data):
@@ -102,16 +152,15 @@ def test_crops_are_windows_of_the_padded_image_and_half_are_mirrored():
     }
     torch.manual_seed(0)
     found = []
-    for drawn in crop_and_flip(image.expand(2000, -1, -1, -1), 2, True):
-        found.append(next(key for key, window in windows.items() if torch.equal(window, drawn)))
+    for seen in crop_and_flip(image.expand(2000, -1, -1, -1), 2, True):
+        found.append(next(key for key, window in windows.items() if torch.equal(window, seen)))
     assert len(set(found)) == len(windows)
     assert abs(np.mean([mirrored for mirrored, _, _ in found]) - 0.5) < 0.05
     assert torch.equal(crop_and_flip(image, 0, False), image)
 
 
 def test_a_share_of_a_batch_may_be_empty(tmp_path, data):
-    recipe = made(tmp_path / "state.pt").recipe
-    assert batch_of(data[0], [], CPU, recipe).shape == batch_of(data[0], [], CPU, None).shape == (0, 3, 8, 8)
+    assert batch_of(data[0], [], CPU, (2, True)).shape == batch_of(data[0], [], CPU).shape == (0, 3, 8, 8)
 
 
 def test_cosine():

@@ -171,7 +171,7 @@ def test_probe(files, tmp_path, program):
     status, shown, error = program(dit_linear, *words)
     assert status == 0, error
     folder = tmp_path / "sample_dit" / "linear" / "cifar10_t121"
-    assert {path.name for path in folder.iterdir()} == {"results.json", "linear.pt"}
+    assert {path.name for path in folder.iterdir()} == {"results.json", "linear.pt", ".lock"}
     report = json.loads((folder / "results.json").read_text())
     assert list(report["accuracy"]) == ["layer-0", "layer-1"] and min(report["accuracy"].values()) > 0.95
     assert report["images"] == {"train": 60, "test": 60} and report["made_from"]["copies"] == 2
@@ -181,7 +181,7 @@ def test_probe(files, tmp_path, program):
         "layer-0.weight": (2, 32),
         "layer-0.bias": (2,),
     }
-    assert "nothing to compute" in program(dit_linear, *words)[1]
+    assert "nothing computed" in program(dit_linear, *words)[1]
     assert_one_line_error(program(dit_linear, *words, "--seed=1"), "another seed (0, now 1)")
 
 

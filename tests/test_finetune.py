@@ -187,7 +187,7 @@ def test_program(run, tmp_path, capsys, monkeypatch):
 
     finetune.main(words(run, tmp_path))
     assert "complete already" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"results.json is of another lr"):
+    with pytest.raises(UserError, match=r"results.json holds a classifier with another lr"):
         finetune.main(words(run, tmp_path, "--lr=0.01"))
 
 

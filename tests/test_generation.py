@@ -189,7 +189,7 @@ def test_codes_of_a_class(unlabelled):
 
 
 def test_what_is_wrong_ends_before_images_are_encoded(diffae, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "cached_features", lambda *args, **options: pytest.fail("encoded"))
+    monkeypatch.setattr(sample, "write_features", lambda *args, **options: pytest.fail("encoded"))
     how = words(diffae, "--codes=gaussian", f"--out={tmp_path}")
     with pytest.raises(UserError, match=r"class: expected one of .*, got 'Tall'"):
         sample.main([*how, "--class=Tall"])

@@ -9,7 +9,6 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from dbae import runtime
 from dbae.checkpoint import config_content, save_weights, write_config
 from dbae.config import TrainConfig, UserError
 from dbae.methods.ddae import DDAE, EDMDDAE
@@ -133,34 +132,6 @@ def test_recognition_falls_with_the_noise(whole, words):
     assert (whole / "recognition.png").stat().st_size
 
 
-def test_an_interrupted_training_gives_the_same_curve(whole, words, tmp_path, monkeypatch):
-    calls, stop = [], runtime.Stop()
-
-    def interrupting(options, classes):
-        task = classifier_wrn_task(options, classes)
-
-        def draw(n, device):
-            calls.append(n)
-            if len(calls) == 30:  # of 72
-                stop.signum = 15
-            return task.draw(n, device)
-
-        return noisy_classifier.NoisyTask(task.network, draw, task.see, task.tested)
-
-    classifier_wrn_task = classifier_wrn.task_of
-    command = [*words, "--mode=EDM", f"--workdir={tmp_path}"]
-    with monkeypatch.context() as patch:
-        patch.setattr(classifier_wrn, "task_of", interrupting)
-        patch.setattr(runtime, "Stop", lambda: stop)
-        with pytest.raises(SystemExit) as ended:
-            classifier_wrn.main(command)
-    assert ended.value.code == 143 and not (tmp_path / whole.name / "noisy_classifier.json").exists()
-    classifier_wrn.main(command)
-    assert len(calls) == 30
-    first, second = ((at / "noisy_classifier.json").read_text() for at in (whole, tmp_path / whole.name))
-    assert first == second
-
-
 def test_what_is_done_is_not_done_again(whole, words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(noisy_classifier, "read", None)  # nor are images read
     before = (whole / "recognition.png").read_bytes()
@@ -232,8 +203,9 @@ def test_head_on_a_frozen_model(kind, stripes, tmp_path, capsys):
         ([f"--compare={ROOT}/ckpt"], "none"),
     ],
 )
-def test_wrong_input_is_one_line(wrong, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["classifier", "--device=cpu", f"--workdir={tmp_path}", *wrong])
+def test_wrong_input_is_one_line(wrong, said, stripes, tmp_path, monkeypatch, capsys):
+    data = [f"--dataset={stripes}", *TINY]
+    monkeypatch.setattr("sys.argv", ["classifier", *data, f"--workdir={tmp_path}", *wrong])
     with pytest.raises(SystemExit) as ended:
         cli.run(classifier_wrn.main)
     error = capsys.readouterr().err.splitlines()
