@@ -102,7 +102,7 @@ def check_folder(folder: str, settings: dict[str, Any]) -> None:
     if our_files(folder) and (others := differing(read_report(folder).get("settings"), settings)):
         raise UserError(
             f"{folder} holds reconstructions with another {others}; "
-            "give --overwrite true to replace them, or move them away"
+            "give --overwrite true to replace them, or --out FOLDER to write elsewhere"
         )
 
 

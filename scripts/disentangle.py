@@ -24,7 +24,7 @@ from datasets.base import ImageDataset
 from datasets.labels import Factors, Targets
 from dbae import runtime
 from dbae.config import UserError, option, require_positive
-from dbae.io import atomic_write, differing, fingerprint, read_json, to_float
+from dbae.io import atomic_write, command_line, differing, fingerprint, read_json, to_float
 from dbae.progress import progress_bar
 from eval.arrays import Arrays
 from eval.factors import STAGES, factor_scores
@@ -95,10 +95,13 @@ def settings_of(trained: TrainedModel, data: ImageDataset, options: DisentangleO
     if data.has_labels:
         settings["labels"] = data.labels_digest("binary")
     settings |= {name: getattr(options, name) for name in ("split", "latent", "seed", "stages", "baselines")}
+    settings["command"] = command_line()
     if os.path.exists(options.path) and not options.overwrite:
         others = differing(read_json(options.path).get("made_from"), settings)
         if others:
-            raise UserError(f"{options.path} is there with another {others}; give --overwrite true, or --out FOLDER")
+            raise UserError(
+                f"{options.path} is there with another {others}; give --overwrite true to replace it, or --out FOLDER"
+            )
     return settings
 
 

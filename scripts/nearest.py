@@ -25,7 +25,7 @@ from datasets.loader import first_images, ordered_batches
 from dbae import runtime
 from dbae.checkpoint import load_model
 from dbae.config import UserError, option, require_positive
-from dbae.io import atomic_write, differing, fingerprint, read_json, save_grid, to_float
+from dbae.io import atomic_write, command_line, differing, fingerprint, read_json, save_grid, to_float
 from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
 from eval.generation import nearest
@@ -140,11 +140,14 @@ def main(args: list[str] | None = None) -> None:
     places = spaces(options, samples.size, device)
     settings = {"samples": samples.identity(), "reals": reals.identity(), "k": options.k}
     settings["by"] = {name: space.about for name, space in places.items()}
+    settings["command"] = command_line()
     report = f"{options.figure.removesuffix('.png')}.json"
     there = [path for path in (options.figure, report) if os.path.exists(path)]
     wrong = differing(read_json(report).get("settings") if report in there else {}, settings) if there else ""
     if wrong and not options.overwrite:
-        raise UserError(f"{there[0]} is there already with another {wrong}; give --overwrite true, or another --out")
+        raise UserError(
+            f"{there[0]} is there already with another {wrong}; give --overwrite true to replace it, or another --out"
+        )
 
     images = first_images(samples, len(samples))
     found = find(options, places, images, reals)

@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets import ImageDataset, Labelled, labelled_splits
 from dbae import runtime
 from dbae.config import UserError
-from dbae.io import atomic_write, fingerprint, to_float, write_tensors
+from dbae.io import atomic_write, command_line, fingerprint, to_float, write_tensors
 from eval.features import CachedFeatures, Encode, encode_dataset, pca, reduced
 from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, predict, summary
 from eval.scores import json_safe
@@ -36,7 +36,7 @@ def settings_of(trained: TrainedModel, splits: dict[str, Labelled], options: Reg
     for split, each in splits.items():
         about = {**each.dataset.identity(), "labels": each.dataset.labels_digest(options.kind)}
         settings |= {f"{split} {name}": value for name, value in about.items()}
-    return settings | {name: getattr(options, name) for name in names}
+    return settings | {name: getattr(options, name) for name in names} | {"command": command_line()}
 
 
 def pixel_encoder(train: ImageDataset, length: int, options: RegressionOptions) -> Encode:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbae.config import UserError
-from dbae.io import atomic_write, check_outputs, differing, read_json
+from dbae.io import atomic_write, check_outputs, command_line, differing, read_json
 
 FILE = "edits.json"  # {"edits": [{"settings": {...}, "files": [name, ...]}, ...]}, each file in one edit
 
@@ -58,7 +58,9 @@ class Results:
         """Note that the files were made with these settings."""
         names = [os.path.basename(path) for path in paths]
         edits = [{**edit, "files": [name for name in edit["files"] if name not in names]} for edit in self._edits()]
-        edits = [edit for edit in edits if edit["files"]] + [{"settings": self.settings, "files": names}]
+        edits = [edit for edit in edits if edit["files"]] + [
+            {"settings": {**self.settings, "command": command_line()}, "files": names}
+        ]
         with atomic_write(os.path.join(self.folder, FILE), "w") as file:
             file.write(json.dumps({"edits": edits}, indent=1) + "\n")
 

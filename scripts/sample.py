@@ -26,7 +26,17 @@ from datasets import ImageDataset, labelled_splits
 from dbae import runtime
 from dbae.checkpoint import NAME, load_model, read_config
 from dbae.config import RuntimeConfig, UserError, option, require_from_zero, require_positive
-from dbae.io import atomic_write, differing, fingerprint, image_generators, listdir, read_json, save_grid, to_uint8
+from dbae.io import (
+    atomic_write,
+    command_line,
+    differing,
+    fingerprint,
+    image_generators,
+    listdir,
+    read_json,
+    save_grid,
+    to_uint8,
+)  # fmt: skip
 from dbae.methods import AutoEncoder, LatentPrior
 from dbae.progress import progress_bar
 from eval.features import CachedFeatures
@@ -181,7 +191,9 @@ def others_in(folder: str, settings: dict[str, Any], overwrite: bool) -> list[st
     images = [name for name in listdir(folder) if name.removesuffix(".png").isdecimal()]
     wrong = differing(read_json(path) if os.path.exists(path) else {}, settings) if images else ""
     if wrong and not overwrite:
-        raise UserError(f"{folder} holds images with another {wrong}; give --overwrite true, or another --out")
+        raise UserError(
+            f"{folder} holds images with another {wrong}; give --overwrite true to replace them, or another --out"
+        )
     return images if wrong else []
 
 
@@ -217,6 +229,7 @@ def main(args: list[str] | None = None) -> None:
         codes = only_class(options, trained, weights, codes) if options.class_name else codes
     made_from = codes.about if codes else {}
     settings = {"weights": weights, "codes": source, **made_from, **sampling.as_dict(), **trained.identity()}
+    settings["command"] = command_line()
     others = runtime.on_first(lambda: others_in(folder, settings, options.overwrite))
     if options.check:
         return None
