@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A launcher on one or several nodes of a SLURM cluster, from the repository's root:
 #   sbatch docs/slurm.sh train_dbae.sh ffhq vp true [OPTION...]
-# Edit the lines below for your cluster. The job is requeued at its time limit and goes on from its last checkpoint.
+# Edit the lines below for your cluster: this was written without one at hand. The job is requeued at its time limit and goes on from its last checkpoint.
 #SBATCH --job-name=dbae
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

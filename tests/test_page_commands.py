@@ -25,7 +25,7 @@ class Parsed(Exception):
 
 
 def fill(command):
-    """The words with a value for every placeholder; true stands for a stochastic encoder, which its model has to have."""
+    """The words with a value for every placeholder; where STO is true, the model is a stochastic one."""
     words, stochastic = [], "true" in command.words
     for word in command.words:
         name, equals, value = word.rpartition("=")
