@@ -64,7 +64,7 @@ class DisentangleOptions(DataOptions):
 
     latent: str = option("mean", "code of a stochastic encoder", ("mean", "sample"))
     limit: int | None = option(15_000, "only the first N images")
-    stages: int = option(STAGES, "stages of DCI's gradient boosting; fewer are faster, and other numbers")
+    stages: int = option(STAGES, "stages of DCI's gradient boosting; fewer are faster and give other scores")
     baselines: bool = option(False, "also measure an untrained encoder, principal components, and the truth itself")
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ class ComparisonOptions:
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
     split: str = option("train", "part of the data set; all: the whole", CHOICES)
-    class_name: str = option("", "only real images with this label, or with ! before it without it", alias="class")
+    class_name: str = option("", "only real images with this label; '!LABEL': only those without it", alias="class")
     num: int | None = option(None, "only the first N samples")
     num_real: int | None = option(None, "only the first N real images (DiffAE: 50000)")
     features: str = option("", f"feature network: {', '.join(NETWORKS)}")
