@@ -15,6 +15,7 @@
 set -euo pipefail
 (($#)) || { echo "error: expected a launcher and its arguments, e.g. train_dbae.sh ffhq vp true; got nothing" >&2; exit 2; }
 cd "${SLURM_SUBMIT_DIR:?expected to be started by sbatch}"
+# shellcheck disable=SC1091
 [[ ! -f .venv/bin/activate ]] || source .venv/bin/activate
 
 export NNODES=$SLURM_JOB_NUM_NODES
