@@ -77,7 +77,7 @@ class PageOptions:
 
     page: str = option("README.md", "page of this repository whose commands are run")
     clone: str | None = option(None, "new folder for the clone")
-    only: str = option("", "run only commands with this text")
+    only: tuple[str, ...] = option((), "run only commands with one of these texts")
     timeout: int = option(3600, "seconds that a command may take")
 
 
@@ -111,7 +111,7 @@ def main(args: list[str] | None = None) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHON"} | {"PATH": path, "NPROC": "1"}
     failed = 0
     for command in page:
-        if options.only not in command.text:
+        if options.only and not any(text in command.text for text in options.only):
             continue
         if why := command.left_out(root):
             print(f"left out  {command.text}  ({why})", flush=True)
