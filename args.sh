@@ -22,6 +22,8 @@ RDZV_ENDPOINT="${RDZV_ENDPOINT:-}"       # where the nodes meet
 PYTHON="${PYTHON:-python3}"              # interpreter
 
 HERE=$PWD
+DBAE_COMMAND=$(printf '%q ' bash "$0" "$@") # results say what made them
+export DBAE_COMMAND="${DBAE_COMMAND% }"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 fail() {

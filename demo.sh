@@ -2,7 +2,8 @@
 # The whole job on a CPU in minutes: bash demo.sh [--pretrained]
 # Environment, toy faces, a short training, reconstruction, evaluation, and workdir/demo/*.png.
 # With --pretrained the shipped models take the place of the training: a few minutes, and edited attributes, too.
-# Running it again starts from what is there.
+# All results are below workdir/demo or workdir/pretrained, so that no other command meets them. Running it again starts
+# from what is there.
 set -euo pipefail
 [[ $# == 0 || ($# == 1 && $1 == --pretrained) ]] || { echo "error: expected nothing or --pretrained, got $*" >&2; exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -30,9 +31,9 @@ else
 fi
 
 step "reconstruct 256 test images from their codes"
-bash recon_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 "${sampler[@]}" --limit 256
+bash recon_dbae.sh toyfaces vp "$checkpoint" 0.0 1 test 7 "${sampler[@]}" --limit 256 --out "$out/dbae"
 
-samples=$(dirname "$checkpoint")/sample_$((10#$(basename "$checkpoint" .pt | sed 's/.*_//')))/$settings
+samples=$out/dbae/sample_$((10#$(basename "$checkpoint" .pt | sed 's/.*_//')))/$settings
 step "evaluate${LPIPS_BACKBONE:+ with LPIPS} (LPIPS needs AlexNet's weights: set LPIPS_BACKBONE to their file)"
 "$PYTHON" eval_reconstruction.py --sample_path="$samples" --metrics "MSE,SSIM,SSIM_official${LPIPS_BACKBONE:+,LPIPS}" \
     ${LPIPS_BACKBONE:+--lpips_backbone="$LPIPS_BACKBONE"}
@@ -42,10 +43,10 @@ if (($#)); then
     step "reconstruct them with DiffAE: from the code and its x_T, and from the code alone"
     sibling=$(newest ckpt/toyfaces/diffae)
     bash diffae/recon.sh toyfaces "$sibling" test 20 retraced,random --sampler dbim2 --grid logsnr --limit 256 \
-        --evaluate --metrics "MSE,SSIM,SSIM_official"
+        --out "$out/diffae" --evaluate --metrics "MSE,SSIM,SSIM_official"
     for start in retraced random; do
         models+=("$sibling")
-        folders+=("$(dirname "$sibling")/sample_16000/dbim2_20_xT=${start}_grid=logsnr")
+        folders+=("$out/diffae/sample_16000/dbim2_20_xT=${start}_grid=logsnr")
     done
 fi
 

@@ -33,7 +33,7 @@ class MeasureOptions(ComparisonOptions):
     """What is measured, and how."""
 
     metrics: tuple[str, ...] = option(METRICS, "some of FD (FID with inception), KID, and PR: precision, recall, ...")
-    k: int = option(3, "neighbours that the balls of precision and recall reach to")
+    k: int = option(3, "precision and recall: each ball reaches to the k-th nearest neighbour")
     flip: str = option("none", "real images as they are, or each mirrored or not at random (DiffAE's FID)", FLIPS)
     floor: str = option(
         "none", "also real against real: halves of the real images, or those of this split as samples", FLOORS

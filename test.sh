@@ -8,6 +8,6 @@ environment requirements-dev.txt
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 if command -v shellcheck >/dev/null; then
-    shellcheck --external-sources --source-path=SCRIPTDIR ./*.sh scripts/*.sh diffae/*.sh ddae/*.sh
+    shellcheck --external-sources --source-path=SCRIPTDIR ./*.sh scripts/*.sh docs/*.sh diffae/*.sh ddae/*.sh
 fi
 "$PYTHON" -m pytest -m "slow or not slow" "$@"

@@ -1,7 +1,7 @@
 """Checkpoint files: their names, their configuration, and ``load_model``.
 
 A run folder holds sets of three files, ``model_{step}.pt``, ``ema_{rate}_{step}.pt`` and ``opt_{step}.pt``, the
-newest preemption set under ``freq_``, and ``config.json``. Weight files are flat dictionaries of tensors under the
+newest rolling checkpoints under ``freq_``, and ``config.json``. Weight files are flat dictionaries of tensors under the
 names of the method's official release; others are read where ``weight_sets`` finds such a dictionary in them. A
 ``.safetensors`` file holds the same tensors, and in its metadata what stands in ``config.json``.
 """

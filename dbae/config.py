@@ -80,7 +80,9 @@ class RuntimeConfig:
         AUTOCAST,
         alias="half",
     )
-    compile: str = option("false", "compile the networks, which takes a minute or more: true, or graphs", COMPILE)
+    compile: str = option(
+        "false", "compile the networks, which takes a minute or more: true, false, or graphs (CUDA graphs)", COMPILE
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class TrainConfig(RuntimeConfig):
     ema_rate: float = option(0.9999, "rate of the exponential moving average of the parameters")
     ema_rule: str = option(
         "auto",
-        "rate at step k: constant: ema_rate; warmup: min(ema_rate, (1 + k) / (10 + k)), for short runs; "
+        "rate at step k: constant: ema_rate; warmup (EMA warm-up): min(ema_rate, (1 + k) / (10 + k)), for short runs; "
         "inverse-power: min(ema_rate, 1 - k^(-2/3)), as in DDAE; auto: constant where total_steps is at least "
         f"{EMA_LENGTHS} / (1 - ema_rate), which is 200,000 for 0.9999, else warmup",
         EMA_RULES,
@@ -115,7 +117,7 @@ class TrainConfig(RuntimeConfig):
     sample_interval: int = option(5_000, "steps between grids of sample pictures")
     save_interval: int = option(20_000, "steps between checkpoints that are kept")
     save_interval_for_preemption: int = option(
-        1_000, "steps between rolling checkpoints (freq_), of which the newest are kept"
+        1_000, "steps between rolling checkpoints (freq_*), of which only the two newest are kept"
     )
     max_bad_steps: int = option(
         100, "end the run after so many steps in a row with a loss or gradient that is not finite"
@@ -152,7 +154,7 @@ class SampleConfig:
     steps: int = option(100, "steps of the time grid; one-step takes one whatever is given")
     churn: float = option(
         DEFAULTS["churn"],
-        "part of each step taken by the SDE, in [0, 1); 0: the ODE (euler, heun)",
+        "fraction of each step that is stochastic (SDE), in [0, 1); the rest follows the ODE (euler, heun)",
         (),
         "churn_step_ratio",
     )
@@ -173,7 +175,9 @@ class SampleConfig:
         "sampler's own times, for few steps; or random",
         ("inferred", "retraced", "random"),
     )
-    inversion_steps: int = option(0, "steps in which x_T is inferred, where that is an inversion; 0: as many as steps")
+    inversion_steps: int = option(
+        0, "steps of the inversion that gives x_T, for methods that invert; 0: as many as --steps"
+    )
     S_churn: float = option(DEFAULTS["S_churn"], "EDM's stochasticity; 0 draws no noise (edm)")
     S_min: float = option(DEFAULTS["S_min"], "noise level from which EDM's churn acts (edm)")
     S_max: float = option(DEFAULTS["S_max"], "noise level up to which EDM's churn acts (edm)")

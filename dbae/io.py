@@ -9,6 +9,8 @@ import json
 import os
 import re
 import secrets
+import shlex
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -137,15 +139,27 @@ def write_json(path: str, content: Mapping[str, Any]) -> None:
         file.write(json.dumps(content, indent=2) + "\n")
 
 
+def command_line() -> str:
+    """The command that runs, to be typed again: that of the launcher (``args.sh`` exports it), or Python's own."""
+    if command := os.environ.get("DBAE_COMMAND"):
+        return command
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return shlex.join(["python3", *(("-m", spec.name) if spec else sys.argv[:1]), *sys.argv[1:]])
+
+
 def differing(found: Any, wanted: Mapping[str, Any]) -> str:
-    """The entries in which settings read from JSON differ from ``wanted`` ones, few with values; empty if in none."""
+    """The entries in which settings read from JSON differ from ``wanted`` ones, few with values; empty if in none.
+
+    An entry ``command`` does not count; where others differ, it is quoted as what made the results.
+    """
     if not isinstance(found, dict) or not found:
         return "origin (not stated, perhaps by an older version)"
     wanted = json.loads(json.dumps(wanted))
-    names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    if len(names) > 4:
-        return ", ".join(names)
-    return ", ".join(f"{name} ({_shown(found.get(name))}, now {_shown(wanted.get(name))})" for name in names)
+    names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name) and name != "command"]
+    shown = names
+    if len(names) <= 4:
+        shown = [f"{name} ({_shown(found.get(name))}, now {_shown(wanted.get(name))})" for name in names]
+    return ", ".join(shown) + (f", made by: {found['command']}" if names and "command" in found else "")
 
 
 def is_other(

@@ -146,7 +146,7 @@ class Classes(Task):
 
 
 class RealNumbers(Task):
-    """Real numbers, each on its own. The best epoch is chosen on the test split, as officially: a number that flatters.
+    """Real numbers, each on its own. The best epoch is chosen on the test split, as officially, so it is optimistic.
 
     A target that is constant on test has no r. A constant prediction for another one explains nothing: r = 0.
     """

@@ -49,8 +49,8 @@ class ContrastiveOptions(DataOptions, RuntimeConfig):
     )
     every: int = option(0, "of several checkpoints, those whose step is a multiple of N, and the last; 0: all")
     blocks: tuple[str, ...] = option((), "blocks of the network (default: all); it stops after the last one")
-    time: float | None = option(None, "time whose noise the images get (default: the method's)")
-    batch_size: int = option(512, "images of which uniformity is computed at a time, and on which it depends")
+    time: float | None = option(None, "time (noise level) to which images are noised (default: the method's)")
+    batch_size: int = option(512, "images per batch; uniformity depends on it")
     microbatch: int = option(64, "images that pass through the network together")
 
     def __post_init__(self) -> None:

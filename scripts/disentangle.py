@@ -23,7 +23,7 @@ from datasets.base import ImageDataset
 from datasets.labels import Factors, Targets
 from dbae import runtime
 from dbae.config import UserError, option, require_positive
-from dbae.io import fingerprint, to_float, write_json
+from dbae.io import command_line, fingerprint, to_float, write_json
 from dbae.progress import progress_bar
 from eval.arrays import Arrays, read_arrays
 from eval.factors import STAGES, factor_scores
@@ -57,7 +57,7 @@ class DisentangleOptions(DataOptions):
 
     latent: str = option("mean", "code of a stochastic encoder", ("mean", "sample"))
     limit: int | None = option(15_000, "only the first N images")
-    stages: int = option(STAGES, "stages of DCI's gradient boosting; fewer are faster, and other numbers")
+    stages: int = option(STAGES, "stages of DCI's gradient boosting; fewer are faster and give other scores")
     baselines: bool = option(False, "also measure an untrained encoder, principal components, and the truth itself")
 
     def __post_init__(self) -> None:
@@ -182,7 +182,8 @@ def main(args: list[str] | None = None) -> None:
                 "factors": factors and factors.values.astype(np.float64),
             }
         rows = {name: measure(name, each, truth, options) for name, each in codes.items()}
-        report = {"checkpoint": options.model_path, "data": options.dataset, "made_from": settings, "rows": rows}
+        made_from = settings | {"command": command_line()}
+        report = {"checkpoint": options.model_path, "data": options.dataset, "made_from": made_from, "rows": rows}
         if "log_sigma" in arrays:  # whether the noise of a code drowns what it says
             spread = np.exp(arrays["log_sigma"]).mean() / arrays["mu"].std(axis=0).mean()
             report["mean sigma over mean std of mu"] = float(spread)

@@ -48,7 +48,7 @@ class LinearOptions(ModelOptions, RuntimeConfig):
     probe_batch_size: int = option(512, "their batch, of all processes (official: 128 on each of 4)")
     probe_lr: float = option(4e-3, "their learning rate (official: 1e-3 times 4 processes)")
     penalties: tuple[float, ...] = option(PENALTIES, "penalties of exact and ridge to choose from")
-    draws: int = option(1, "draws of the noise that features are averaged over")
+    draws: int = option(1, "features are averaged over so many draws of noise")
     flip: bool = option(False, "mirrored training images, too, where features are computed once")
     limit: int | None = option(None, "only N training images, a random choice of the seed")
     test_limit: int | None = option(None, "the same of validation and of test images")

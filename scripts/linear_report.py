@@ -80,7 +80,7 @@ def table(report: Mapping[str, Any]) -> str:
         lines += [
             markdown(heads, body).rstrip(),
             "chosen on validation images: " + _chosen(report["selected_on_valid"]),
-            "best on test images, the official choice, which flatters: " + _chosen(report["selected_on_test"]),
+            "best on test images, the official choice, so it is optimistic: " + _chosen(report["selected_on_test"]),
         ]
     for name, row in report.get("baselines", {}).items():
         about = (

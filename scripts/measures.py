@@ -33,7 +33,7 @@ class ComparisonOptions(ImageOptions):
     dataset: str = option("", "real images: a data set, or folder:PATH, read at the samples' size", (), "reference")
     real: str | None = option(None, "folder or .npz of real images of the samples' size, in place of a data set")
     split: str = option("train", "part of the data set; all: the whole", CHOICES)
-    class_name: str = option("", "only real images with this label, or with ! before it without it", alias="class")
+    class_name: str = option("", "only real images with this label; '!LABEL': only those without it", alias="class")
     num: int | None = option(None, "only the first N samples")
     num_real: int | None = option(None, "only the first N real images (DiffAE: 50000)")
     features: str = option("", f"feature network: {', '.join(NETWORKS)}")

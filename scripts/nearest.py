@@ -23,7 +23,7 @@ from datasets.loader import first_images, ordered_batches
 from dbae import runtime
 from dbae.checkpoint import load_model
 from dbae.config import UserError, option, require_positive
-from dbae.io import fingerprint, save_grid, to_float, write_json
+from dbae.io import command_line, fingerprint, save_grid, to_float, write_json
 from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
 from eval.generation import nearest
@@ -137,6 +137,7 @@ def main(args: list[str] | None = None) -> None:
     places = spaces(options, samples.size, device)
     settings = {"samples": samples.identity(), "reals": reals.identity(), "k": options.k}
     settings["by"] = {name: space.about for name, space in places.items()}
+    settings["command"] = command_line()
     report = f"{options.figure.removesuffix('.png')}.json"
     check_report(report, [options.figure], settings, [], "neighbours", options.overwrite, "settings")
 

@@ -33,7 +33,7 @@ class PathOptions(DataOptions, RuntimeConfig):
     """Which pairs, and steps of which length. Raises UserError for values out of range."""
 
     split: str = option("test", "part of the data set; all: the whole", CHOICES)
-    precision: str = option("fp32", "half precision would measure its own rounding", ("fp32",))
+    precision: str = option("fp32", "only fp32: half precision would measure its own rounding", ("fp32",))
     pairs: int = option(200, "pairs of images, each image in one")
     epsilons: tuple[float, ...] = option((1e-4, 1e-3, 1e-2), "lengths of the step")
     lpips_backbone: str | None = option(None, "file with VGG16's features (default: torch's hub cache, or a download)")

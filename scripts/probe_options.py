@@ -28,7 +28,7 @@ class RegressionOptions(ModelOptions):
     probe_data: str = option("", "labelled data set: celeba, celebahq, toyfaces, lfw or folder:PATH (default: by task)")
     labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv)")
     features: str = option("model", "the model's code, a baseline (pixels, thumbnail, pca), or a block of its network")
-    time: float | None = option(None, "time whose noise the images get for the features of a block")
+    time: float | None = option(None, "features of a block: time (noise level) to which images are noised")
     solver: str = option(
         "adam",
         "adam: the official protocol; diffae: DiffAE's (normalised codes, shuffled, 300,000 samples in batches of 32); "

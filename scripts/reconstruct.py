@@ -22,7 +22,7 @@ from datasets.loader import ordered_batches
 from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
 from dbae.config import RuntimeConfig, UserError, option
-from dbae.io import check_outputs, fingerprint, save_grid
+from dbae.io import check_outputs, command_line, fingerprint, save_grid
 from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
 from eval import samples
@@ -55,6 +55,7 @@ def begin(options: ReconOptions, trained: TrainedModel, data: ImageDataset, fold
         **data.identity(),
         "processes": options.check or runtime.world(),
         **trained.identity(),
+        "command": command_line(),
     }
     if not options.overwrite:
         samples.check_folder(folder, settings)

@@ -27,6 +27,7 @@ from dbae.checkpoint import NAME, load_model, read_config
 from dbae.config import RuntimeConfig, UserError, check_numbers, option, require_positive
 from dbae.io import (
     atomic_write,
+    command_line,
     fingerprint,
     image_generators,
     listdir,
@@ -62,7 +63,7 @@ class FromPriorOptions(DataOptions, RuntimeConfig):
     """A latent prior, and how it is sampled."""
 
     prior: str | None = option(None, "weight file of the prior (default: the newest in sample_STEP/prior)")
-    latent_steps: int = option(100, "steps in which the prior makes a code")
+    latent_steps: int = option(100, "steps of the prior's sampler, for each code")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,10 +78,12 @@ class SampleOptions(FromPriorOptions):
     codes: str = option(
         "prior", "prior: the latent prior; gaussian: one Gaussian; encoded: codes of real images", CODES
     )
-    class_name: str = option("", "only images of this label, or with ! before it without it", alias="class")
+    class_name: str = option("", "only images with this label; '!LABEL': only images without it", alias="class")
     labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv)")
     labelled: int = option(100, "images whose labels the classifier of --class sees")
-    unlabelled: int = option(0, "of positives alone: images that count as negative, unseen (official: 10000)")
+    unlabelled: int = option(
+        0, "learn from positives alone: so many unlabelled images count as negatives (official: 10000)"
+    )
     overwrite: bool = option(False, "replace images that were made with other settings")
 
     def __post_init__(self) -> None:
@@ -214,6 +217,7 @@ def main(args: list[str] | None = None) -> None:
         codes = only_class(options, trained, weights, codes) if options.class_name else codes
     made_from = codes.about if codes else {}
     settings = {"weights": weights, "codes": source, **made_from, **sampling.as_dict(), **trained.identity()}
+    settings["command"] = command_line()
     others = runtime.on_first(lambda: others_in(folder, settings, options.overwrite))
     if options.check:
         return None

@@ -28,11 +28,13 @@ class TraverseOptions(DataOptions, RuntimeConfig):
 
     split: str = option("test", "part of the data set; all: the whole", CHOICES)
     index: int = option(0, "image, by its number in the split")
-    numbers: tuple[int, ...] = option((), "numbers of the code, from 0 (default: the rows that change the most)")
-    rows: int = option(8, "how many, where none are given")
+    numbers: tuple[int, ...] = option(
+        (), "which numbers of the code to move, from 0 (default: those that change the image most)"
+    )
+    rows: int = option(8, "how many numbers of the code to move, where --numbers is not given")
     reach: float = option(2.0, "standard deviations to both sides")
     columns: int = option(7, "images in a row")
-    spread: int = option(1000, "images whose codes give the standard deviations")
+    spread: int = option(1000, "images from whose codes the standard deviations are computed")
     fix_xT: bool = option(False, "keep x_T of the unedited image")
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ class WalkOptions(FromPriorOptions):
 
     samples: int = option(5, "samples that the film goes through")
     frames: int = option(12, "frames from one to the next, both included")
-    rows: int = option(2, "films below each other")
+    rows: int = option(2, "films, one below the other")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,13 @@ def test_official_reconstruction_command():
     status, shown, note = bash("recon_dbae.sh", *official.split())
     assert status == 0 and "no such file yet" in note
     assert json.loads(shown)["output"] == "ckpt/ffhq/det/sample_1020000/euler_7.0_100_w=1.0_churn=0.0"
+
+
+def test_a_launcher_says_what_was_typed():
+    line = 'source args.sh; exec "$PYTHON" -c "from dbae.io import command_line; print(command_line())"'
+    status, shown, error = bash("-c", line, "recon_dbae.sh", "folder:my photos", "--out", "a")
+    assert status == 0, error
+    assert shlex.split(shown) == ["bash", "recon_dbae.sh", "folder:my photos", "--out", "a"]
 
 
 def test_training_from_the_launcher_resumes_by_itself(tmp_path, program):
@@ -370,7 +378,8 @@ def test_reconstruction_continues_and_does_not_mix(checkpoint, program):
     lost.unlink()
     assert program(reconstruct, *words)[0] == 0
     assert kept.stat().st_mtime_ns == before and np.array_equal(read(folder, "fake", i=1), samples)
-    assert_one_line_error(program(reconstruct, *words, "--seed=1"), "another seed", "--overwrite true")
+    refused = program(reconstruct, *words, "--seed=1")
+    assert_one_line_error(refused, "another seed (0, now 1), made by: python3 ", "--overwrite true", "--out FOLDER")
 
 
 def folder_words(checkpoint, data, *more):
