@@ -59,11 +59,9 @@ class Studio:
         """Whether the classifier knows how strong real images of both sides are, which is then the sliders' unit."""
         return None not in (self.classifier.median_logits, self.classifier.negative_logits)
 
-    def check(self, path: str | None) -> tuple[()]:
-        """Nothing. Raises UserError for a bad upload."""
-        if path:
-            self._crop(path)
-        return ()
+    def check(self, path: str | None) -> bool:
+        """Whether there is an upload. Raises UserError for a bad one."""
+        return bool(path) and self._crop(path) is not None
 
     def look(self, path: str | None, sampler: str, steps: int) -> View:
         """What is kept of an upload; its crop, x_T and reconstruction; facts. NOTHING without an upload."""

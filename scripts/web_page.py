@@ -97,7 +97,13 @@ def build(studio: Studio) -> gr.Blocks:
                 with gr.Tab("Interpolate"):
                     outdated = _interpolate_tab(studio, given, cost)
         view = [seen, *pictures, facts, cost]
-        look = {"fn": _cleared(studio.look, NOTHING), "inputs": [image, kind, count], "outputs": [*view, image], **CALL}
+
+        def seen_or_cleared(*values: Any) -> tuple[Any, ...]:
+            """The view and the upload, which a bad one leaves, so that no broken picture stays."""
+            found = _told(studio.look, None)(*values)
+            return (*NOTHING, None) if found is None else (*found, gr.skip())
+
+        look = {"fn": seen_or_cleared, "inputs": [image, kind, count], "outputs": [*view, image], **CALL}
         for event in (
             image.input(**look),
             sample.then(**look),
@@ -138,9 +144,8 @@ def _edit_tab(studio: Studio, given: Sequence[Component], cost: gr.Markdown) -> 
     edit = _told(studio.edit, (None, None, ""))
     edited = {"fn": edit, "inputs": [*given, fix_xT, shown, *sliders], "outputs": [*pictures, cost], **CALL}
     gr.on([slider.release for slider in sliders] + [fix_xT.input], **edited)
-    arranged = chosen.input(
-        arrange, [shown, chosen, *sliders], [shown, *sliders], trigger_mode="always_last", **AT_ONCE
-    )
+    order = [shown, *sliders]
+    arranged = chosen.input(arrange, [shown, chosen, *sliders], order, trigger_mode="always_last", **AT_ONCE)
     arranged.then(**edited)
     reset.click(lambda: [0] * len(sliders), None, sliders, **AT_ONCE).then(**edited)
     return edited
@@ -151,7 +156,8 @@ def _interpolate_tab(studio: Studio, given: Sequence[Component], cost: gr.Markdo
     with gr.Row():
         with gr.Column(scale=4, min_width=280):
             other, _ = _upload("Second image")
-            other.input(_cleared(studio.check, ()), other, other, **CALL)
+            check = _told(studio.check, None)
+            other.input(lambda path: gr.skip() if check(path) else None, other, other, **CALL)
         with gr.Column(scale=3, min_width=280):
             frames = gr.Slider(2, FRAMES, value=InterpolateOptions.frames, step=1, precision=0, label="Frames")
             way = gr.Radio(list(PATHS), value=InterpolateOptions.path, label="Path between the codes")
