@@ -99,9 +99,12 @@ def build(studio: Studio) -> gr.Blocks:
         view = [seen, *pictures, facts, cost]
 
         def seen_or_cleared(*values: Any) -> tuple[Any, ...]:
-            """The view and the upload, which a bad one leaves, so that no broken picture stays."""
+            """The view and the upload, which a bad one leaves, so that no broken picture stays.
+
+            The upload is returned as it came: of an update, gradio would make a new component, which reads it itself.
+            """
             found = _told(studio.look, None)(*values)
-            return (*NOTHING, None) if found is None else (*found, gr.skip())
+            return (*NOTHING, None) if found is None else (*found, values[0])
 
         look = {"fn": seen_or_cleared, "inputs": [image, kind, count], "outputs": [*view, image], **CALL}
         for event in (
@@ -157,7 +160,7 @@ def _interpolate_tab(studio: Studio, given: Sequence[Component], cost: gr.Markdo
         with gr.Column(scale=4, min_width=280):
             other, _ = _upload("Second image")
             check = _told(studio.check, None)
-            other.input(lambda path: gr.skip() if check(path) else None, other, other, **CALL)
+            other.input(lambda path: path if check(path) else None, other, other, **CALL)
         with gr.Column(scale=3, min_width=280):
             frames = gr.Slider(2, FRAMES, value=InterpolateOptions.frames, step=1, precision=0, label="Frames")
             way = gr.Radio(list(PATHS), value=InterpolateOptions.path, label="Path between the codes")
