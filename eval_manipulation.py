@@ -53,7 +53,9 @@ class EditMeasureOptions(ModelOptions, RuntimeConfig):
 
     attributes: str = option("Male,Young", "names or numbers of attributes, separated by commas")
     scale: float | None = option(None, "factor of sqrt(latent) w/|w| for all (default: to the median logit, per image)")
-    fix_xT: bool = option(True, "keep x_T of the unedited image, as the official codes do")
+    fix_xT: bool | None = option(
+        None, "keep x_T of the unedited image (default: DBAE decodes x_T from the edited code, DiffAE keeps it)"
+    )
     limit: int = option(200, "at most so many images are edited per attribute, and as many positives compared with")
     classifier: str | None = option(None, "best.pt of a linear probe (default: beside the checkpoint, or its probe's)")
     labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv)")
@@ -112,7 +114,7 @@ def edit(
     step = attribute_step(classifier.weight[row])
     scales = classifier.scale_to_median(z, row, step) if options.scale is None else z.new_full((len(z),), options.scale)
     shifts = torch.stack([torch.zeros_like(z), scales[:, None] * step], dim=1)
-    return trained.shift(images, z, shifts, options.fix_xT)[1]
+    return trained.shift(images, z, shifts, trained.keeps_xT(options.fix_xT))[1]
 
 
 def cosines(embedder: FeatureNetwork, images: Tensor, made: Tensor) -> dict[str, float]:
@@ -197,7 +199,7 @@ def main(args: list[str] | None = None) -> None:
     settings = {
         "weights": fingerprint(options.model_path), "classifier": fingerprint(classifier.path),
         **splits["test"].dataset.identity(), "features": network.about, "embedder": embedder and embedder.about,
-        "strength": "median" if options.scale is None else options.scale, "fix_xT": options.fix_xT,
+        "strength": "median" if options.scale is None else options.scale, "fix_xT": trained.keeps_xT(options.fix_xT),
         "judge": {"training_images": min(options.judged, len(splits["train"].targets))}, **trained.identity(),
     }  # fmt: skip
     with atomic_write(path, "w") as out:

@@ -46,6 +46,7 @@ INVERSIONS = [  # the same of methods that infer x_T by inversion, both ways ali
         ("ddim", "dbim2", "dbim3"), ("uniform", "logsnr", "karras"), ("inferred", "retraced")
     )
 ]
+MARKERS, DASHES = "o*s^vD<>Phd", ("-", "--", ":", "-.")  # of lines; their numbers and that of colours share no factor
 COLUMNS = {
     "setting": "{setting}",
     "calls": "{nfe}",
@@ -131,30 +132,37 @@ def series_of(row: dict[str, Any]) -> str:
 
 
 def plot(table: list[dict[str, Any]], path: str) -> None:
-    """Each metric against network calls; a line per sampler and grid."""
-    import matplotlib
+    """Write the figure as PNG."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    names = [name for name in ("MSE", "LPIPS", "SSIM") if name in table[0]]
+    figure = Figure(figsize=(4.6 * len(names), 4.8), layout="constrained")
+    draw(figure, table, names)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
-    metrics = [name for name in ("MSE", "LPIPS", "SSIM") if name in table[0]]
-    size = {"figsize": (4.6 * len(metrics), 4.4), "layout": "constrained", "squeeze": False}
-    figure, axes = plt.subplots(1, len(metrics), **size)
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        for i, name in enumerate(dict.fromkeys(map(series_of, table))):
-            points = sorted((row["nfe"], row[metric]) for row in table if series_of(row) == name)
-            colour, marker = plt.get_cmap("tab10")(i % 10), "os^v"[i // 10]  # more series than colours
-            axis.plot(*zip(*points, strict=True), marker + "-", color=colour, ms=3.5, lw=1.2, label=name)
-        values = [row[metric] for row in table]
-        axis.set_ylim(*((max(0, 4 * max(values) - 3), 1) if metric == "SSIM" else (0, 3 * min(values))))
-        axis.set(xscale="log", xlabel="network calls", title=metric)
+
+def draw(figure: Any, table: list[dict[str, Any]], metrics: list[str]) -> None:
+    """Each metric against network calls; a line per sampler and grid, no two alike. Smaller is better everywhere.
+
+    All axes are logarithmic, so that the worst settings are seen, too. Settings of equal values are drawn as markers
+    that lie within each other.
+    """
+    series = list(dict.fromkeys(map(series_of, table)))
+    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axis, metric in zip(axes, metrics, strict=True):
+        for i, name in enumerate(series):
+            rows = sorted((row for row in table if series_of(row) == name), key=lambda row: row["nfe"])
+            values = [1 - row[metric] if metric == "SSIM" else row[metric] for row in rows]
+            look = {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)], "ls": DASHES[i // 10 % len(DASHES)]}
+            size = 11 - 7 * i / len(series)
+            axis.plot([row["nfe"] for row in rows], values, **look, ms=size, mfc="none", lw=1.2, label=name)
+        axis.set(xscale="log", yscale="log", xlabel="network calls", title="1 - SSIM" if metric == "SSIM" else metric)
         axis.set_xticks(sorted({row["nfe"] for row in table}), minor=False)
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.xaxis.set_minor_formatter("")
         axis.grid(alpha=0.3)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from dbae.config import UserError
 from dbae.io import fingerprint, read_tensors, require_finite
 
+MEDIANS = {"median_logits": "median_logit_of_positives", "negative_logits": "median_logit_of_negatives"}  # in best.json
+
 
 @dataclass(frozen=True)
 class AttributeClassifier:
@@ -24,6 +26,7 @@ class AttributeClassifier:
     bias: Tensor  # [attributes]
     std: Tensor | None = None  # [latent], of the training codes
     median_logits: Tensor | None = None  # [attributes], over the training images that have the attribute
+    negative_logits: Tensor | None = None  # [attributes], over those that have it not
     weights: str | None = None  # fingerprint of the weights it was trained on, empty where its JSON states none
 
     def index(self, attribute: str) -> int:
@@ -37,16 +40,30 @@ class AttributeClassifier:
         known = ", ".join(self.names)
         raise UserError(f"attributes: expected a number under {len(plain)} or one of {known}, got {attribute!r}")
 
-    def scale_to_median(self, z: Tensor, row: int, direction: Tensor) -> Tensor:
+    def scale_to_median(self, z: Tensor, row: int, direction: Tensor, positives: bool = True) -> Tensor:
         """Scales [N] by which codes z go along ``direction`` [latent] to the median logit of positives (DiffAE).
 
-        0 for a code that is beyond it. Raises UserError where that median is unknown.
+        Or against it to that of negatives. 0 for a code that is beyond. Raises UserError where that median is unknown.
         """
         logit = z @ self.weight[row] + self.bias[row]
-        median = self.known("median_logits")[row]
+        median = self.known("median_logits" if positives else "negative_logits")[row]
         if not median.isfinite():
-            raise UserError(f"{self.path}: {self.names[row]}: no training image has it, so its strength is unknown")
-        return ((median - logit) / (direction @ self.weight[row])).clamp(min=0)
+            which = "no training image has it" if positives else "all training images have it"
+            raise UserError(f"{self.path}: {self.names[row]}: {which}, so its strength is unknown")
+        scale = (median - logit) / (direction @ self.weight[row])
+        return scale.clamp(min=0) if positives else scale.clamp(max=0)
+
+    def scales(self, z: Tensor, row: int, direction: Tensor, strengths: Tensor) -> Tensor:
+        """Scales [N, F] of codes z along ``direction`` [latent] for ``strengths`` [F].
+
+        0 leaves a code as it is, 1 takes it to the median logit of positives, -1 to that of negatives, and other
+        strengths go that part of the way. Raises UserError where a median that it takes is unknown.
+        """
+        scales = torch.zeros(len(z), len(strengths), device=z.device)
+        for positives, parts in ((True, strengths.clamp(min=0)), (False, -strengths.clamp(max=0))):
+            if parts.any():
+                scales += self.scale_to_median(z, row, direction, positives)[:, None] * parts
+        return scales
 
     def to(self, device: torch.device | str) -> "AttributeClassifier":
         """The same with its tensors on a device."""
@@ -54,10 +71,12 @@ class AttributeClassifier:
         return replace(self, **moved)
 
     def known(self, name: str) -> Tensor:
-        """The statistic ``std`` or ``median_logits``. Raises UserError where the file has none."""
+        """The statistic of that name. Raises UserError where the file has none."""
         value = getattr(self, name)
         if value is None:
-            raise UserError(f"{self.path}: expected beside it the best.json that infer_class_dbae.sh writes")
+            raise UserError(
+                f"{self.path}: expected beside it the best.json that infer_class_dbae.sh writes now, with {name}"
+            )
         return value
 
 
@@ -115,12 +134,16 @@ def _read_about(path: str, attributes: int, latent_dim: int) -> dict[str, Any]:
         about["weights"] = str(content.get("weights", ""))
         about["layer"] = content.get("layer")  # fingerprint of best.pt; earlier versions noted none
         if "codes" in content:
-            medians = [float("nan") if m is None else m for m in content["codes"]["median_logit_of_positives"]]
-            about["std"] = torch.tensor(content["codes"]["std"], dtype=torch.float32)
-            about["median_logits"] = torch.tensor(medians, dtype=torch.float32)
+            codes = dict(content["codes"])
+            about["std"] = torch.tensor(codes.pop("std"), dtype=torch.float32)
+            codes.setdefault("median_logit_of_negatives", None)  # earlier versions noted none
+            for name, key in MEDIANS.items():
+                if (medians := codes[key]) is not None:
+                    values = [float("nan") if m is None else m for m in medians]
+                    about[name] = torch.tensor(values, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: expected what infer_class_dbae.sh writes beside best.pt ({error})") from None
-    expected = {"names": attributes, "std": latent_dim, "median_logits": attributes}
+    expected = {"names": attributes, "std": latent_dim, **dict.fromkeys(MEDIANS, attributes)}
     if any(len(about[name]) != length for name, length in expected.items() if name in about):
         raise UserError(f"{path}: expected {attributes} attributes and codes of {latent_dim} numbers, as in best.pt")
     return about

@@ -70,10 +70,11 @@ class Parser(argparse.ArgumentParser):
             kind: dict[str, Any] = {"type": _reader(convert, expected), "metavar": metavar}
             if about["choices"]:
                 kind = {"choices": about["choices"]}
-            if hint is bool and SWITCH_HELP not in self.epilog:
+            switch = bool in (hint, *get_args(hint))
+            if switch and SWITCH_HELP not in self.epilog:
                 self.epilog = f"{self.epilog} {SWITCH_HELP}".strip()
-            if hint is bool or "true" in about["choices"]:
-                kind |= {"nargs": "?", "const": True if hint is bool else "true"}
+            if switch or "true" in about["choices"]:
+                kind |= {"nargs": "?", "const": True if switch else "true"}
             if hint == tuple[str, ...]:
                 kind |= {"nargs": "+"}
             group.add_argument(*names, dest=name, help=(about["help"] + shown).replace("%", "%%"), **kind)

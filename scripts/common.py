@@ -221,6 +221,10 @@ class TrainedModel:
         parts = self._split(frames, x[:-1], x[1:], z[:-1], z[1:])
         return self._render([self.model.interpolation(*part, fractions, path, **self.settings) for part in parts])
 
+    def keeps_xT(self, asked: bool | None) -> bool:
+        """Whether an edit keeps x_T: as asked, or where the model infers it from the image and not from the code."""
+        return self.model.INVERTS if asked is None else asked
+
     def shift(self, images: Tensor, z: Tensor, shifts: Tensor, fix_xT: bool) -> tuple[Tensor, Tensor]:
         """States and images [n, F, 3, H, W] on the CPU: codes z moved by ``shifts`` [F, latent] or [n, F, latent]."""
         x, shifts = to_float(images.to(self.device)), shifts.expand(len(z), -1, -1)

@@ -57,24 +57,38 @@ class InterpolateOptions:
             raise UserError(f"frames: expected at least 2, got {self.frames}")
 
 
+UNIT = (
+    "unit of scales. median: 0 leaves an image as it is, 1 takes it to the median logit of real ones that have the "
+    "attribute, -1 of those that have it not; scales: sqrt(latent) w/|w|, as the official code has it"
+)
+
+
 @dataclass(frozen=True)
 class ManipulateOptions:
     """Which attributes to change, how far."""
 
     attributes: str = option("Male,Young", "names or numbers of attributes, separated by commas")
-    scales: tuple[float, ...] = option((), "factors of sqrt(latent) w/|w| (default: +-0.3, 0.15; Young +-0.2, 0.1)")
-    strength: str = option(
-        "scales", "scales, or median: as far as the median logit of positives, per image", ("scales", "median")
+    scales: tuple[float, ...] = option(
+        (), "strengths of the columns (default: -1,-0.5,0,0.5,1 with median; +-0.3, 0.15, for Young +-0.2, 0.1 else)"
     )
+    strength: str = option("median", UNIT, ("median", "scales"))
     normalised: bool = option(False, "shift among codes of unit variance, as DiffAE does")
-    fix_xT: bool = option(True, "keep x_T of the unedited image, as the official code does")
+    fix_xT: bool | None = option(
+        None, "keep x_T of the unedited image (default: DBAE decodes x_T from the edited code, DiffAE keeps it)"
+    )
     classifier: str | None = option(None, "best.pt of a linear probe (default: beside the checkpoint, or its probe's)")
 
     def __post_init__(self) -> None:
-        if self.strength == "median" and self.scales:
-            raise UserError("scales: expected none with --strength median, which finds them")
         if not all(map(isfinite, self.scales)):
             raise UserError(f"scales: expected finite numbers, got {self.scales}")
+
+
+@dataclass(frozen=True)
+class OfficialManipulateOptions(ManipulateOptions):
+    """The same as the official code has it."""
+
+    strength: str = option("scales", UNIT, ("median", "scales"))
+    fix_xT: bool | None = option(True, "keep x_T of the unedited image, as the official code does")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from torch import Tensor
 from dbae import runtime
 from dbae.config import UserError
 from dbae.io import atomic_write, fingerprint
-from dbae.methods.codes import attribute_step
 from eval.classifier import AttributeClassifier
 from scripts.cli import Parser, given
 from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run, result_folder
@@ -27,42 +26,15 @@ from scripts.edit_inputs import (
     Images,
     InterpolateOptions,
     ManipulateOptions,
+    OfficialManipulateOptions,
     find_classifier,
     read_images,
 )
+from scripts.edit_plan import TITLES, moves_more, plan
 from scripts.figures import Row, animation, check_rows, plain_text, strip
 from scripts.results import Results
 
-OFFICIAL_SCALES = {"Male": (-0.3, -0.15, 0.0, 0.15, 0.3), "Young": (-0.2, -0.1, 0.0, 0.1, 0.2)}
-TO_MEDIAN = ("reconstruction", "one third", "two thirds", "median")  # columns on the way to the median
 SHOWN = 16  # images in a strip of reconstructions
-
-
-class Edit(NamedTuple):
-    """One attribute of some codes: its name, what the columns of its figure are called, and what they add to z."""
-
-    name: str
-    columns: tuple[str, ...]
-    shifts: Tensor  # [columns, latent], or [n, columns, latent] where each code has its own
-
-
-def plan(z: Tensor, classifier: AttributeClassifier, options: ManipulateOptions) -> list[Edit]:
-    """The edits of codes z [n, latent] that the options ask for, one per attribute."""
-    std = classifier.known("std") if options.normalised else None
-    edits = []
-    for row in map(classifier.index, options.attributes.split(",")):
-        name = classifier.names[row]
-        step = attribute_step(classifier.weight[row], std)
-        if options.strength == "median":
-            columns = TO_MEDIAN
-            fractions = torch.linspace(0, 1, len(columns), device=z.device)
-            scales = classifier.scale_to_median(z, row, step)[:, None] * fractions
-        else:
-            values = options.scales or OFFICIAL_SCALES.get(name, OFFICIAL_SCALES["Male"])
-            columns = tuple(f"{scale:+g}" if scale else "0" for scale in values)
-            scales = torch.tensor(values, device=z.device)
-        edits.append(Edit(name.replace("_", " "), columns, scales[..., None] * step))
-    return edits
 
 
 class Job(NamedTuple):
@@ -166,18 +138,21 @@ def manipulate(job: Job) -> list[str]:
             rows.append(Row(plain_text(edit.name), [pixels[i], *made[i, k]], [plain_text(name), *edit.columns]))
             if not how.fix_xT:
                 rows.append(Row("$x_T$", [None, *states[i, k]]))
-    strip(paths[0], rows, "codes moved along a linear classifier")
+    strip(paths[0], rows, TITLES[how.strength])
     animation(paths[1], made.transpose(0, 1))
+    if more := moves_more(how, trained.model.INVERTS):
+        print("note: the official setting; more moves with", more)
     for each, column in zip(pasted, made.flatten(1, 2).unbind(1) if pasted else (), strict=True):
         job.write_images(each, column)
     return paths
 
 
 class Action(NamedTuple):
-    """What the program can do, its options, and the images of the official command."""
+    """What the program can do, its options, and those and the images of the official command."""
 
     run: Callable[[Job], list[str]]
     options: type | None = None
+    official: type | None = None
     images: tuple[str, ...] = ()
     folder: str = ""  # {folder}_{sampling} beside the checkpoint
 
@@ -186,8 +161,12 @@ class Action(NamedTuple):
 ACTIONS = {
     "encode": Action(encode),
     "reconstruct": Action(reconstruct),
-    "interpolate": Action(interpolate, InterpolateOptions, ("assets/img1.png", "assets/img2.png"), "interpolation"),
-    "manipulate": Action(manipulate, ManipulateOptions, ("assets/img3.png", "assets/img4.png"), "manipulation"),
+    "interpolate": Action(
+        interpolate, InterpolateOptions, InterpolateOptions, ("assets/img1.png", "assets/img2.png"), "interpolation"
+    ),
+    "manipulate": Action(
+        manipulate, ManipulateOptions, OfficialManipulateOptions, ("assets/img3.png", "assets/img4.png"), "manipulation"
+    ),
 }
 
 
@@ -198,6 +177,7 @@ def open_job(trained: TrainedModel, options: ImageOptions, how: Any, action: str
         classifier = find_classifier(trained, options.model_path, how.classifier)
         if classifier is None:
             raise UserError("classifier: no best.pt beside the checkpoint and no probe of it; run infer_class_dbae.sh")
+        how = dataclasses.replace(how, fix_xT=trained.keeps_xT(how.fix_xT))
     settings = {
         "action": action,
         "weights": fingerprint(options.model_path),
@@ -220,11 +200,12 @@ def main(doc: str, official: str | None, args: list[str] | None = None) -> None:
     if not official:
         parser.add_argument("action", choices=list(ACTIONS), help="what to do")
     for name, action in ACTIONS.items():
-        if action.options and official in (None, name):
-            parser.add_config(name, action.options)
+        if official in (None, name) and (cls := action.official if official else action.options):
+            parser.add_config(name, cls)
     options, about, typed, method, sampling = parse_sampling(parser, ImageOptions, "images", args)
     action = ACTIONS[official or typed.action]
-    how = action.options(**given(typed, action.options)) if action.options else None
+    cls = action.official if official else action.options
+    how = cls(**given(typed, cls)) if cls else None
     folder = "edited"
     if official:
         folder = result_folder(options.model_path, f"{action.folder}_{method.result_name(sampling)}")

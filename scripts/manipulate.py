@@ -4,7 +4,8 @@ example:
   bash manipul_dbae.sh toyfaces vp ckpt/toyfaces/det/ema_0.9999_016000.pt 0.0 1 test 7 euler 20 false
   bash manipul_dbae.sh ... --images me.jpg --attributes Smiling,Eyeglasses --scales -0.4,-0.2,0,0.2,0.4
 
-Pictures go to sample_STEP/manipulation_SETTINGS beside the checkpoint, named by images and attributes.
+This is the official setting, in which x_T is kept; --strength median --fix_xT false moves more. Pictures go to
+sample_STEP/manipulation_SETTINGS beside the checkpoint, named by images and attributes.
 """
 
 from functools import partial

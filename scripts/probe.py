@@ -69,10 +69,13 @@ def read_baseline(options: RegressionOptions) -> dict[str, Any] | None:
 
 
 def about_codes(layer: torch.nn.Linear, train: Part) -> dict[str, Any]:
-    """What editing wants to know of a classifier's training codes: their spread, and the logits of real positives."""
+    """What editing wants to know of a classifier's training codes: spread, and the median logits of both sides."""
     logits = torch.as_tensor(predict(layer, "train", train, 0))
-    medians = [column[has > 0].nanmedian().item() for column, has in zip(logits.T, train.targets.T, strict=True)]
-    return {"std": train.draw(0).std(dim=0).tolist(), "median_logit_of_positives": [json_safe(m) for m in medians]}
+    about: dict[str, Any] = {"std": train.draw(0).std(dim=0).tolist()}
+    for side, has in (("positives", train.targets > 0), ("negatives", train.targets <= 0)):
+        medians = [column[rows].nanmedian().item() for column, rows in zip(logits.T, has.T, strict=True)]
+        about[f"median_logit_of_{side}"] = [json_safe(median) for median in medians]
+    return about
 
 
 def write(

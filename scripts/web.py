@@ -19,6 +19,7 @@ from typing import Any
 
 from dbae import runtime
 from dbae.config import RuntimeConfig, SampleConfig, UserError, option
+from dbae.methods import DiffusionModel
 from scripts.cli import Parser, given, run
 from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run
 from scripts.edit_inputs import find_classifier
@@ -29,7 +30,7 @@ OFFERED = (
     *("method", "model_path", "dataset", "classifier", "latent", "batch_size", "seed", "device"),
     *("precision", "autocast", "host", "port", "share", "dry_run"),
 )
-STEPS = 20  # that the page starts with unless told otherwise
+STEPS = 20  # that the page starts with where a sampler was named alone
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,8 @@ class PageOptions(ModelOptions, RuntimeConfig):
 
 def main(args: list[str] | None = None) -> None:
     """Parse, load, serve."""
-    options, about, typed, _, sampling = parse_sampling(Parser(__doc__), PageOptions, "page", args, OFFERED)
-    if not given(typed, SampleConfig, ("steps",)):
-        sampling = dataclasses.replace(sampling, steps=STEPS)
+    options, about, typed, method, sampling = parse_sampling(Parser(__doc__), PageOptions, "page", args, OFFERED)
+    sampling = starting(method, sampling, set(given(typed, SampleConfig)))
     if options.dry_run:
         return print_dry_run(options, about, sampling=sampling.as_dict())
     if find_spec("gradio") is None:
@@ -62,6 +62,13 @@ def main(args: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="dbae_web_") as folder:
         serve(open_studio(options, about, sampling, folder), options)
     return None
+
+
+def starting(method: type[DiffusionModel], sampling: SampleConfig, typed: set[str]) -> SampleConfig:
+    """What the page starts with: the method's few steps where at most their number was ``typed``, or that sampling."""
+    if method.FEW_STEPS and typed <= {"steps"}:
+        return dataclasses.replace(method.FEW_STEPS, steps=sampling.steps if typed else method.FEW_STEPS.steps)
+    return sampling if "steps" in typed else dataclasses.replace(sampling, steps=STEPS)
 
 
 def open_studio(options: PageOptions, about: dict[str, Any], sampling: SampleConfig, folder: str) -> Studio:

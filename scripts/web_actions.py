@@ -19,6 +19,7 @@ from scripts.edit_inputs import square
 from scripts.figures import animation
 
 PIXELS = 50_000_000  # of the largest upload
+SCALE = 0.3  # factor of sqrt(latent) w/|w| at a slider's end where the medians are unknown: the largest official one
 HINT = "Upload an image, or choose a sample."
 
 
@@ -53,6 +54,15 @@ class Studio:
         """What the classifier's attributes are called; none without a classifier."""
         return [name.replace("_", " ") for name in self.classifier.names] if self.classifier else []
 
+    @property
+    def medians(self) -> bool:
+        """Whether the classifier knows how strong real images of both sides are, which is then the sliders' unit."""
+        return None not in (self.classifier.median_logits, self.classifier.negative_logits)
+
+    def check(self, path: str | None) -> bool:
+        """Whether there is an upload. Raises UserError for a bad one."""
+        return bool(path) and self._crop(path) is not None
+
     def look(self, path: str | None, sampler: str, steps: int) -> View:
         """What is kept of an upload; its crop, x_T and reconstruction; facts. NOTHING without an upload."""
         return self._view(self._crop(path), sampler, steps) if path else NOTHING
@@ -62,19 +72,30 @@ class Studio:
         return self._view(seen.crop, sampler, steps) if seen else NOTHING
 
     def edit(
-        self, seen: Seen | None, sampler: str, steps: int, fix_xT: bool, shown: list[str], *scales: float
+        self, seen: Seen | None, sampler: str, steps: int, fix_xT: bool, shown: list[str], *strengths: float
     ) -> tuple[str | None, str | None, str]:
-        """Reconstruction and edited image. ``scales`` has one number per attribute; those not ``shown`` count as 0."""
+        """Reconstruction and edited image. The first of the ``strengths`` are of the attributes ``shown``."""
         if seen is None:
             return None, None, ""
-        chosen = [row for row, label in enumerate(self.labels) if label in shown and scales[row]]
         made, cost = seen.made, seen.cost
-        if chosen:
+        chosen = {name: strength for name, strength in zip(shown, strengths, strict=False) if strength}
+        moves = {name: self._move(seen.z, name, strength) for name, strength in chosen.items()}
+        idle = [name for name, move in moves.items() if not move.any()]
+        if len(idle) < len(moves):
             trained, start = self._trained(sampler, steps), time.monotonic()
-            shifts = sum(scales[row] * attribute_step(self.classifier.weight[row]) for row in chosen)
-            _, made = trained.shift(seen.crop, seen.z, shifts[None], fix_xT)
+            _, made = trained.shift(seen.crop, seen.z, sum(moves.values())[None], fix_xT)
             made, cost = made[:, 0], _cost(trained, 1, start)
+        if idle:
+            cost = f"{', '.join(idle)}: already beyond the median in this direction, so it stays.  \n{cost}"
         return self._save("reconstruction", seen.made), self._save("edited", made), cost
+
+    def _move(self, z: Tensor, label: str, strength: float) -> Tensor:
+        """What a slider adds to the code z [1, latent]: in the classifier's medians, or in SCALE where it has none."""
+        row = self.labels.index(label)
+        step = attribute_step(self.classifier.weight[row])
+        if not self.medians:
+            return strength * SCALE * step[None]
+        return self.classifier.scales(z, row, step, z.new_tensor([strength])) * step
 
     def interpolate(
         self, seen: Seen | None, path: str | None, sampler: str, steps: int, frames: int, way: str
@@ -120,7 +141,7 @@ class Studio:
         error = ((made.float() - crop.float()) / 255).square().mean()
         facts = (
             f"**Code:** {z.shape[1]} numbers for {crop.numel():,} of the crop  \n"
-            f"**Reconstruction error:** {error:.4f} (mean square of pixels from 0 to 1)"
+            f"**MSE of the reconstruction:** {error:.2e}"
         )
         return seen, *paths, facts, seen.cost
 

@@ -12,17 +12,19 @@ from dbae.config import UserError
 from dbae.diffusion import SOLVERS
 from dbae.methods.codes import PATHS
 from scripts.edit_inputs import InterpolateOptions
-from scripts.web_actions import HINT, NOTHING, Studio
+from scripts.web_actions import HINT, NOTHING, SCALE, Studio
 
 KEPT = (300, 3600)  # every five minutes, uploads and pictures that are older than an hour are deleted
 FIRST = ("Male", "Young", "Smiling", "Eyeglasses")  # attributes that have sliders at first, where there are these
-REACH = 0.6  # of a slider to both sides; the official figures use up to 0.3
+REACH = 1.0  # of a slider to both sides: to the medians of real images, where edited ones still look like those
 STEPS, FRAMES = 100, 21  # the most that a visitor can ask for
 SMOOTH = 128  # pixels from which pictures are enlarged smoothly
 SAMPLES = [f"assets/img{i}.png" for i in (1, 2, 3, 4)]
 ABOUT = """# Diffusion autoencoder
 The model sees the central square of an image and writes it down as a code *z* of {latent} numbers. Given the code, it
 walks from a state *x_T* along a diffusion to the reconstruction."""
+MEDIANS = "0: as it is. 1: as strong as the median image that has the attribute, -1: that has it not."
+NO_MEDIANS = "0: as it is. 1 and -1: {scale:g} of the square root of the code's length, along the classifier's row."
 NO_CLASSIFIER = """This model has no attribute classifier yet. Train one on labelled images, then start the page again:
 
 `bash infer_class_dbae.sh DATASET SCHEDULE MODEL_PATH STO`, or `bash diffae/infer_class.sh DATASET MODEL_PATH`
@@ -45,6 +47,8 @@ CSS = """
 .samples .gallery-item, .samples .gallery-item img {width: 58px; height: 58px}
 @media (max-width: 700px) {
     .choices {display: contents} .choices > * {flex: 1 1 100%} .results {order: 1} .last {order: 2}
+    .row:has(> .picture) {gap: 6px} .picture > label {font-size: 10.5px; padding: 3px 5px}
+    .min_value, .max_value {display: inline !important}
 }
 """
 # gradio's sliders are released by a pointer alone; this lets keys release them.
@@ -93,7 +97,16 @@ def build(studio: Studio) -> gr.Blocks:
                 with gr.Tab("Interpolate"):
                     outdated = _interpolate_tab(studio, given, cost)
         view = [seen, *pictures, facts, cost]
-        look = {"fn": _told(studio.look, NOTHING), "inputs": [image, kind, count], "outputs": view, **CALL}
+
+        def seen_or_cleared(*values: Any) -> tuple[Any, ...]:
+            """The view and the upload, which a bad one leaves, so that no broken picture stays.
+
+            The upload is returned as it came: of an update, gradio would make a new component, which reads it itself.
+            """
+            found = _told(studio.look, None)(*values)
+            return (*NOTHING, None) if found is None else (*found, values[0])
+
+        look = {"fn": seen_or_cleared, "inputs": [image, kind, count], "outputs": [*view, image], **CALL}
         for event in (
             image.input(**look),
             sample.then(**look),
@@ -106,7 +119,7 @@ def build(studio: Studio) -> gr.Blocks:
 
 
 def _edit_tab(studio: Studio, given: Sequence[Component], cost: gr.Markdown) -> dict[str, Any] | None:
-    """A slider for every attribute, those hidden that are not chosen; returns the arguments of the editing event."""
+    """A slider for every chosen attribute, in their order; returns the arguments of the editing event."""
     if studio.classifier is None:
         gr.Markdown(NO_CLASSIFIER)
         return None
@@ -117,15 +130,26 @@ def _edit_tab(studio: Studio, given: Sequence[Component], cost: gr.Markdown) -> 
             pictures = [_picture("Reconstruction"), _picture("Edited")]
         with gr.Column(scale=3, min_width=280):
             chosen = gr.Dropdown(labels, value=first, multiselect=True, label="Attributes")
-            reach = {"minimum": -REACH, "maximum": REACH, "step": 0.05}
-            sliders = [gr.Slider(**reach, value=0, label=label, visible=label in first) for label in labels]
-            fix_xT = gr.Checkbox(True, label="Keep x_T")
+            gr.Markdown(MEDIANS if studio.medians else NO_MEDIANS.format(scale=SCALE))
+            reach = {"minimum": -REACH, "maximum": REACH, "step": 0.1, "value": 0}
+            shown = gr.State(first)  # attributes of the sliders, from the first on
+            rest = [label for label in labels if label not in first]
+            sliders = [gr.Slider(**reach, label=label, visible=label in first) for label in [*first, *rest]]
+            fix_xT = gr.Checkbox(studio.trained.keeps_xT(None), label="Keep x_T")
             reset = gr.Button("Reset", size="sm")
-    edited = {"fn": studio.edit, "inputs": [*given, fix_xT, chosen, *sliders], "outputs": [*pictures, cost], **CALL}
+
+    def arrange(before: list[str], names: list[str], *strengths: float) -> list[Any]:
+        """The sliders in the order of the names, each as it was."""
+        kept = dict(zip(before, strengths, strict=False))
+        updates = [gr.update(label=name, value=kept.get(name, 0), visible=True) for name in names]
+        return [names, *updates, *[gr.update(visible=False)] * (len(labels) - len(names))]
+
+    edit = _told(studio.edit, (None, None, ""))
+    edited = {"fn": edit, "inputs": [*given, fix_xT, shown, *sliders], "outputs": [*pictures, cost], **CALL}
     gr.on([slider.release for slider in sliders] + [fix_xT.input], **edited)
-    chosen.input(
-        lambda names: [gr.update(visible=label in names) for label in labels], chosen, sliders, **AT_ONCE
-    ).then(**edited)
+    order = [shown, *sliders]
+    arranged = chosen.input(arrange, [shown, chosen, *sliders], order, trigger_mode="always_last", **AT_ONCE)
+    arranged.then(**edited)
     reset.click(lambda: [0] * len(sliders), None, sliders, **AT_ONCE).then(**edited)
     return edited
 
@@ -135,6 +159,8 @@ def _interpolate_tab(studio: Studio, given: Sequence[Component], cost: gr.Markdo
     with gr.Row():
         with gr.Column(scale=4, min_width=280):
             other, _ = _upload("Second image")
+            check = _told(studio.check, None)
+            other.input(lambda path: path if check(path) else None, other, other, **CALL)
         with gr.Column(scale=3, min_width=280):
             frames = gr.Slider(2, FRAMES, value=InterpolateOptions.frames, step=1, precision=0, label="Frames")
             way = gr.Radio(list(PATHS), value=InterpolateOptions.path, label="Path between the codes")

@@ -17,6 +17,7 @@ import pytest
 import tiny
 import torch
 from lmdb_fixtures import image_folder
+from matplotlib.figure import Figure
 
 from benchmarks import measures, quality_vs_nfe, speed, timing
 from benchmarks.reference import REFERENCE, reference, reference_step
@@ -43,6 +44,24 @@ def test_variants_alternate(monkeypatch):
     timings, made = timing.measure(lambda _, name: Work(lambda: log.append(name) or name), variants, 3)
     assert "".join(log) == "abc" + "abc" + "cba" + "abc" and made == {name: name for name in "abc"}
     assert all(len(rounds) == 3 and min(rounds)[0] >= 0 for rounds in timings.values())
+
+
+def test_no_two_lines_of_the_quality_plot_are_alike_and_all_are_seen():
+    def rows(method):
+        for i, each in enumerate(
+            quality_vs_nfe.settings(quality_vs_nfe.QualityOptions(model_path="ema_0.9999_1.pt", official=True), method)
+        ):
+            yield {**each.as_dict(), "nfe": 1 + i % 5, "MSE": 10.0 ** -(i % 7), "SSIM": 1 - 10.0 ** -(i % 6)}
+
+    for method in (DBAE, DiffAE):
+        table, figure = list(rows(method)), Figure()
+        quality_vs_nfe.draw(figure, table, ["MSE", "SSIM"])
+        for axis in figure.axes:
+            lines = axis.get_lines()
+            looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
+            assert len(looks) == len(lines) == len(set(map(quality_vs_nfe.series_of, table))) > 10
+            low, high = axis.get_ylim()
+            assert all(low < value < high for line in lines for value in line.get_ydata())
 
 
 def test_ratios_compare_medians_and_rounds(capsys):

@@ -56,7 +56,7 @@ def classifier(checkpoint):
     about = {
         "attributes": names,
         "weights": weights,
-        "codes": {"std": [1.0] * 8, "median_logit_of_positives": [1.0] * 4},
+        "codes": {"std": [1.0] * 8, "median_logit_of_positives": [1.0] * 4, "median_logit_of_negatives": [-1.0] * 4},
     }
     (checkpoint.parent / "best.json").write_text(json.dumps(about))
 
@@ -86,8 +86,9 @@ def test_manipulation_of_a_data_sets_images(checkpoint, classifier, call, tmp_pa
     call(manipulate, *words, *more, "--fix_xT=false", "--normalised")
     name = "toyfaces-011003-toyfaces-011014_Smiling-Eyeglasses_normalised_moved_xT"
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png", f"{name}.gif", "edits.json"}
-    call(manipulate, *words, "--strength=median")
+    shown = call(manipulate, *words, "--strength=median")
     assert (tmp_path / "img3-img4_Male-Young_median.png").exists()
+    assert "note: the official setting; more moves with --fix_xT false\n" in shown
 
 
 def test_a_bare_released_file(tmp_path, call):
@@ -121,7 +122,8 @@ def test_editor_encodes_and_manipulates(checkpoint, classifier, call, tmp_path):
     call(edit, "encode", *words)
     with np.load(tmp_path / "codes.npz", allow_pickle=False) as found:
         assert found["z"].shape == (3, 8) and list(found["name"]) == ["img1", "img2", "img3"]
-    call(edit, "manipulate", *words, "--attributes=Eyeglasses", "--scales=0.1", "--paste")
+    shown = call(edit, "manipulate", *words, "--attributes=Eyeglasses", "--scales=0.1", "--paste")
+    assert "note" not in shown and (tmp_path / "img1-img2-img3_Eyeglasses_median_moved_xT.png").exists()
     assert pixels(tmp_path / "img2_Eyeglasses_+0.1.png").shape == (256, 256, 3)
 
 
@@ -212,7 +214,6 @@ def test_a_classifier_of_other_weights(checkpoint, classifier, call, tmp_path):
         ("reconstruct --images {0} --landmarks=absent.json", "absent.json"),
         ("manipulate --images {0} --attributes=Beard", "attributes: "),
         ("manipulate --images {0} --scales=nan", "scales: "),
-        ("manipulate --images {0} --scales=1 --strength=median", "scales: "),
         ("manipulate --images {0} --classifier=absent.pt", "absent.pt"),
         ("draw", "action: invalid choice: 'draw'"),
     ],

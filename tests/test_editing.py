@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -9,8 +10,12 @@ import torch
 
 from dbae.config import UserError
 from dbae.io import fingerprint, image_generators
+from dbae.methods import METHODS
 from dbae.methods.codes import PATHS, attribute_step, lerp, slerp
 from eval.classifier import read_classifier
+from scripts.common import TrainedModel
+from scripts.edit_inputs import ManipulateOptions, OfficialManipulateOptions
+from scripts.edit_plan import moves_more, plan
 
 FRACTIONS = torch.linspace(0, 1, 5)
 
@@ -79,7 +84,7 @@ def test_manipulation(fix_xT):
 def classifier_file(folder):
     torch.manual_seed(0)
     torch.save(torch.nn.Linear(8, 2).state_dict(), folder / "best.pt")
-    about = {"std": [0.5] * 8, "median_logit_of_positives": [1.5, None]}
+    about = {"std": [0.5] * 8, "median_logit_of_positives": [1.5, None], "median_logit_of_negatives": [-1.0, -0.5]}
     (folder / "best.json").write_text(json.dumps({"attributes": ["Male", "Wavy_Hair"], "codes": about}))
     return str(folder / "best.pt")
 
@@ -95,6 +100,62 @@ def test_the_scale_to_the_median_raises_logits_to_it_and_no_further(tmp_path, no
     assert (scales > 0).any()
     with pytest.raises(UserError, match="no training image has it"):
         found.scale_to_median(z, 1, step)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_strengths_are_parts_of_the_way_to_the_median_of_either_side(tmp_path, normalised):
+    found, z = read_classifier(classifier_file(tmp_path), 8), codes(50)
+    step = attribute_step(found.weight[0], found.known("std") if normalised else None)
+    before = z @ found.weight[0] + found.bias[0]
+    scales = found.scales(z, 0, step, torch.tensor([-1.0, 0.0, 0.25, 1.0]))
+    after = (z[:, None] + scales[..., None] * step) @ found.weight[0] + found.bias[0]
+    up, down = before.clamp(min=1.5), before.clamp(max=-1.0)
+    expected = torch.stack([down, before, before + 0.25 * (up - before), up], dim=1)
+    torch.testing.assert_close(after, expected)
+    assert (before < 1.5).any() and (before > -1).any()
+
+    # A median that no strength asks for need not be known
+    found.scales(z, 1, step, torch.tensor([-1.0, 0.0]))
+    with pytest.raises(UserError, match="no training image has it"):
+        found.scales(z, 1, step, torch.tensor([0.0, 0.5]))
+
+
+def test_earlier_files_lack_the_median_of_negatives(tmp_path):
+    path = classifier_file(tmp_path)
+    about = json.loads((tmp_path / "best.json").read_text())
+    del about["codes"]["median_logit_of_negatives"]
+    (tmp_path / "best.json").write_text(json.dumps(about))
+    found = read_classifier(path, 8)
+    edits = plan(codes(), found, ManipulateOptions(attributes="Male"))
+    assert edits[0].columns == ("0", "+0.25", "+0.5", "+0.75", "+1") and edits[0].shifts.shape == (3, 5, 8)
+    with pytest.raises(UserError, match="negative_logits"):
+        plan(codes(), found, ManipulateOptions(attributes="Male", scales=(-1.0,)))
+
+
+def test_the_default_edit_is_in_medians_and_the_official_one_says_what_moves_more(tmp_path):
+    found, z = read_classifier(classifier_file(tmp_path), 8), codes()
+    usual, official = ManipulateOptions(attributes="Male"), OfficialManipulateOptions(attributes="Male")
+    edit = plan(z, found, usual)[0]
+    assert edit.columns == ("-1", "-0.5", "0", "+0.5", "+1")
+    logits = (z[:, None] + edit.shifts) @ found.weight[0] + found.bias[0]
+    torch.testing.assert_close(logits[:, -1], logits[:, 2].clamp(min=1.5))
+    torch.testing.assert_close(logits[:, 0], logits[:, 2].clamp(max=-1.0))
+    step = attribute_step(found.weight[0])
+    torch.testing.assert_close(
+        plan(z, found, official)[0].shifts, torch.tensor([-0.3, -0.15, 0, 0.15, 0.3])[:, None] * step
+    )
+    assert official.fix_xT and moves_more(usual, False) == ""
+    assert moves_more(official, False) == "--strength median --fix_xT false"
+    assert moves_more(official, True) == "--strength median"
+    assert moves_more(OfficialManipulateOptions(fix_xT=False, strength="median"), False) == ""
+
+
+@pytest.mark.parametrize(("method", "kept"), [("dbae", False), ("diffae", True)])
+def test_x_T_is_kept_where_it_is_inferred_from_the_image(method, kept):
+    model = SimpleNamespace(INVERTS=METHODS[method].INVERTS)
+    trained = TrainedModel(model, None)
+    assert trained.keeps_xT(None) is kept
+    assert trained.keeps_xT(True) and not trained.keeps_xT(False)
 
 
 def test_attributes_by_name_or_number(tmp_path):

@@ -1,6 +1,7 @@
 """The web page: what its actions return, what a visitor is told, and a walk through it in a browser."""
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from dbae.methods.diffae import DiffAEConfig
 from eval.classifier import AttributeClassifier
 from scripts import web, web_actions
 from scripts.cli import run
-from scripts.web_actions import NOTHING
+from scripts.web_actions import NOTHING, SCALE
 
 IMAGES = [str(ROOT / "assets" / f"img{i}.png") for i in (1, 2)]
 EULER = ("euler", 3)
@@ -68,7 +69,7 @@ def test_look_shows_what_the_model_makes_of_the_crop(bare):
         mean, _ = trained.model.encode_stats(to_float(seen.crop))
     torch.testing.assert_close(seen.z, mean)  # the code of a stochastic encoder is its mean
     error = ((pixels(crop) - pixels(made)) ** 2).mean() / 255**2
-    assert "8 numbers for 3,072" in facts and f"{error:.4f}" in facts
+    assert "8 numbers for 3,072" in facts and f"MSE of the reconstruction:** {error:.2e}" in facts
     assert re.fullmatch(r"Last call: 3 network calls, \d+\.\d\d s", cost)
 
     # The same image with other settings
@@ -125,14 +126,45 @@ def test_sliders_at_rest_leave_the_reconstruction(studio, seen):
 
 @pytest.mark.parametrize("fix_xT", [True, False])
 def test_shown_sliders_move_the_code_along_their_attributes(studio, seen, fix_xT):
-    _, edited, cost = studio.edit(seen, *EULER, fix_xT, ["Male", "Young"], 0.4, 2, 0.1, -3)
+    _, edited, cost = studio.edit(seen, *EULER, fix_xT, ["Young", "Male"], -3, 2, 0.4, 0.1)
     model, w = studio.trained.model, studio.classifier.weight
     with torch.no_grad():
-        z = seen.z + 2 * attribute_step(w[1]) - 3 * attribute_step(w[3])
+        z = seen.z + SCALE * (2 * attribute_step(w[1]) - 3 * attribute_step(w[3]))
         expected = model.generate_from(z, model.decode(seen.z if fix_xT else z), steps=3)
     found = torch.from_numpy(pixels(edited)).permute(2, 0, 1)
     assert (found - ((expected[0] + 1) * 127.5)).abs().max() <= 1
     assert (found != seen.made[0]).any() and cost.startswith("Last call: 3 network calls")
+
+
+def test_sliders_end_at_the_medians_of_real_images(studio, seen):
+    w = studio.classifier.weight
+    logits = (w @ seen.z[0]).detach()
+    medians = {"median_logits": logits + 2, "negative_logits": logits + torch.tensor([1.0, -1, -1, -1])}
+    known = dataclasses.replace(studio, classifier=dataclasses.replace(studio.classifier, **medians))
+    assert known.medians and not studio.medians
+    for name, row, strength, rise in (("Male", 1, 1, 2), ("Male", 1, -1, -1), ("Young", 3, 0.5, 1)):
+        moved = known._move(seen.z, name, strength)[0] @ w[row]
+        assert moved.item() == pytest.approx(rise, abs=1e-4)
+
+    # Beyond the median there is nowhere to go, and the visitor is told
+    _, edited, cost = known.edit(seen, *EULER, False, ["Bald"], -1)
+    assert cost.startswith("Bald: already beyond") and cost.endswith(seen.cost)
+    np.testing.assert_array_equal(pixels(edited), seen.made[0].permute(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ("dbim", 10, "logsnr")),
+        (["--steps=4"], ("dbim", 4, "logsnr")),
+        (["--sampler=euler"], ("euler", 20, "karras")),
+        (["--sampler=heun", "--steps=7"], ("heun", 7, "karras")),
+    ],
+)
+def test_the_page_starts_with_few_steps_unless_told_otherwise(checkpoint, capsys, words, expected):
+    web.main(["--model", str(checkpoint), "--dry_run", *words])
+    shown = json.loads(capsys.readouterr().out)["sampling"]
+    assert (shown["sampler"], shown["steps"], shown["grid"]) == expected
 
 
 def test_interpolation_goes_from_one_reconstruction_to_the_other(bare, seen):
@@ -273,5 +305,6 @@ def test_a_visit(browser, address, tmp_path):
     upload(0, tmp_path / "text.jpg")
     until(lambda: "text.jpg is a bad image" in browser.find_element("css selector", "body").text)
     until(lambda: not picture("Crop"))
+    until(lambda: not browser.find_elements("css selector", "img[src*='text.jpg']"))  # no broken picture
     requests = re.findall(r'"url":"(\w+://[^/"]+)', " ".join(e["message"] for e in browser.get_log("performance")))
     assert address in requests and not [each for each in requests if each.startswith("http") and each != address]

@@ -50,6 +50,7 @@ class DiffusionModel(nn.Module):
     FLOAT32: ClassVar[tuple[str, ...]] = ()  # networks that autocast leaves alone
     SAMPLING: ClassVar[SampleConfig] = SampleConfig()  # how the method is sampled unless told otherwise
     OFFICIAL_SAMPLING: ClassVar[tuple[SampleConfig, ...]] = ()  # of its published reconstructions
+    FEW_STEPS: ClassVar[SampleConfig | None] = None  # of few network calls, where one was found to be as good
     TARGETS: ClassVar[str | None] = None  # kind of label that training conditions on: binary, class or real
     FEATURES: ClassVar[tuple[str, float]]  # the block, and the time, whose features stand for an image
     FEATURE_TIMES: ClassVar[tuple[float, ...]] = ()  # times whose features are compared, where the method names some

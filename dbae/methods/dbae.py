@@ -108,6 +108,7 @@ class DBAE(AutoEncoder):
     CHECKED = ("image_size", "schedule", "stochastic", "end_data")
     OVERRIDABLE = ("end_data",)
     OFFICIAL_SAMPLING = (SampleConfig("euler", 100), SampleConfig("euler", 333, churn=0.33))
+    FEW_STEPS = SampleConfig("dbim", 10, grid="logsnr")
     FLOAT32 = ("decoder",)  # its weights are divided by a norm, for which half precision is too coarse
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {**PUBLISHED, **UNPUBLISHED}

@@ -154,6 +154,7 @@ class DiffAE(AutoEncoder):
     SIZED = tuple(UNPUBLISHED)
     SAMPLING = SampleConfig("ddim", 100, grid="uniform")
     OFFICIAL_SAMPLING = (SAMPLING, SampleConfig("ddim", 100, grid="uniform", xT="random"))
+    FEW_STEPS = SampleConfig("dbim2", 10, grid="logsnr", xT="retraced")
     INVERTS = True
 
     def __init__(self, config: DiffAEConfig) -> None:
