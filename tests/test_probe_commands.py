@@ -299,7 +299,7 @@ def test_probes_are_identified_by_content(changing, tmp_path, capsys):
 
 def test_codes_do_not_overwrite_what_they_are_made_from(changing, tmp_path, capsys):
     words, images = changing
-    words, out = [f"--dataset=folder:{images}", *words[1:2], "--device=cpu"], tmp_path / "codes.npz"
+    words, out = [f"--dataset=folder:{images}", *words[1:2], "--device=cpu", "--split=all"], tmp_path / "codes.npz"
     weights = words[1].partition("=")[2]
     for path in (images / "003.png", images / "labels.csv", weights):
         out.unlink(missing_ok=True)
