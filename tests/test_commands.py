@@ -379,7 +379,7 @@ def test_reconstruction_continues_and_does_not_mix(checkpoint, program):
     assert program(reconstruct, *words)[0] == 0
     assert kept.stat().st_mtime_ns == before and np.array_equal(read(folder, "fake", i=1), samples)
     refused = program(reconstruct, *words, "--seed=1")
-    assert_one_line_error(refused, "another seed (0, now 1), made by: python3 ", "--overwrite true", "--out FOLDER")
+    assert_one_line_error(refused, "another seed (0, now 1), made by: python3 ", "--overwrite true", "write elsewhere")
 
 
 def folder_words(checkpoint, data, *more):

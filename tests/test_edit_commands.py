@@ -144,7 +144,7 @@ def test_inputs_and_earlier_results_are_not_overwritten(checkpoint, call, tmp_pa
 
     (tmp_path / "out").mkdir()
     shutil.copy(b, tmp_path / "out" / "a.png")  # of somebody else
-    assert "a.png is there already with another origin" in call(edit, *words, status=2)
+    assert "a.png holds a result with another origin" in call(edit, *words, status=2)
     call(edit, *words, "--overwrite")
     call(edit, *words)
     made = (tmp_path / "out" / "a.png").read_bytes()
@@ -172,7 +172,7 @@ def test_results_have_different_names(checkpoint, call, tmp_path):
     paths = [line.removeprefix("wrote ") for line in call(edit, *words).splitlines()]
     assert len(paths) == 7 and len({path.casefold() for path in paths}) == 7 and all(map(os.path.exists, paths))
     assert different(["a", "a", "a_1", "b"]) == ["a_0", "a_2", "a_1", "b"]
-    twice = ["manipulate", *words[1:], "--paste", "--attributes=0", "--scales=0.1,0.1"]
+    twice = ["manipulate", *words[1:], "--paste", "--strength=scales", "--attributes=0", "--scales=0.1,0.1"]
     torch.save(torch.nn.Linear(8, 1).state_dict(), tmp_path / "best.pt")
     error = call(edit, *twice, f"--classifier={tmp_path / 'best.pt'}", status=2)
     assert "expected another name for every result" in error

@@ -161,7 +161,7 @@ def test_every_program_reads_weights_of_any_name(checkpoint, photos, tmp_path, n
     encode.main([*words, f"--out={tmp_path / 'codes.npz'}"])
     for action in (["reconstruct"], ["manipulate", "--attributes=left"]):  # along the probe that was made above
         edit.main([*action, f"--model={path}", f"--images={photos / '000.png'}", f"--out={out}", "--steps=1"])
-    assert (out / "000_left.png").exists()
+    assert (out / "000_left_median_moved_xT.png").exists()
 
 
 def test_a_label_with_one_class_is_named_wherever_its_mean_stands(checkpoint, photos, tmp_path, capsys):
