@@ -1,8 +1,7 @@
 """What every program that uses a trained model shares: loading, and the one driver of its images.
 
-``TrainedModel`` sends images through a model,
-in batches, with random numbers by image, as uint8 in and out: reconstruction, encoding, editing and the web page all
-use it.
+``TrainedModel`` sends images through a model, in batches, with random numbers by image, as uint8 in and out:
+reconstruction, encoding, editing and the web page all use it.
 """
 
 import dataclasses
@@ -92,11 +91,16 @@ def feature_time(model: DiffusionModel, time: float | None = None) -> float:
     """The time at which features are taken: the one asked for, or the method's. UserError for none, or one it lacks."""
     if time is None and not hasattr(model, "FEATURES"):
         raise UserError(f"time: expected one, as {model.method} has none of its own for features")
-    time, process = model.FEATURES[1] if time is None else time, model.process
-    if process.discrete and time not in range(process.t_min, process.T):
-        raise UserError(f"time: expected a whole number from {process.t_min} to {process.T - 1}, got {time:g}")
-    if not process.discrete and not process.t_min <= time <= process.t_start:
-        raise UserError(f"time: expected a number from {process.t_min:g} to {process.t_start:g}, got {time:g}")
+    return check_time(model, model.FEATURES[1] if time is None else time)
+
+
+def check_time(model: DiffusionModel, time: float, name: str = "time") -> float:
+    """The time. Raises UserError for one that training does not draw; options of another ``name`` hold several."""
+    process, one = model.process, name == "time"
+    last = process.T - 1 if process.discrete else process.t_start
+    if not process.t_min <= time <= last or (process.discrete and time != int(time)):
+        kind = f"{'a ' * one}{'whole ' * process.discrete}number{'s' * (not one)}"
+        raise UserError(f"{name}: expected {kind} from {process.t_min:g} to {last:g}, got {time:g}")
     return float(time)
 
 
@@ -167,8 +171,10 @@ class TrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             made = type(self.model)(self.model.config)
-        made.amp = dict(self.model.amp)
-        return dataclasses.replace(self, model=made.to(self.device).eval().requires_grad_(False))
+        made = made.to(self.device).eval().requires_grad_(False)
+        amp = self.model.amp
+        made.use_amp(next(iter(amp.values()), None), "unet" if list(amp) == ["unet"] else "all")
+        return dataclasses.replace(self, model=made)
 
     @torch.no_grad()
     def encode_arrays(self, images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from dbae.methods import AutoEncoder, DiffusionModel
 from dbae.methods.ddae import EDMDDAE
 from dbae.methods.ddae_config import EDM_STEPS, sigma_of_step
 from eval.heads import PENALTIES
-from scripts.common import result_folder
+from scripts.common import check_time, result_folder
 from scripts.options import ModelOptions
 
 PROBES = ("auto", "official", "exact", "ridge", "adam")
@@ -131,18 +131,8 @@ def cells_of(model: DiffusionModel, options: LinearOptions) -> list[Cell]:
         raise UserError("times: expected with blocks of the network, its code has no noise")
     if noisy and not times:
         times = default_times(model) if options.grid or own[1] is None else [own[1]]
-    cells = [Cell(block, check_time(model, time)) for time in times for block in noisy]
+    cells = [Cell(block, check_time(model, time, "times")) for time in times for block in noisy]
     return cells + [Cell(block) for block in blocks if block in code]
-
-
-def check_time(model: DiffusionModel, time: float, name: str = "times") -> float:
-    """The time. Raises UserError for one that training does not draw."""
-    process = model.process
-    last = process.T - 1 if process.discrete else process.t_start
-    if not process.t_min <= time <= last or (process.discrete and time != int(time)):
-        number = "whole numbers" if process.discrete else "numbers"
-        raise UserError(f"{name}: expected {number} from {process.t_min:g} to {last:g}, got {time:g}")
-    return time
 
 
 def default_times(model: DiffusionModel) -> list[float]:

@@ -24,6 +24,7 @@ from dbae.nn.layers import DownConv2d, UpConv2d, with_channels
 from dbae.runtime import Stop, use_checkpointing, use_compile
 from dbae.state import TrainState
 from dbae.training import take_step
+from scripts.common import TrainedModel
 
 CPU = torch.device("cpu")
 
@@ -126,6 +127,9 @@ def test_half_precision_on_a_cpu_is_laid_out_for_its_group_norm(model):
     other.use_amp(torch.bfloat16)
     weight = other.get_parameter("unet.input_blocks.1.0.in_layers.2.weight")
     assert weight.is_contiguous() and not weight.is_contiguous(memory_format=torch.channels_last)
+    untrained = TrainedModel(other, other.SAMPLING).untrained(seed=0).model
+    assert untrained.amp == other.amp and untrained.precision == "bf16"
+    assert all(a.stride() == b.stride() for a, b in zip(untrained.parameters(), other.parameters(), strict=True))
 
 
 def test_half_precision_leaves_the_decoder_alone(model):

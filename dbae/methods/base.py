@@ -267,8 +267,8 @@ class DiffusionModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Activations of the network's ``blocks`` (default: all) for images noised to time t, averaged over H and W.
 
-        float32 [N, C] by name, with their gradient; the network stops after the last block asked for. What is
-        conditioned on is made of the images unless given. Raises UserError for unknown names.
+        float32 [N, C] by name, with their gradient, which ``features`` leaves out; the network stops after the last
+        block asked for. What is conditioned on is made of the images unless given. UserError for unknown names.
         """
         blocks = self.block_names() if blocks is None else blocks
         self.check_blocks(blocks)
@@ -281,18 +281,7 @@ class DiffusionModel(nn.Module):
         found = self.network(_per_image(c_in, x_t) * x_t, c_noise, blocks=tuple(blocks), **cond)
         return {name: found[name].float().mean(dim=(2, 3)) for name in blocks}
 
-    @torch.no_grad()
-    def features(
-        self,
-        x0: Tensor,
-        t: float | Tensor,
-        blocks: Sequence[str] | None = None,
-        noise: Tensor | None = None,
-        generator: Generators = None,
-        cond: Cond | None = None,
-    ) -> dict[str, Tensor]:
-        """The same of a frozen network, without gradients."""
-        return self.activations(x0, t, blocks, noise, generator, cond)
+    features = torch.no_grad()(activations)  # of a network that is frozen
 
     def encode(self, x: Tensor, generator: Generators = None) -> Tensor:
         """Image representation [N, d] used by probes: here the features of the method's block and time."""
