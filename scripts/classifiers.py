@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from math import ceil, cos, pi
 from typing import IO, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.loader import CachedImages, gather
+from datasets.loader import CachedImages, Order, gather
 from dbae import runtime
 from dbae.config import UserError
 from dbae.io import Generators, image_generators, is_other, lock_folder, read_tensors, seed_for, write_tensors
@@ -28,6 +27,7 @@ from scripts.labelled import Rows, batch_of
 # seeds) -> what each classifier is called with, by its name
 Inputs = Callable[[Tensor, Generators], Mapping[str, Sequence[Tensor]]]
 Watch = Callable[[Mapping[str, nn.Module]], Mapping[str, float]]
+ASKED = 16  # steps after which several processes ask each other for a signal to stop
 
 
 def cosine(epochs: int, warmup: int = 0, by_step: bool = False) -> Callable[[float], float]:
@@ -154,7 +154,8 @@ class Training:
         ``watch`` gives scores of the classifiers after every epoch; they go into the ``history``.
         """
         recipe, rank, world = self.recipe, runtime.rank(), runtime.world()
-        per_epoch, share = ceil(len(images) / recipe.batch_size), recipe.share(world)
+        n, share, order = len(images), recipe.share(world), Order(len(images), recipe.seed)
+        per_epoch = ceil(n / recipe.batch_size)
         total = recipe.epochs * per_epoch
         with (
             runtime.Stop() as stop,
@@ -162,22 +163,25 @@ class Training:
         ):
             while self.step < total:
                 epoch, k = divmod(self.step, per_epoch)
-                order = np.random.default_rng([recipe.seed, epoch]).permutation(len(images))
-                batch = order[k * recipe.batch_size : (k + 1) * recipe.batch_size]
-                rows = batch[rank * share : (rank + 1) * share].tolist()
+                first, end = epoch * n + k * recipe.batch_size, (epoch + 1) * n
+                batch = order.indices(first, min(first + recipe.batch_size, end))
+                rows = batch[rank * share : (rank + 1) * share]
                 torch.manual_seed(seed_for(recipe.seed, self.step, rank))  # flips, crops, noise, dropout
                 x = batch_of(images, rows, self.device, (recipe.crop, recipe.flip))
                 self._take_step(x, gather(classes, rows, self.device), inputs, len(batch), self.step / per_epoch)
                 self.step += 1
                 bar.update()
-                if self.step % per_epoch == 0:
+                ended = self.step % per_epoch == 0
+                if ended:
                     scores = dict(watch(self.classifiers)) if watch else {}
                     self.history.append({"epoch": epoch + 1, **scores})
                     if scores and rank == 0 and not quiet:
                         shown = "  ".join(f"{name} {value:.4f}" for name, value in list(scores.items())[:4])
                         bar.write(f"epoch {epoch + 1}  {shown}")
-                signum = max(runtime.all_gather(stop.signum)) if world > 1 else stop.signum
-                if signum or self.step % per_epoch == 0:
+                signum = stop.signum if world == 1 else 0
+                if world > 1 and (ended or self.step % ASKED == 0):  # seldom, as all wait for each other and the GPU
+                    signum = max(runtime.all_gather(stop.signum))
+                if signum or ended:
                     runtime.on_first(self.save)
                 if signum:
                     break
