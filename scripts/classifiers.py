@@ -234,7 +234,7 @@ def logits(
         for first in range(0, len(mine), batch_size):
             rows = list(mine[first : first + batch_size])
             x = batch_of(images, rows, device)
-            given = inputs(x, image_generators(seed, rows, device))
+            given = inputs(x, image_generators(seed, rows))
             parts.append({name: network(*given[name]).float() for name, network in classifiers.items()})
             bar.update(min(world * len(rows), len(images) - bar.n))
     mixed = runtime.all_gather({name: torch.cat([part[name] for part in parts]).cpu() for name in classifiers})

@@ -179,7 +179,7 @@ class TrainedModel:
     @torch.no_grad()
     def encode_arrays(self, images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
         """What the encoder computes for one batch of images numbered ``index``, and its code ``z``."""
-        generators = image_generators(self.seed, index, self.device)
+        generators = image_generators(self.seed, index)
         arrays = self.model.encode_arrays(to_float(images.to(self.device)), generators)
         if "mu" in arrays:
             arrays = {"z": self.code(arrays, generators), **arrays}
@@ -215,7 +215,7 @@ class TrainedModel:
         """The states that decoding starts from, and reconstructions, on the CPU, of any number of images."""
         made = []
         for batch, numbers in self._batches(images, index):
-            generators = image_generators(self.seed, numbers, self.device)
+            generators = image_generators(self.seed, numbers)
             x, sample = to_float(batch.to(self.device)), self.latent == "sample"
             made.append([to_uint8(y).cpu() for y in self.model.reconstruction(x, sample, generators, **self.settings)])
         return tuple(map(torch.cat, zip(*made, strict=True)))
@@ -262,7 +262,7 @@ class TrainedModel:
             yield images[rows], index[rows]
 
     def _shared_noise(self, n: int) -> list[torch.Generator]:
-        return image_generators(self.seed, [0] * n, self.device)
+        return image_generators(self.seed, [0] * n)
 
     def _split(self, frames: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """The same rows of tensors [n, ...], as many as make up a batch with ``frames`` each."""

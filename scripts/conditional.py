@@ -65,7 +65,7 @@ def accepted(candidates: Candidates, probability: Callable[[Tensor], Tensor], se
             if not pending:
                 return torch.stack([found[i] for i in index])
             z = candidates(pending, attempt)
-            generators = image_generators(seed, pending, "cpu", CHANCE, attempt)
+            generators = image_generators(seed, pending, CHANCE, attempt)
             chance = torch.stack([torch.rand((), generator=generator) for generator in generators])
             p = probability(z)
             found |= {i: code for i, code, yes in zip(pending, z, (p >= 0.5) & (chance < p), strict=True) if yes}

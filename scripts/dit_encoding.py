@@ -58,7 +58,7 @@ def posterior_encoder(
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             mean, log_variance = vae(to_float(images.to(device)))
         mean, std = mean.float(), (log_variance.float() / 2).exp()
-        noise = randn_like(mean, image_generators(seed, index, device, copy, POSTERIOR[split]))
+        noise = randn_like(mean, image_generators(seed, index, copy, POSTERIOR[split]))
         return {"z": SCALE * (mean + std * noise)}
 
     return encode

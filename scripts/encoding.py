@@ -31,7 +31,7 @@ def array_encoder(
     blocks = [block] if isinstance(block, str) else list(block)
 
     def encode(images: Tensor, index: Sequence[int]) -> dict[str, Tensor]:
-        generators = image_generators(trained.seed, index, trained.device)
+        generators = image_generators(trained.seed, index)
         x = to_float(images.to(trained.device))
         if not block:
             return trained.model.encode_arrays(x, generators)

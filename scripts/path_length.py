@@ -68,14 +68,14 @@ def main(args: list[str] | None = None) -> None:
     with torch.no_grad(), progress_bar(options.pairs, "pair", "path length") as bar:
         for first in range(0, options.pairs, at_once):
             numbers = range(first, min(first + at_once, options.pairs))
-            generators = image_generators(options.seed, numbers, "cpu", FRACTION)
+            generators = image_generators(options.seed, numbers, FRACTION)
             start = torch.stack([torch.rand((), dtype=torch.float64, generator=each) for each in generators])
             fractions = start.to(device)[:, None] + epsilons  # [n, 1 + E]
             ends = [torch.stack([data[i][0] for i in order[list(numbers), side]]) for side in (0, 1)]
             codes = [trained.encode(x, order[list(numbers), side].tolist()) for side, x in enumerate(ends)]
             x_1, x_2 = (to_float(x.to(device)) for x in ends)
             z, x_T = trained.model.interpolation(x_1, x_2, *codes, fractions, **trained.settings)
-            noise = image_generators(options.seed, numbers, device)
+            noise = image_generators(options.seed, numbers)
             images = (trained.model.render(z, x_T, noise, **trained.settings) + 1) / 2
             near = [distance(images[:, 0], images[:, k]) for k in range(1, len(epsilons))]
             lengths.append(require_finite("path lengths", torch.stack(near, dim=1).double() / epsilons[1:] ** 2).cpu())

@@ -119,7 +119,7 @@ def load_prior(options: FromPriorOptions, weights: str, device: torch.device) ->
 
 def noise(options: FromPriorOptions, index: list[int], length: int, attempt: int) -> Tensor:
     """Standard normal values [n, length] of images by number and try, on the CPU."""
-    generators = image_generators(options.seed, index, "cpu", CODE, attempt)
+    generators = image_generators(options.seed, index, CODE, attempt)
     return torch.stack([torch.randn(length, generator=generator) for generator in generators])
 
 
@@ -172,7 +172,7 @@ def only_class(options: SampleOptions, trained: TrainedModel, weights: str, code
 @torch.no_grad()
 def make(trained: TrainedModel, codes: Candidates | None, index: list[int]) -> Tensor:
     """Images by number, uint8 [n, 3, H, W] on the CPU."""
-    generators = image_generators(trained.seed, index, trained.device)
+    generators = image_generators(trained.seed, index)
     if codes:
         return to_uint8(trained.model.generate_from(codes(index, 0), None, generators, **trained.settings)).cpu()
     return to_uint8(trained.model.generate(len(index), generators, **trained.settings)).cpu()

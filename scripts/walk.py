@@ -63,7 +63,7 @@ def main(args: list[str] | None = None) -> None:
     images = []
     with progress_bar(len(way), "image", "walk") as bar:
         for part in way.split(options.batch_size):
-            shared = image_generators(options.seed, [0] * len(part), device)
+            shared = image_generators(options.seed, [0] * len(part))
             images.append(to_uint8(model.generate_from(prior.decode(part, **latent), None, shared, **trained.settings)))
             bar.update(len(part))
     films = torch.cat(images).cpu().unflatten(0, (options.rows, -1))  # [rows, F, 3, H, W]

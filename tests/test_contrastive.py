@@ -88,9 +88,7 @@ def test_the_mean_over_batches_by_hand():
     for rows in (range(6), range(6, 12), range(12, 13)):
         x = to_float(torch.stack([DATA[i][0] for i in rows]))
         draws = [
-            F.normalize(
-                model.features(x, 800, ["out_4"], generator=image_generators(5, rows, "cpu", k))["out_4"].double()
-            )
+            F.normalize(model.features(x, 800, ["out_4"], generator=image_generators(5, rows, k))["out_4"].double())
             for k in (0, 1)
         ]
         near.append(len(rows) * alignment(*draws).item())

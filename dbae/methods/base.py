@@ -247,7 +247,7 @@ class DiffusionModel(nn.Module):
 
     def preview(self, images: Tensor) -> list[tuple[str, Tensor]]:
         """Labelled rows of pictures in [-1, 1] that show how training goes; ``images`` are of the data set."""
-        generator = torch.Generator(images.device).manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         return [("sample", self.generate(len(images), generator, steps=20))]
 
     def check_blocks(self, blocks: Sequence[str]) -> None:
