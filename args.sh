@@ -5,7 +5,7 @@ set -euo pipefail
 
 count_gpus() {
     local n
-    n=$( (nvidia-smi -L 2>/dev/null || true) | wc -l)
+    n=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU ' || true)
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
         n=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^[:space:]]' || true)
     fi

@@ -15,7 +15,7 @@ from dbae.diffusion import DEFAULTS, GRIDS, SOLVERS, check_settings
 OPTIMIZERS = ("radam", "adam", "adamw")
 EMA_RULES = ("auto", "constant", "warmup", "inverse-power")
 EMA_LENGTHS = 20  # of 1 / (1 - ema_rate) steps: then a constant rate leaves exp(-20) = 2e-9 of the random start
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 AUTOCAST = ("all", "unet")
 MAX_STEPS = 100_000  # of a time grid; there are more times, but nobody waits for them
 COMPILE = ("auto", "true", "false", "graphs")
@@ -73,7 +73,11 @@ def check_choices(config: Any) -> None:
 class RuntimeConfig:
     """How a model computes."""
 
-    precision: str = option("auto", "auto: bf16, fp16 or fp32, the best the device has; weights stay fp32", PRECISIONS)
+    precision: str = option(
+        "auto",
+        "auto: bf16, fp16 or fp32, the best the device has; tf32: float32 on a GPU's tensor cores; weights stay fp32",
+        PRECISIONS,
+    )
     autocast: str = option(
         "all",
         "networks in half precision: all but an endpoint decoder, or unet alone as in official DBAE",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dbae.config import UserError
+from dbae.device import allow_tf32, choose_device
 from dbae.nn.layers import Recomputed
 
 COMPILE_MODES = {"true": "default", "graphs": "reduce-overhead"}  # our name -> that of torch.compile
@@ -36,21 +37,14 @@ Item = TypeVar("Item")
 def setup(device: str = "auto", timeout: float | None = None) -> torch.device:
     """Choose this process's device and join the group that ``torchrun`` describes, if any.
 
-    ``device`` is auto (a GPU where there is one), cpu, cuda or cuda:N. ``timeout`` is how many minutes a process waits
-    for the others before it fails (default: torch's own). Raises UserError for a device that is not there.
+    ``device`` and what is raised are as in ``choose_device``; float32 is float32 unless ``amp_dtype`` is told
+    otherwise. ``timeout`` is how many minutes a process waits for the others before it fails (default: torch's own).
     """
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-        if chosen.type == "cuda" and chosen.index is None:
-            chosen = torch.device("cuda", local)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from None
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    allow_tf32(convolutions=False, products=False)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+        torch.backends.cudnn.benchmark = True  # shapes are few: the fastest algorithm of each is tried out once
     else:
         keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
@@ -157,15 +151,19 @@ def keep_freed_memory() -> None:
 def amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The dtype of autocast, None for float32. ``auto`` is bf16 on GPUs that have it, fp16 on older ones.
 
-    Raises UserError for one that the device does not compute in.
+    It also sets what float32 means on a GPU: itself for fp32, TF32 for tf32. Beside half precision, convolutions of
+    networks that stay float32 use TF32, as torch does unless told otherwise: the endpoint decoder is a tenth of the
+    celeba preset's FLOPs, and would take most of the time without tensor cores. Raises UserError for a precision that
+    the device does not compute in.
     """
     if precision == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if precision == "fp16" and device.type != "cuda":
-        raise UserError(f"precision: fp16 needs a GPU, the device is {device.type}; expected fp32, bf16 or auto")
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        precision = "fp32"
+        if device.type == "cuda":
+            precision = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if precision in ("tf32", "fp16") and device.type != "cuda":
+        raise UserError(f"precision: {precision} needs a GPU, the device is {device.type}; expected fp32, bf16 or auto")
+    allow_tf32(convolutions=precision != "fp32", products=precision == "tf32")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
 def use_compile(model: nn.Module, mode: str, device: torch.device) -> bool:
@@ -179,7 +177,8 @@ def use_compile(model: nn.Module, mode: str, device: torch.device) -> bool:
         return False
     problem = _cannot_compile(device)
     if problem:
-        warn0(f"compile: not possible here, going on without: {problem}")
+        memory = "; activations take about three times the memory so: if it runs out, --microbatch or --checkpointing"
+        warn0(f"compile: not possible here, going on without: {problem}{memory * model.training}")
         return False
     for network in model.children():
         network.compile(mode=COMPILE_MODES.get(mode, "default"), dynamic=False)

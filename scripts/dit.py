@@ -87,6 +87,11 @@ def load_dit(path: str, heads: int = 0) -> DiT:
     return net.requires_grad_(False).eval()
 
 
+def precision_name(asked: str, dtype: torch.dtype | None) -> str:
+    """How results note the precision of a network that computes in ``dtype`` (None: float32, or TF32 if asked)."""
+    return asked if asked == "tf32" else str(dtype or torch.float32).removeprefix("torch.")
+
+
 # Codes
 
 

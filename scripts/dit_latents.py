@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
-import torch
 
 from datasets import DATASETS, Labelled, build, labelled_splits
 from dbae import runtime
@@ -31,7 +30,7 @@ from dbae.io import (
     write_json,
 )
 from scripts.cli import options_of, print_options, run
-from scripts.dit import REPORT, SPLITS, code_file, folder_of, label_file, load_vae
+from scripts.dit import REPORT, SPLITS, code_file, folder_of, label_file, load_vae, precision_name
 from scripts.dit_encoding import MARGIN, SCALE, Enlarged, posterior_encoder, write_codes
 from scripts.labelled import spread
 from scripts.options import ImageOptions, ProgramOptions, check_given
@@ -115,7 +114,7 @@ def main(args: list[str] | None = None) -> None:
     splits = {split: spread(each, options.limit) for split, each in class_splits(options).items()}
     settings = {"scale": SCALE, "size": options.size, "margin": options.native // MARGIN, "seed": options.seed}
     settings |= {"weights": runtime.on_first(lambda: fingerprint(options.vae_path))}
-    settings |= {"precision": str(dtype or torch.float32).removeprefix("torch.")}
+    settings |= {"precision": precision_name(options.precision, dtype)}
     for split, each in splits.items():
         about = runtime.on_first(lambda data=each.dataset: data.identity())
         settings |= {f"{split} {name}": value for name, value in about.items()}

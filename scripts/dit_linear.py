@@ -28,7 +28,7 @@ from dbae.nn.dit import DiT
 from scripts.classifiers import Inputs, Recipe, Training, accuracies, cosine, logits
 from scripts.cli import options_of, print_options, run
 from scripts.common import result_folder
-from scripts.dit import CodeFolder, folder_of, load_dit, read_folder
+from scripts.dit import CodeFolder, folder_of, load_dit, precision_name, read_folder
 from scripts.options import ProgramOptions, check_given
 from scripts.results import begin
 from scripts.tables import write_table
@@ -134,7 +134,7 @@ def main(args: list[str] | None = None) -> None:
     settings = {
         "weights": runtime.on_first(lambda: fingerprint(options.dit_path)),
         "heads": net.blocks[0].attn.heads, "layers": layers, "time": options.t, "codes": data.digest,
-        "copies": len(data.codes["train"].copies), "precision": str(dtype or torch.float32).removeprefix("torch."),
+        "copies": len(data.codes["train"].copies), "precision": precision_name(options.precision, dtype),
         **{name: getattr(options, name) for name in ("epochs", "batch_size", "lr", "seed")},
     }  # fmt: skip
     torch.manual_seed(options.seed)

@@ -311,7 +311,7 @@ class DiffusionModel(nn.Module):
         """What the networks compute in, in a word or two."""
         names = {torch.bfloat16: "bf16", torch.float16: "fp16"}
         if not self.amp:
-            return "fp32"
+            return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
         return names[next(iter(self.amp.values()))] + " (U-Net alone)" * (list(self.amp) == ["unet"])
 
     def compute(self, name: str, *inputs: Any, **options: Any) -> Any:
