@@ -77,6 +77,29 @@ def test_convolutions_that_resample(conv, resample, layout):
         assert close(ours, theirs, 2e-6)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_upsampling_kernel_is_rounded_once_under_autocast(layout):
+    """It is nearer to float64 than one that is summed in bf16, also in a compiled graph."""
+    torch.manual_seed(0)
+    layer = UpConv2d(32, 32, 3, padding=1).to(memory_format=layout)
+    x = torch.randn(2, 32, 16, 16).to(memory_format=layout)
+    exact = F.conv2d(F.interpolate(x.double(), scale_factor=2), layer.weight.double(), layer.bias.double(), padding=1)
+
+    def summed_in_bf16():
+        kernel = (layer.weight.bfloat16().flatten(2) @ layer.kernels.bfloat16()).unflatten(2, (4, 4)).transpose(0, 1)
+        return F.conv_transpose2d(x.bfloat16(), kernel, layer.bias.bfloat16(), stride=2, padding=1)
+
+    def error(y):
+        assert y.dtype == torch.bfloat16
+        return ((y - exact).square().mean() / exact.square().mean()).sqrt().item()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours, graph, coarse = error(layer(x)), error(compiled(x)), error(summed_in_bf16())
+    assert ours < 0.96 * coarse and graph == pytest.approx(ours, rel=1e-3)
+
+
 def test_channels_of_zeros_change_nothing():
     x, weight = torch.randn(2, 6, 4, 4), torch.randn(16, 6, 3, 3)
     assert with_channels(x, 8).shape[1] == with_channels(weight, 8).shape[1] == 8
@@ -227,8 +250,11 @@ def test_what_cannot_be_compiled_runs_on_with_one_line(model, monkeypatch, capsy
         raise RuntimeError("no compiler found\nand a long explanation")
 
     monkeypatch.setattr(torch, "compile", fail)
-    running = fresh(model).eval()
-    assert not use_compile(running, "graphs", CPU)
+    running = fresh(model)
+    assert not use_compile(running.train(), "true", CPU)
+    said = capsys.readouterr().err
+    assert all(part in said for part in ("without: no compiler found; ", "memory", "--microbatch", "--checkpointing"))
+    assert not use_compile(running.eval(), "graphs", CPU)
     assert capsys.readouterr().err == "warning: compile: not possible here, going on without: no compiler found\n"
     assert close(running.decode(torch.ones(1, 8)), fresh(model).eval().decode(torch.ones(1, 8)))
     for mode in ("false", "auto"):  # auto is for GPUs

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -51,6 +52,7 @@ class UpConv2d(nn.Conv2d):
 
     A 3x3 window of the doubled image covers four different pixels, so it is one transposed convolution of stride 2,
     whose 4x4 kernel is the full convolution of the 3x3 one with ones [2, 2]: 4/9 of the FLOPs, equal up to rounding.
+    Under autocast the kernel is summed in the weight's precision, and rounded once.
     """
 
     def __init__(self, *args: int, **kwargs: int | bool) -> None:
@@ -60,7 +62,8 @@ class UpConv2d(nn.Conv2d):
         self.register_buffer("kernels", kernels.flatten(1), persistent=False)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        kernel = (weight.flatten(2) @ self.kernels).unflatten(2, (4, 4)).transpose(0, 1)
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):  # which meta does not have
+            kernel = (weight.flatten(2) @ self.kernels).unflatten(2, (4, 4)).transpose(0, 1)
         return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
 
 
