@@ -119,6 +119,9 @@ def summary(model: DiffusionModel, config: TrainConfig, device: torch.device, co
     passes = " + ".join(f"{count} x {size}" for size, count in Counter(sizes).items())
     networks = ", ".join(f"{name} {millions(network):.3g}M" for name, network in model.named_children())
     weights = 4 * millions(model)  # bytes of a float32
+    parts = {"weights": weights, "gradients": weights, "average": weights, "optimizer": 2 * weights}
+    parts |= {"DDP's copy of the gradients": weights} if world > 1 else {}
+    memory = " + ".join(f"{name} {size:.3g}" for name, size in parts.items())
     return "\n".join(
         [
             f"device: {world} x {device.type}, {model.precision}"
@@ -126,8 +129,7 @@ def summary(model: DiffusionModel, config: TrainConfig, device: torch.device, co
             f"batch: {config.batch_size} images = {world} x {sum(sizes)} = {world} x ({passes} in micro-batches)",
             f"model: {millions(model):.3g}M parameters: {networks}",
             f"average: rate {config.ema_rate}, {config.resolved().ema_rule}, over {config.total_steps} steps",
-            f"memory: {5 * weights:.3g} MB = weights {weights:.3g} + gradients {weights:.3g} + average {weights:.3g} + "
-            f"optimizer {2 * weights:.3g}, and activations on top",
+            f"memory: {sum(parts.values()):.3g} MB = {memory}, and activations on top",
         ]
     )
 

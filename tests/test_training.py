@@ -10,12 +10,14 @@ import tiny
 import torch
 from conftest import ROOT
 
+from dbae import runtime
 from dbae.checkpoint import complete_sets
 from dbae.config import TrainConfig, UserError
 from dbae.methods import DBAE, DDIM, DiffAE, preset
 from dbae.runtime import Stop, amp_dtype
 from dbae.state import EMA, EMA_RULES, OPTIMIZERS, TrainState
 from dbae.training import take_step, train
+from scripts.train import summary
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -220,6 +222,16 @@ def test_clipping_and_warm_up():
     for name, value in ours.model.state_dict().items():
         assert torch.allclose(value, theirs.model.state_dict()[name], atol=1e-7), name
     assert any(not torch.allclose(v, initial[n], atol=1e-6) for n, v in ours.model.named_parameters())
+
+
+@pytest.mark.parametrize(("processes", "copies"), [(1, 5), (2, 6)])
+def test_the_memory_line_counts_what_every_process_holds(monkeypatch, processes, copies):
+    """DDP keeps a second copy of the gradients, which all processes average."""
+    monkeypatch.setattr(runtime, "world", lambda: processes)
+    model = tiny.model()
+    megabytes = copies * 4e-6 * sum(p.numel() for p in model.parameters())
+    line = summary(model, TrainConfig(**SETTINGS), CPU, False).split("\n")[-1]
+    assert line.startswith(f"memory: {megabytes:.3g} MB = weights ") and ("DDP" in line) == (processes > 1)
 
 
 def test_average_keeps_live_buffers(tmp_path):
