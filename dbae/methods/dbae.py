@@ -72,7 +72,7 @@ class DBAEConfig(AutoEncoderConfig):
 # One row per published data set: what differs from the defaults of DBAEConfig and TrainConfig
 PUBLISHED = {
     "ffhq": {"image_size": 128, "num_channels": 128},
-    "ffhq256": {"image_size": 256, "num_channels": 128},
+    "ffhq256": {"image_size": 256, "num_channels": 128, "microbatch": 16},
     "celeba": {"image_size": 64, "num_channels": 64},
     "celebahq": {"image_size": 128, "num_channels": 128},
     "bedroom": {"image_size": 128, "num_channels": 128},

@@ -72,7 +72,7 @@ PUBLISHED = {
     "celebahq": {"total_steps": 1_015_625, **OFFICIAL},
     "horse": {"total_steps": 1_015_625, **OFFICIAL},
     "bedroom": {"total_steps": 937_500, **OFFICIAL},
-    "ffhq256": {"image_size": 256, "total_steps": 3_125_000, **OFFICIAL, "batch_size": 64},
+    "ffhq256": {"image_size": 256, "total_steps": 3_125_000, **OFFICIAL, "batch_size": 64, "microbatch": 16},
     "toyfaces": {
         "image_size": 32, "num_channels": 16, "channel_mult": (1, 2, 4), "encoder_mult": (1, 2, 4, 8),
         "num_res_blocks": 1, "attention_sizes": (8,), "encoder_attention_sizes": (8,), "norm_groups": 4,
