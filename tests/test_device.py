@@ -10,6 +10,7 @@ from dbae import runtime
 from dbae.config import UserError
 from dbae.device import choose_device
 from dbae.io import image_generators, randn_like
+from scripts.dit import precision_name
 
 LISTED = "GPU 0: NVIDIA H200 (UUID: GPU-1)\n  MIG 1g.18gb Device 0: (UUID: MIG-1)\nGPU 1: NVIDIA H200 (UUID: GPU-2)\n"
 FAILED = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\nIs it running?\n"
@@ -95,6 +96,7 @@ def test_what_float32_means_on_a_gpu(monkeypatch, precision, dtype, convolutions
         found = runtime.amp_dtype(precision, torch.device("cuda"))
         model.use_amp(found)
         assert found == dtype
+        assert precision_name(precision, found) == ("tf32" if precision == "tf32" else str(dtype or torch.float32)[6:])
         assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (convolutions, products)
         assert model.precision == ("bf16" if precision == "auto" else precision)
     finally:
