@@ -17,7 +17,7 @@ GB = 1e9  # bytes
 
 
 def cached(
-    dataset: Dataset, where: str, device: torch.device | str, num_workers: int = 0, quiet: bool = False
+    dataset: Dataset, where: str, device: torch.device | str, num_workers: int | None = 0, quiet: bool = False
 ) -> Dataset | CachedImages:
     """What ``training_batches`` reads: the data set itself, or all its images, read once by ``num_workers`` processes.
 

@@ -1,5 +1,6 @@
 """The order in which images are read: for training a pure function of (seed, position), for evaluation by index."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.tolerant import Tolerant, collate
 from dbae.config import UserError
+
+MOST_WORKERS = 8
 
 # What a signal that ended a worker process tells
 KILLED = {
@@ -81,17 +84,30 @@ def ordered_batches(
     rank: int = 0,
     world: int = 1,
     limit: int | None = None,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     skip: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images [n, 3, s, s] uint8 and positions [n] int64 of this rank, each once: rank, rank + world, ... below limit.
 
     The last batch may be shorter, and bad images of a ``Tolerant`` data set are left out of theirs. ``skip`` leaves out
-    the first batches. Raises UserError like ``training_batches``.
+    the first batches. None for ``num_workers`` means what the machine has, and one batch is read without. Raises
+    UserError like ``training_batches``.
     """
     mine = range(rank, len(dataset) if limit is None else min(len(dataset), limit), world)
-    batches = [list(mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)]
-    return _load(dataset, batches[skip:], num_workers, torch.cuda.is_available())
+    batches = [list(mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)][skip:]
+    if num_workers is None:
+        num_workers = min(auto_workers(few=0), max(len(batches) - 1, 0))
+    return _load(dataset, batches, num_workers, torch.cuda.is_available())
+
+
+def auto_workers(few: int) -> int:
+    """Worker processes that suit the machine: the cores of each training process but one, at most 8.
+
+    ``few`` of them where there are fewer than 4 cores for each.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return few if cores < 4 else min(cores - 1, MOST_WORKERS)
 
 
 def first_images(dataset: Dataset, count: int) -> Tensor:
@@ -133,7 +149,7 @@ def _load(
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=collate,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=(4 if num_workers < 4 else 2) if num_workers else None,  # they lie in /dev/shm
         pin_memory=pin_memory,
         generator=torch.Generator(),  # or the loader would draw a seed from the global one, and change what follows
     )

@@ -4,7 +4,6 @@ Paths may be anything that ``blobfile`` reads and writes. Nothing in a file is e
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -202,17 +201,47 @@ def _sync_folder(folder: str) -> None:
 # Tensors in files
 
 
-def write_tensors(path: str, content: Mapping[str, Any]) -> str:
+def write_tensors(path: str, content: Mapping[str, Any], copied: bool = False) -> str:
     """Write a dictionary of tensors and plain values, and return the file's ``fingerprint``.
 
-    Tensors are written contiguous and each on its own. The file appears under its name only when it is complete. Raises
-    OSError where it cannot be written.
+    Tensors are written as ``host_copy`` makes them, unless it has already. The file appears under its name only when it
+    is complete. Raises OSError where it cannot be written.
     """
-    buffer = io.BytesIO()
-    torch.save(_detached(content), buffer)
     with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
-    return hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]
+        stream = _Digested(file)
+        torch.save(content if copied else host_copy(content), stream)
+        if stream.error:
+            raise stream.error
+    return stream.digest.hexdigest()[:16]
+
+
+def host_copy(content: Any) -> Any:
+    """The same with a copy of every tensor on the CPU, contiguous, which shares its memory with no other."""
+    if isinstance(content, Mapping):
+        return {name: host_copy(value) for name, value in content.items()}
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return content
+
+
+class _Digested:
+    """A file for ``torch.save``, which hides errors of writing behind its own: the first one is kept here."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """``atomic_write`` does."""
 
 
 def read_tensors(path: str, mapped: bool = False) -> dict[str, Any]:
@@ -273,15 +302,6 @@ def fingerprint(path: str) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()[:16]
-
-
-def _detached(content: Any) -> Any:
-    """The same with every tensor a contiguous one on the CPU, which shares its memory with no other."""
-    if isinstance(content, Mapping):
-        return {name: _detached(value) for name, value in content.items()}
-    if isinstance(content, Tensor):
-        return content.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return content
 
 
 def _damaged_part(file: IO[bytes]) -> str | None:

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from math import inf
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ import torch.distributed.nn  # before there is a group: its functions' defaults 
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dbae.config import UserError
+from dbae.config import COMPILE_FROM, UserError
 from dbae.device import allow_tf32, choose_device
 from dbae.nn.layers import Recomputed
 
@@ -166,22 +167,23 @@ def amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
-def use_compile(model: nn.Module, mode: str, device: torch.device) -> bool:
-    """Compile the networks of a model, each at its first use and at each new shape.
+def use_compile(model: nn.Module, mode: str, device: torch.device, calls: float = inf) -> bool:
+    """Compile the networks of a model, each at its first use and at each new shape but smaller batches in evaluation.
 
     ``mode`` is ``true``, ``graphs`` (CUDA graphs: for networks so small that starting kernels takes longer than running
-    them), ``false``, or ``auto``: true on GPUs. Where nothing can be compiled, a warning says why and nothing changes.
-    Returns whether the networks are compiled now.
+    them), ``false``, or ``auto``: true on GPUs, where there will be enough ``calls`` of a network for one image. Where
+    nothing can be compiled, a warning says why and nothing changes. Returns whether the networks are compiled now.
     """
-    if mode == "false" or (mode == "auto" and device.type != "cuda"):
+    if mode == "false" or (mode == "auto" and (device.type != "cuda" or calls < COMPILE_FROM)):
         return False
     problem = _cannot_compile(device)
     if problem:
         memory = "; activations take about three times the memory so: if it runs out, --microbatch or --checkpointing"
         warn0(f"compile: not possible here, going on without: {problem}{memory * model.training}")
         return False
-    for network in model.children():
+    for name, network in model.named_children():
         network.compile(mode=COMPILE_MODES.get(mode, "default"), dynamic=False)
+        model.compiled[name] = set()
     return True
 
 

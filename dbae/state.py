@@ -1,16 +1,18 @@
 """Everything a training run must remember: written as one set of files, restored from the newest undamaged one."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import blobfile as bf
 import torch
 from torch import Tensor, nn
 
 from dbae import runtime
-from dbae.checkpoint import NAME, complete_sets, load_weights, save_weights, set_names, step_of
+from dbae.checkpoint import NAME, complete_sets, load_weights, set_names, step_of
 from dbae.config import TrainConfig, UserError
-from dbae.io import fingerprint, listdir, read_tensors, remove_unfinished, write_tensors
+from dbae.io import fingerprint, host_copy, listdir, read_tensors, write_tensors
 from dbae.methods import DiffusionModel
 
 FREQ = "freq_"
@@ -76,22 +78,22 @@ class TrainState:
         return cls(model, EMA(model, config.ema_rate, config.resolved().ema_rule), optimizer, scaler, objective)
 
     def save(self, run_dir: str, prefix: str = "") -> None:
-        """Write the set of this step; the optimizer file, written last, completes it and holds their checksums.
+        """Write the set of this step, as ``saving`` describes."""
+        self.saving(run_dir, prefix)()
 
-        Then drops ``freq_`` files older than the two newest sets, so that there is one to go back to. Raises OSError
-        where it cannot write and UserError for weights that are not finite; earlier sets stay, and no part of this one.
+    def saving(self, run_dir: str, prefix: str = "") -> Callable[[], None]:
+        """What writes the set of this step from a copy of it, made here and now: training can go on meanwhile.
+
+        The optimizer file, written last, completes the set and holds the checksums of the others. Then ``freq_`` files
+        older than the two newest sets are dropped, so that there is one to go back to. The call raises OSError where it
+        cannot write and UserError for weights that are not finite; earlier sets stay, and no part of this one.
         """
-        if not all(values.isfinite().all() for values in self.objective.state_dict().values()):
-            raise UserError("the weights are not finite")
-        remove_unfinished(run_dir)
-        paths = self._paths(run_dir, self.step, prefix)
-        try:
-            self._write(paths)
-        except BaseException:
-            for path in filter(bf.exists, paths.values()):
-                bf.remove(path)
-            raise
-        self._drop_old_preemption_sets(run_dir)
+        self.ema.sync_buffers(self.model)
+        weights = {"ema": self.ema.module, "model": self.model}
+        counters = {"step": self.step, "images": self.images, "scaler": self.scaler.state_dict()}
+        kept = {"optimizer": self.optimizer.state_dict(), "beside": self._beside_model()}
+        content = {kind: module.to_official(module.state_dict()) for kind, module in weights.items()}
+        return partial(self._write, host_copy(content | {"opt": kept | counters}), run_dir, self.step, prefix)
 
     def restore_newest(self, run_dir: str) -> str | None:
         """Restore the newest undamaged set of a run folder, on every process the same, and say which.
@@ -127,20 +129,28 @@ class TrainState:
     def _paths(self, run_dir: str, step: int, prefix: str) -> dict[str, str]:
         return {kind: bf.join(run_dir, name) for kind, name in set_names(step, self.ema.rate, prefix).items()}
 
-    def _write(self, paths: dict[str, str]) -> None:
-        self.ema.sync_buffers(self.model)
-        prints = {kind: save_weights(paths[kind], m) for kind, m in (("ema", self.ema.module), ("model", self.model))}
-        counters = {"step": self.step, "images": self.images, "scaler": self.scaler.state_dict()}
-        kept = {"optimizer": self.optimizer.state_dict(), "beside": self._beside_model()}
-        write_tensors(paths["opt"], {**kept, **counters, "fingerprints": prints})
+    def _write(self, content: dict[str, dict], run_dir: str, step: int, prefix: str) -> None:
+        """Write and give back the memory of file after file."""
+        for tensors in (content["model"], content["opt"]["beside"]):
+            if not all(values.isfinite().all() for values in tensors.values()):
+                raise UserError("the weights are not finite")
+        paths = self._paths(run_dir, step, prefix)
+        try:
+            prints = {kind: write_tensors(paths[kind], content.pop(kind), copied=True) for kind in ("ema", "model")}
+            write_tensors(paths["opt"], content["opt"] | {"fingerprints": prints}, copied=True)
+        except BaseException:
+            for path in filter(bf.exists, paths.values()):
+                bf.remove(path)
+            raise
+        self._drop_old_preemption_sets(run_dir, step)
 
     def _beside_model(self) -> dict[str, Tensor]:
         """Tensors of the objective's networks that are not the model's."""
         state = {} if self.objective is self.model else self.objective.state_dict()
         return {name: tensor for name, tensor in state.items() if not name.startswith("model.")}
 
-    def _drop_old_preemption_sets(self, run_dir: str) -> None:
-        sets = [step for step, _ in complete_sets(run_dir, self.ema.rate) if step <= self.step]
+    def _drop_old_preemption_sets(self, run_dir: str, newest: int) -> None:
+        sets = [step for step, _ in complete_sets(run_dir, self.ema.rate) if step <= newest]
         for name in listdir(run_dir):
             match = NAME.fullmatch(name)
             if match and match["prefix"] and int(match["step"]) < min(sets[-2:], default=0):

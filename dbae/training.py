@@ -3,14 +3,16 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dbae import runtime
+from dbae.background import Background
 from dbae.config import TrainConfig, UserError
-from dbae.io import seed_for
+from dbae.io import remove_unfinished, seed_for
 from dbae.progress import Progress, attempt
 from dbae.state import FREQ, TrainState
 
@@ -47,7 +49,8 @@ def train(
     ``batches`` yields this process's micro-batches (images, targets or None) in order, on the device, from image
     ``state.images`` on; ``preview(model, step)`` draws pictures with the averaged weights, on the first process;
     ``hint`` is printed where the run would take days. Returns 0 after the last step, or the signal that any process's
-    ``stop`` noted, after the step it came in is saved.
+    ``stop`` noted, after the step it came in is saved. Checkpoints are written while training goes on; the next one,
+    and the end, wait for the one before.
 
     A step whose loss or gradient is not finite on any process leaves parameters, buffers, average and optimizer as they
     were; counters and data go on. Files that cannot be written are warned about, and tried again when they are due.
@@ -58,10 +61,12 @@ def train(
     stop = stop or runtime.Stop()
     main = runtime.rank() == 0
     objective = _parallel(state.objective, device).train()
+    if main:
+        remove_unfinished(run_dir)
     report = Progress(run_dir, state.step, config, quiet, hint) if main else nullcontext()
     bad_steps, stopping, problem = 0, False, None
 
-    with report as progress:
+    with report as progress, Background() as writer:
         while state.step < config.total_steps and not stopping and not problem:
             # Step
             loss, taken, stopping = take_step(objective, state, batches, config, device, stop)
@@ -83,8 +88,9 @@ def train(
                 attempt(f"the pictures of step {state.step}", lambda: preview(state.ema.module, state.step))
             if main and prefix is not None:
                 name = f"the checkpoint of step {state.step}"
-                unsaved = attempt(name, lambda prefix=prefix: state.save(run_dir, prefix))
-                if unsaved and (done or stopping):
+                writer.wait()  # so that there is never a second copy of the state
+                written = writer.submit(partial(attempt, name, state.saving(run_dir, prefix)))
+                if (done or stopping) and (unsaved := written.result()):
                     problem = f"{run_dir}: {name}, the last one, could not be written: {unsaved}"
 
     problems, signums = zip(*runtime.all_gather((problem, stop.signum)), strict=True)

@@ -60,14 +60,23 @@ def parse_sampling(
 
 
 def load(options: ModelOptions, about: dict[str, Any], device: torch.device | None = None) -> DiffusionModel:
-    """The model, checked against everything typed about it, and as fast as the options say on ``device``."""
+    """The model, checked against everything typed about it, and as fast as the options say on ``device``.
+
+    For ``--compile auto`` see ``compile_for``.
+    """
     dataset = None if "image_size" in about or options.row.startswith("folder:") else options.row
     method = None if options.model_path.endswith(".safetensors") else options.method  # such a file states its own
     model = load_model(options.model_path, method, dataset, device, **about)
     if device and isinstance(options, RuntimeConfig):
         model.use_amp(runtime.amp_dtype(options.precision, device), options.autocast)
-        runtime.use_compile(model, options.compile, device)
+        runtime.use_compile(model, options.compile, device, calls=0)
     return model
+
+
+def compile_for(model: DiffusionModel, options: RuntimeConfig, calls: int) -> None:
+    """With ``--compile auto``: compile the networks if that pays for so many ``calls`` x images of all processes."""
+    if options.compile == "auto":
+        runtime.use_compile(model, "auto", next(model.parameters()).device, calls / runtime.world())
 
 
 def load_autoencoder(options: ModelOptions, about: dict[str, Any], device: torch.device | None = None) -> AutoEncoder:

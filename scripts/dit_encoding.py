@@ -70,7 +70,7 @@ def write_codes(
     images: Enlarged,
     settings: dict[str, Any],
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
     desc: str,
 ) -> None:
     """Encode all images into one .npy file, unless it is there. Batches are kept beside it until it is complete.

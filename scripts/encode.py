@@ -18,19 +18,21 @@ import torch
 
 from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
-from dbae.config import UserError, option
+from dbae.config import PRECISIONS, RuntimeConfig, UserError, option
 from dbae.io import check_outputs, fingerprint
 from dbae.methods import AutoEncoder
 from eval.arrays import Arrays, read_arrays
 from scripts.cli import Parser, run
-from scripts.common import TrainedModel, build_data, load, parse, print_dry_run
-from scripts.encoding import encode_to_file
+from scripts.common import TrainedModel, build_data, compile_for, load, parse, print_dry_run
+from scripts.encoding import encode_to_file, precision_setting
 from scripts.options import DataOptions
 
 
 @dataclass(frozen=True)
-class EncodeOptions(DataOptions):
+class EncodeOptions(DataOptions, RuntimeConfig):
     """What to encode, and where to write it."""
+
+    precision: str = option("fp32", "precision of the encoder; half of it changes codes a little", PRECISIONS)
 
     on_bad_image: str = option("fail", "end at a bad image, or skip it and list it at the end", POLICIES)
     out: str = option("codes.npz", "file to write, .npz or .safetensors")
@@ -68,13 +70,14 @@ def main(args: list[str] | None = None) -> None:
         return {"labels": targets.values.numpy()[kept]}, text | {"label_names": json.dumps(targets.names)}
 
     settings = runtime.on_first(lambda: {"weights": fingerprint(options.model_path), **data.identity()})
-    settings["flip"] = options.flip
+    settings |= {"flip": options.flip} | precision_setting(trained)
     if data.has_labels:
         settings["labels"] = data.labels_digest()
     example = trained.encode_arrays(torch.zeros(1, 3, size, size, dtype=torch.uint8), [0])
     if "mu" in example or not isinstance(trained.model, AutoEncoder):  # the code depends on random numbers
         settings |= {"latent": options.latent, "seed": options.seed}
     readable = Tolerant(data, options.on_bad_image)
+    compile_for(trained.model, options, len(data))
     computed = encode_to_file(
         *(options.out, trained.encode_arrays, readable, settings, options.batch_size, options.num_workers),
         beside=beside,

@@ -1,6 +1,7 @@
 """Send a data set through a frozen model, in any number of processes, resumably: the features in one file."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
 from datasets.tolerant import Tolerant
 from dbae import runtime
+from dbae.background import Background
 from dbae.io import image_generators, to_float
 from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
@@ -47,7 +49,7 @@ def encode_to_file(
     readable: Tolerant,
     settings: dict[str, Any],
     batch_size: int = 64,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     desc: str = "encode",
     beside: Callable[[Arrays], tuple[Arrays, dict[str, str]]] = lambda arrays: ({}, {}),
     overwrite: bool = False,
@@ -81,14 +83,21 @@ def encode_to_file(
 
 
 def encode_share(
-    cache: FeatureCache, encode: Encode, images: Dataset, batch_size: int, num_workers: int, desc: str, flip: bool
+    cache: FeatureCache,
+    encode: Encode,
+    images: Dataset,
+    batch_size: int,
+    num_workers: int | None,
+    desc: str,
+    flip: bool,
 ) -> None:
     """Encode this process's images batch by batch into a cache, after those that are there; wait for the others."""
     rank, world, n, skip = runtime.rank(), runtime.world(), len(images), cache.done(runtime.rank())
     batches = ordered_batches(images, batch_size, rank, world, n, num_workers, skip)
-    with progress_bar(n, "image", desc, min(skip * batch_size * world, n), enabled=rank == 0) as bar:
+    shown = progress_bar(n, "image", desc, min(skip * batch_size * world, n), enabled=rank == 0)
+    with shown as bar, Background(waiting=4) as writer:
         for i, arrays in enumerate(encode_batches(encode, batches, flip), start=skip):
-            cache.add(rank, i, arrays)
+            writer.submit(partial(cache.add, rank, i, arrays))
             bar.update(min(len(arrays["index"]) * world, n - bar.n))
     runtime.barrier()
 
@@ -113,14 +122,19 @@ def write_features(
     if block:
         settings |= {"features": block if isinstance(block, str) else list(block), "time": time}
         settings |= {"draws": draws} if draws > 1 else {}
-    if trained.model.precision != "fp32":
-        settings["precision"] = trained.model.precision
+    settings |= precision_setting(trained)
     file = f"{name}{'_flip' * flip}_{FeatureCache('', settings).key}.npz"
     path = result_folder(options.model_path, "latents", file, out=options.out)
     at = "" if time is None else f" at {time:.4g}"
     how = (settings, options.batch_size, options.num_workers, f"encode {name}{' mirrored' * flip}{at}")
     encode_to_file(path, array_encoder(trained, block, time, draws), Tolerant(data), *how)
     return path
+
+
+def precision_setting(trained: TrainedModel) -> dict[str, str]:
+    """The precision among the settings of a file: files of float32 do not say it, as in earlier versions."""
+    precision = trained.model.precision
+    return {} if precision == "fp32" else {"precision": precision}
 
 
 def read_features(path: str) -> Arrays:

@@ -65,7 +65,7 @@ def files(splits: Splits) -> list[str]:
 # In memory, and in batches
 
 
-def read(parts: Sequence[Labelled], device: torch.device, num_workers: int = 0, quiet: bool = False) -> Data:
+def read(parts: Sequence[Labelled], device: torch.device, num_workers: int | None = 0, quiet: bool = False) -> Data:
     """All images of a split, in the memory of the host, with their classes."""
     how = ("host", device, num_workers, quiet or runtime.rank() > 0)
     return joined([(cached(part.dataset, *how), part.targets.values) for part in parts])

@@ -32,7 +32,9 @@ class ImageOptions:
 
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
-    num_workers: int = option(0, "processes that read images")
+    num_workers: int | None = option(
+        None, "processes that read images (default: up to 8, as there are cores; 0 with fewer than 4 cores a process)"
+    )
 
 
 @dataclass(frozen=True)

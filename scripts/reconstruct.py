@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
 from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
+from dbae.background import Background
 from dbae.config import RuntimeConfig, UserError, option
 from dbae.io import check_outputs, command_line, fingerprint, save_grid
 from dbae.methods import AutoEncoder
@@ -28,7 +30,7 @@ from dbae.progress import progress_bar
 from eval import samples
 from eval.reconstruction import ReconstructionMetrics, describe
 from scripts.cli import Parser, run
-from scripts.common import TrainedModel, build_data, load, parse_sampling, print_dry_run, result_folder
+from scripts.common import TrainedModel, build_data, compile_for, load, parse_sampling, print_dry_run, result_folder
 from scripts.options import DataOptions
 
 
@@ -67,27 +69,30 @@ def begin(options: ReconOptions, trained: TrainedModel, data: ImageDataset, fold
 def reconstruct_all(
     trained: TrainedModel, batches: Iterator, folder: str
 ) -> Iterator[tuple[Tensor, Tensor, list[int], bool]]:
-    """Write this process's batches that are not there yet.
+    """Write this process's batches that are not there yet, in the background, and a grid of the very first.
 
     Yields real and fake, uint8 NHWC on the CPU, the images' numbers, and whether they were computed. A batch without a
     good image is no batch.
     """
     rank = runtime.rank()
-    for i, (images, index) in enumerate(batches):
-        real_path, fake_path = (samples.part_path(folder, rank, kind, i) for kind in ("real", "fake"))
-        if os.path.exists(real_path) and os.path.exists(fake_path):
-            real, (fake, numbers) = samples.read_part(real_path), samples.read_numbered(fake_path)
-            yield torch.from_numpy(real), torch.from_numpy(fake), numbers.tolist(), False
-            continue
-        if not len(images):
-            continue
-        endpoint, fake = trained.reconstruct(images, index.tolist())
-        rows = [("input", images), ("x_T", endpoint), ("reconstruction", fake)]
-        save_grid(os.path.join(folder, f"{rank}_sample_{i}.png"), [(label, row[:16]) for label, row in rows])
-        real, fake = images.permute(0, 2, 3, 1), fake.permute(0, 2, 3, 1)
-        samples.write_part(real_path, real.numpy(), index.numpy())
-        samples.write_part(fake_path, fake.numpy(), index.numpy())
-        yield real, fake, index.tolist(), True
+    with Background(waiting=8) as writer:
+        for i, (images, index) in enumerate(batches):
+            paths = [samples.part_path(folder, rank, kind, i) for kind in ("real", "fake")]
+            if all(map(os.path.exists, paths)):
+                real, (fake, numbers) = samples.read_part(paths[0]), samples.read_numbered(paths[1])
+                yield torch.from_numpy(real), torch.from_numpy(fake), numbers.tolist(), False
+                continue
+            if not len(images):
+                continue
+            endpoint, fake = trained.reconstruct(images, index.tolist())
+            if i == rank == 0:
+                rows = [("input", images), ("x_T", endpoint), ("reconstruction", fake)]
+                grid = os.path.join(folder, "0_sample_0.png")
+                writer.submit(partial(save_grid, grid, [(label, row[:16]) for label, row in rows]))
+            pair = [batch.permute(0, 2, 3, 1) for batch in (images, fake)]
+            for path, batch in zip(paths, pair, strict=True):
+                writer.submit(partial(samples.write_part, path, batch.numpy(), index.numpy()))
+            yield *pair, index.tolist(), True
 
 
 def main(args: list[str] | None = None) -> None:
@@ -112,6 +117,7 @@ def main(args: list[str] | None = None) -> None:
 
     # Reconstruct: each process its share, each image once
     images, rank, world = len(data), runtime.rank(), runtime.world()
+    compile_for(trained.model, options, images * calls)
     start = time.monotonic()
     readable, kept, computed = Tolerant(data, options.on_bad_image), [], False
     batches = ordered_batches(readable, options.batch_size, rank, world, num_workers=options.num_workers)

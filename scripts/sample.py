@@ -14,6 +14,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +24,8 @@ from torch import Generator, Tensor
 
 from datasets import ImageDataset, labelled_splits
 from dbae import runtime
-from dbae.checkpoint import NAME, load_model, read_config
-from dbae.config import RuntimeConfig, UserError, check_numbers, option, require_positive
+from dbae.background import Background
+from dbae.config import UserError, check_numbers, option
 from dbae.io import (
     atomic_write,
     command_line,
@@ -35,16 +36,16 @@ from dbae.io import (
     to_uint8,
     write_json,
 )
-from dbae.methods import AutoEncoder, LatentPrior
+from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
 from eval.arrays import read_arrays
 from eval.features import CachedFeatures
 from eval.generation import gaussian
 from scripts.cli import Parser, given, run
-from scripts.common import TrainedModel, build_data, load, parse_sampling, print_dry_run, result_folder
-from scripts.conditional import CODE, Candidates, accepted, few_shot, of_class
+from scripts.common import TrainedModel, build_data, compile_for, load, parse_sampling, print_dry_run, result_folder
+from scripts.conditional import Candidates, accepted, few_shot, of_class
 from scripts.encoding import drawn_code, write_features
-from scripts.options import DataOptions
+from scripts.from_prior import FromPriorOptions, load_prior, noise
 from scripts.results import check_report
 
 SHOWN = 64  # images in the grid
@@ -56,18 +57,6 @@ class Source(NamedTuple):
 
     about: dict[str, Any]
     build: Callable[[], Candidates]
-
-
-@dataclass(frozen=True)
-class FromPriorOptions(DataOptions, RuntimeConfig):
-    """A latent prior, and how it is sampled."""
-
-    prior: str | None = option(None, "weight file of the prior (default: the newest in sample_STEP/prior)")
-    latent_steps: int = option(100, "steps of the prior's sampler, for each code")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive("latent_steps", self.latent_steps)
 
 
 @dataclass(frozen=True)
@@ -93,34 +82,6 @@ class SampleOptions(FromPriorOptions):
             raise UserError("class: expected with --codes prior or gaussian, got encoded")
         if self.prior and self.codes != "prior":
             raise UserError(f"prior: expected with --codes prior, got it with {self.codes}")
-
-
-def find_prior(options: FromPriorOptions) -> str:
-    """Weight file of the prior, its newest average by default. Raises UserError where there is none."""
-    if options.prior:
-        return options.prior
-    folder = result_folder(options.model_path, "prior", out=options.out)
-    found = [match for match in map(NAME.fullmatch, listdir(folder)) if match and match["rate"] and not match["prefix"]]
-    if not found:
-        raise UserError(f"prior: none in {folder}; fit one with train_prior, or sample --codes gaussian or encoded")
-    return os.path.join(folder, max(found, key=lambda match: int(match["step"]))[0])
-
-
-def load_prior(options: FromPriorOptions, weights: str, device: torch.device) -> tuple[str, LatentPrior]:
-    """Path and model of the prior. Raises UserError for one of another autoencoder, and steps that it does not have."""
-    path = find_prior(options)
-    prior = load_model(path, "prior", device=device)
-    prior.check_sampling(prior.sampling(steps=options.latent_steps))
-    entry = (read_config(os.path.dirname(path)) or {}).get("data", {})
-    if entry.get("weights", weights) != weights:
-        raise UserError(f"prior: {path} is of the codes of other weights ({entry['weights']}, these are {weights})")
-    return path, prior
-
-
-def noise(options: FromPriorOptions, index: list[int], length: int, attempt: int) -> Tensor:
-    """Standard normal values [n, length] of images by number and try, on the CPU."""
-    generators = image_generators(options.seed, index, CODE, attempt)
-    return torch.stack([torch.randn(length, generator=generator) for generator in generators])
 
 
 def real_codes(options: SampleOptions, trained: TrainedModel, whose: dict[str, Any], data: ImageDataset) -> Tensor:
@@ -178,6 +139,13 @@ def make(trained: TrainedModel, codes: Candidates | None, index: list[int]) -> T
     return to_uint8(trained.model.generate(len(index), generators, **trained.settings)).cpu()
 
 
+def write_images(folder: str, index: list[int], images: Tensor) -> None:
+    """Write images by number, uint8 [n, 3, H, W]."""
+    for i, image in zip(index, images, strict=True):
+        with atomic_write(os.path.join(folder, f"{i:06d}.png")) as file:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="PNG")
+
+
 def others_in(folder: str, settings: dict[str, Any], overwrite: bool) -> list[str]:
     """Images in the folder that were made with other settings. Raises UserError for some, unless ``overwrite``."""
     path = os.path.join(folder, "settings.json")
@@ -227,12 +195,12 @@ def main(args: list[str] | None = None) -> None:
     # Each process its share of what is missing, image i under its number
     names = set(listdir(folder))
     missing = [i for i in range(options.num) if f"{i:06d}.png" not in names][runtime.rank() :: runtime.world()]
-    with progress_bar(len(missing), "image", "sample", enabled=runtime.rank() == 0) as bar:
+    compile_for(trained.model, options, len(missing) * runtime.world() * method.nfe(sampling))
+    shown = progress_bar(len(missing), "image", "sample", enabled=runtime.rank() == 0)
+    with shown as bar, Background(waiting=4) as writer:
         for first in range(0, len(missing), options.batch_size):
             index = missing[first : first + options.batch_size]
-            for i, image in zip(index, make(trained, candidates, index), strict=True):
-                with atomic_write(os.path.join(folder, f"{i:06d}.png")) as file:
-                    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="PNG")
+            writer.submit(partial(write_images, folder, index, make(trained, candidates, index)))
             bar.update(len(index))
     runtime.barrier()
     if runtime.rank() == 0:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from datasets import build
 from datasets.base import ImageDataset
 from datasets.cache import cached, check_room
-from datasets.loader import first_images, training_batches
+from datasets.loader import auto_workers, first_images, training_batches
 from datasets.tolerant import FILE, Tolerant
 from dbae import runtime
 from dbae.checkpoint import complete_sets, config_content, read_config, write_config
@@ -87,8 +87,7 @@ def check_run_folder(
         return
     theirs = dataclasses.asdict(from_json(type(model), earlier["model"], f"{run_dir}/config.json"))
     trained = earlier.get("train")
-    ours = {"method": method, **dataclasses.asdict(model)}
-    theirs["method"] = earlier.get("method", "dbae")
+    ours, theirs["method"] = {"method": method, **dataclasses.asdict(model)}, earlier.get("method", "dbae")
     for name in ("ema_rate", "seed"):
         ours[name] = getattr(training, name)
         theirs[name] = (trained if isinstance(trained, dict) else {}).get(name, ours[name])
@@ -178,10 +177,11 @@ def main(args: list[str] | None = None) -> None:
     images = Tolerant(data, options.on_bad_image, replace=True, path=f"{run_dir}/{FILE}")
 
     def stream(state: TrainState) -> Batches:
-        stored = cached(images, options.cache, device, options.num_workers, options.quiet or runtime.rank() > 0)
+        workers = auto_workers(few=2) if options.num_workers is None else options.num_workers
+        stored = cached(images, options.cache, device, workers, options.quiet or runtime.rank() > 0)
         return training_batches(
             stored, config.batch_size, config.microbatch, config.seed, state.images, runtime.rank(), runtime.world(),
-            options.num_workers, device, targets,
+            workers, device, targets,
         )  # fmt: skip
 
     content = config_content(model, options.dataset, train=config) | {"preset": options.preset, "data": entry}

@@ -48,7 +48,11 @@ class RunOptions:
     data_moved: bool = option(False, "resume with the same images (names and sizes) from another path")
     resume_checkpoint: str | None = option(None, "start from this checkpoint where the run has none of its own")
     device: str = option("auto", "auto, cpu or cuda")
-    num_workers: int = option(2, "processes that read images, per training process")
+    num_workers: int | None = option(
+        None,
+        "processes that read images, per training process (default: up to 8, as there are cores; 2 with fewer than 4 "
+        "cores a process)",
+    )
     cache: str = option("none", "read all images at the start, into this memory; none: read them step by step", PLACES)
     on_bad_image: str = option("fail", "end at a bad image, or skip: put another in its place, and list it", POLICIES)
     timeout: float = option(10.0, "minutes that a process waits for the others before the run fails")

@@ -21,7 +21,7 @@ from dbae.progress import progress_bar
 from scripts.cli import Parser, run
 from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.figures import Row, animation, strip
-from scripts.sample import FromPriorOptions, load_prior, noise
+from scripts.from_prior import FromPriorOptions, load_prior, noise
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The command contract: launchers, their errors, and the main job end to end on a small model."""
 
 import csv
+import errno
 import json
 import os
 import shlex
@@ -19,6 +20,7 @@ from lmdb_fixtures import encoded, picture, write_lmdb
 import eval_reconstruction
 from dbae.config import TrainConfig
 from dbae.methods import DBAE, preset
+from eval import samples
 from scripts import reconstruct, train
 
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "NPROC": "1"}
@@ -353,7 +355,7 @@ def test_reconstruction_files_and_evaluation(checkpoint, program):
     folder = checkpoint.parent / "sample_20" / SETTINGS
     names = {path.name for path in folder.iterdir()}
     parts = {f"0_{kind}_sample_{i}.npz" for kind in ("real", "fake") for i in range(3)}
-    assert names == parts | {f"0_sample_{i}.png" for i in range(3)} | {"samples_5x32x32x3_nfe6.npz", "metrics.json"}
+    assert names == parts | {"0_sample_0.png", "samples_5x32x32x3_nfe6.npz", "metrics.json"}
     real, fake = read(folder, "real"), read(folder, "fake")
     assert real.dtype == fake.dtype == np.uint8 and real.shape == fake.shape == (2, 32, 32, 3)
     with zipfile.ZipFile(folder / "samples_5x32x32x3_nfe6.npz") as archive:
@@ -369,15 +371,27 @@ def test_reconstruction_files_and_evaluation(checkpoint, program):
     assert again["metrics"] == pytest.approx(report["metrics"], rel=1e-6) and again["settings"] == report["settings"]
 
 
-def test_reconstruction_continues_and_does_not_mix(checkpoint, program):
+def test_reconstruction_continues_and_does_not_mix(checkpoint, program, monkeypatch):
     words = [*recon_words(checkpoint), "--limit=4", "--batch_size=2", "--split_range=0:4"]
-    assert program(reconstruct, *words, "--overwrite")[0] == 0
     folder = checkpoint.parent / "sample_20" / SETTINGS
+
+    def write_part(path, *arrays):
+        if path.endswith("0_fake_sample_1.npz"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        writes(path, *arrays)
+
+    writes = samples.write_part
+    with monkeypatch.context() as patch:  # the disk is full; parts are written in the background
+        patch.setattr(samples, "write_part", write_part)
+        status, _, error = program(reconstruct, *words, "--overwrite")
+    assert status == 2 and "0_fake_sample_1.npz" in error.splitlines()[-1]
+    assert not json.loads((folder / "metrics.json").read_text())["complete"] and not list(folder.glob("samples_*"))
+    assert program(reconstruct, *words)[0] == 0
     kept, lost = folder / "0_fake_sample_0.npz", folder / "0_fake_sample_1.npz"
-    before, samples = kept.stat().st_mtime_ns, read(folder, "fake", i=1)
+    before, made = kept.stat().st_mtime_ns, read(folder, "fake", i=1)
     lost.unlink()
     assert program(reconstruct, *words)[0] == 0
-    assert kept.stat().st_mtime_ns == before and np.array_equal(read(folder, "fake", i=1), samples)
+    assert kept.stat().st_mtime_ns == before and np.array_equal(read(folder, "fake", i=1), made)
     refused = program(reconstruct, *words, "--seed=1")
     assert_one_line_error(refused, "another seed (0, now 1), made by: python3 ", "--overwrite true", "write elsewhere")
 

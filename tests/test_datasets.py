@@ -14,11 +14,11 @@ from lmdb_fixtures import encoded, image_folder, image_lmdb, picture, write_lmdb
 from PIL import Image, ImageCms
 from PIL._util import DeferredError
 
-from datasets import DATASETS, build, images, sets, toyfaces
+from datasets import DATASETS, build, images, loader, sets, toyfaces
 from datasets.images import BadImage, cover, decode, read_image, to_rgb
 from datasets.lfw import centre
 from datasets.listing import image_names
-from datasets.loader import Order, ordered_batches, training_batches
+from datasets.loader import Order, auto_workers, ordered_batches, training_batches
 from datasets.prepare import main as prepare
 from dbae.config import UserError
 
@@ -575,6 +575,18 @@ def test_loading_leaves_the_global_generator_alone():
     stream(1, batch_size=2)
     list(ordered_batches(Numbers(3), 2))
     assert torch.rand(1) == expected
+
+
+@pytest.mark.parametrize(("cores", "processes", "expected"), [(2, 1, 2), (4, 1, 3), (16, 1, 8), (16, 4, 3), (16, 8, 2)])
+def test_workers_by_what_the_machine_has(monkeypatch, cores, processes, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert auto_workers(few=2) == expected
+    seen = []
+    monkeypatch.setattr(loader, "_load", lambda dataset, batches, num_workers, pinned: seen.append(num_workers))
+    for n in (1, 5, 100):
+        ordered_batches(Numbers(n), 2, num_workers=None)
+    assert seen == ([0, 2, expected] if expected > 2 else [0, 0, 0])
 
 
 @pytest.mark.parametrize("limit", [None, 1, 7, 100])

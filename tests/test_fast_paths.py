@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks.reference import reference
 from dbae import runtime
-from dbae.config import TrainConfig
+from dbae.config import COMPILE_FROM, TrainConfig
 from dbae.methods.dbae import DBAE
 from dbae.nn.layers import DownConv2d, UpConv2d, with_channels
 from dbae.runtime import Stop, use_checkpointing, use_compile
@@ -218,9 +218,9 @@ def test_compiled_networks_agree(model, compilable):
     assert_same_training(loss_and_gradients(compiled), loss_and_gradients(fresh(model)), 1e-5)
 
 
-@pytest.mark.slow
-def test_a_run_compiles_in_its_first_step_and_never_again(model, monkeypatch):
-    """With micro-batches of two sizes and the power iteration on and off: every kind occurs in the first step."""
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that models are compiled to from now on, by a backend that runs them as they are."""
     compiled = []
 
     def backend(graph, example):
@@ -232,6 +232,12 @@ def test_a_run_compiles_in_its_first_step_and_never_again(model, monkeypatch):
     usual = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, mode, **how: usual(self, backend=backend, **how))
     torch._dynamo.reset()
+    return compiled
+
+
+@pytest.mark.slow
+def test_a_run_compiles_in_its_first_step_and_never_again(model, graphs):
+    """With micro-batches of two sizes and the power iteration on and off: every kind occurs in the first step."""
     running = fresh(model)
     config = TrainConfig(batch_size=5, microbatch=2, precision="fp32")
     assert use_compile(running, "true", CPU)
@@ -241,8 +247,35 @@ def test_a_run_compiles_in_its_first_step_and_never_again(model, monkeypatch):
     counts = []
     for _ in range(4):
         take_step(running, state, batches, config, CPU, Stop())
-        counts.append(len(compiled))
+        counts.append(len(graphs))
     assert counts[0] > 0 and counts == [counts[0]] * 4
+
+
+@pytest.mark.slow
+def test_a_smaller_batch_is_not_compiled_again(model, graphs):
+    running, plain, z, x_T = fresh(model).eval(), fresh(model).eval(), torch.ones(4, 8), tiny.images(4)
+    assert use_compile(running, "true", CPU)
+    counts = []
+    for n in (3, 2, 1, 4):
+        made, expected = (m.generate_from(z[:n], x_T[:n], steps=2, sampler="dbim") for m in (running, plain))
+        assert close(made, expected)
+        counts.append(len(graphs))
+    assert 0 < counts[0] == counts[1] == counts[2] < counts[3]
+
+
+def test_what_is_compiled_sees_as_few_sizes_as_it_can(model):
+    """A batch is filled up to the next size that was seen; its results, and features by block, are its own."""
+    running, plain, x, sizes = fresh(model).eval(), fresh(model).eval(), tiny.images(4), []
+    running.compiled["unet"] = set()
+    running.unet.register_forward_pre_hook(lambda _, inputs: sizes.append({len(each) for each in inputs}))
+    for n in (2, 4, 3, 1):
+        noise, blocks, cond = torch.randn(n, 3, 32, 32), running.block_names()[:2], plain.condition(x[:n])
+        ours, theirs = (m.features(x[:n], 0.5, blocks, noise, cond=cond) for m in (running, plain))
+        assert all(close(ours[name], theirs[name]) for name in blocks)
+    assert sizes == [{2}, {4}, {4}, {2}]
+    sizes.clear()
+    running.train().loss(x[:1])
+    assert sizes == [{1}]
 
 
 def test_what_cannot_be_compiled_runs_on_with_one_line(model, monkeypatch, capsys):
@@ -259,6 +292,9 @@ def test_what_cannot_be_compiled_runs_on_with_one_line(model, monkeypatch, capsy
     assert close(running.decode(torch.ones(1, 8)), fresh(model).eval().decode(torch.ones(1, 8)))
     for mode in ("false", "auto"):  # auto is for GPUs
         assert not use_compile(running, mode, CPU) and not capsys.readouterr().err
+    for calls, tried in ((COMPILE_FROM - 1, False), (COMPILE_FROM, True)):
+        assert not use_compile(running, "auto", torch.device("cuda"), calls)
+        assert capsys.readouterr().err.startswith("warning: compile: not possible here") == tried
 
 
 @pytest.mark.slow

@@ -236,6 +236,11 @@ def test_encode(checkpoint, photos, tmp_path):
     assert out.stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"holds codes with another seed \(0, now 3\)"):
         encode.main([*words, "--seed=3"])
+    with pytest.raises(UserError, match=r"holds codes with another precision \(none, now bf16\)"):
+        encode.main([*words, "--precision=bf16"])
+    encode.main([*words, "--precision=bf16", "--overwrite"])
+    half = read_arrays(str(out))[0]["mu"]
+    assert 0 < np.abs(half - arrays["mu"]).max() < 0.1 * arrays["mu"].std()
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ class DiffusionModel(nn.Module):
         super().__init__()
         self.config = config
         self.amp: dict[str, torch.dtype] = {}  # dtype of autocast by network; the others compute in float32
+        self.compiled: dict[str, set[int]] = {}  # batch sizes that compiled networks have seen in evaluation
 
     # Of a method
 
@@ -317,9 +318,16 @@ class DiffusionModel(nn.Module):
     def compute(self, name: str, *inputs: Any, **options: Any) -> Any:
         """What the network ``name`` gives, in its inputs' precision, computed under autocast where that is on.
 
-        A tensor is copied, because a CUDA graph writes its next result to the same place.
+        A tensor is copied, because a CUDA graph writes its next result to the same place. In evaluation a compiled
+        network is not compiled again for a smaller batch: that is filled up with its last image, and the result cut.
         """
-        dtype = self.amp.get(name)
+        dtype, n = self.amp.get(name), len(inputs[0])
+        if name in self.compiled and not self.training:
+            size = min((seen for seen in self.compiled[name] if seen >= n), default=n)
+            self.compiled[name].add(size)
+            if size > n:
+                whole = self.compute(name, *[_filled(x, n, size) for x in inputs], **options)
+                return {block: h[:n] for block, h in whole.items()} if isinstance(whole, dict) else whole[:n]
         with torch.autocast(inputs[0].device.type, dtype) if dtype else nullcontext():
             output = self.get_submodule(name)(*inputs, **options)
         return output if isinstance(output, dict) else output.to(inputs[0].dtype, copy=True)
@@ -403,6 +411,12 @@ def preset(
             values.pop(name, None)
     names = {f.name for f in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in values.items() if name in names})
+
+
+def _filled(x: Any, n: int, size: int) -> Any:
+    """A batch [n, ...] as one of ``size`` that repeats its last row, in the same memory format; other inputs as is."""
+    batch = isinstance(x, Tensor) and x.ndim > 0 and len(x) == n
+    return torch.cat([x, *[x[-1:]] * (size - n)]) if batch else x
 
 
 def _per_image(coefficient: Tensor, x: Tensor) -> Tensor:

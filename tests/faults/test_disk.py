@@ -4,17 +4,21 @@ import csv
 import errno
 import itertools
 import os
+import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.faults import MICRO_BATCHES, equal, results, run_here
-from dbae import progress
+from dbae import progress, state, training
+from dbae.background import Background
 from dbae.checkpoint import complete_sets, config_content, load_model, write_config
 from dbae.config import TrainConfig, UserError
 from dbae.io import fingerprint
+from dbae.progress import attempt
 
 
 @pytest.fixture(scope="module")
@@ -39,35 +43,31 @@ def whole(tmp_path_factory):
     return results(folder)
 
 
-def full_between(monkeypatch, first, last):
-    """A sabotage: synchronising a file finds the disk full in the steps first..last-1, counted from 0."""
-    works, now = os.fsync, [0]
+def full_from_to(monkeypatch, first, last):
+    """Synchronising a file of the sets of steps first..last finds the disk full, whenever they are written."""
+    works = os.fsync
 
     def fsync(descriptor):
-        if first <= now[0] < last:
+        match = re.search(r"_(\d{6})\.pt", os.readlink(f"/proc/self/fd/{descriptor}"))
+        if match and first <= int(match[1]) <= last:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         works(descriptor)
 
-    def sabotage(batches):
-        for i, images in enumerate(batches):
-            now[0] = i // MICRO_BATCHES
-            yield images
-
     monkeypatch.setattr(os, "fsync", fsync)
-    return sabotage
 
 
 def test_a_full_disk_keeps_the_earlier_sets_and_training_goes_on(tmp_path, monkeypatch, capsys, whole):
-    sabotage, seen = full_between(monkeypatch, 2, 5), []
+    seen = {}
 
-    def watching(batches):
-        for images in sabotage(batches):
-            seen.append((complete_sets(str(tmp_path), 0.9), list(tmp_path.glob("*.tmp"))))
-            yield images
+    def watching(what, write):
+        reason = attempt(what, write)
+        seen[what.split()[-1]] = complete_sets(str(tmp_path), 0.9), list(tmp_path.glob("*.tmp"))
+        return reason
 
-    run_here(tmp_path, sabotage=watching)
-    while_full = seen[3 * MICRO_BATCHES : 6 * MICRO_BATCHES]
-    assert while_full == [([(1, "freq_"), (2, "freq_")], [])] * len(while_full)
+    full_from_to(monkeypatch, 3, 5)
+    monkeypatch.setattr(training, "attempt", watching)
+    run_here(tmp_path)
+    assert [seen[step] for step in "345"] == [([(1, "freq_"), (2, "freq_")], [])] * 3
     assert not list(tmp_path.glob("*_00000[345].pt"))
     warnings = capsys.readouterr().err.splitlines()
     assert [warning.split(":")[0] for warning in warnings] == ["warning"] * 3 and "of step 3 could" in warnings[0]
@@ -75,12 +75,62 @@ def test_a_full_disk_keeps_the_earlier_sets_and_training_goes_on(tmp_path, monke
 
 
 def test_a_failing_last_checkpoint_is_an_error(tmp_path, monkeypatch, whole):
+    full_from_to(monkeypatch, 6, 6)
     with pytest.raises(UserError, match="the checkpoint of step 6, the last one, could not be written: No space left"):
-        run_here(tmp_path, sabotage=full_between(monkeypatch, 5, 6))
+        run_here(tmp_path)
     monkeypatch.undo()
     assert complete_sets(str(tmp_path), 0.9) == [(4, ""), (5, "freq_")]
     run_here(tmp_path)
     assert equal(results(tmp_path), whole)
+
+
+def test_training_goes_on_while_a_set_is_written_and_the_next_set_waits(tmp_path, monkeypatch, whole):
+    """The set holds the step that it is of, to the bit."""
+    works, may_go_on, seen = os.replace, threading.Event(), {}
+
+    def replace(source, target):
+        assert "_000002.pt" not in target or may_go_on.wait(timeout=60)
+        works(source, target)
+
+    def sabotage(batches):
+        for i, batch in enumerate(batches):
+            seen.setdefault(i // MICRO_BATCHES, complete_sets(str(tmp_path), 0.9))
+            if i == 3 * MICRO_BATCHES:
+                may_go_on.set()
+            yield batch
+
+    run_here(tmp_path / "two", total_steps=2)
+    monkeypatch.setattr(os, "replace", replace)
+    run_here(tmp_path, sabotage=sabotage, save_interval=2, save_interval_for_preemption=100)
+    assert seen[3] == [] and (2, "") in seen[4]
+    assert equal(results(tmp_path, 2), results(tmp_path / "two", 2)) and equal(results(tmp_path), whole)
+
+
+def test_work_in_the_background_is_done_in_order_few_pieces_at_a_time():
+    done, gate, begun = [], threading.Event(), threading.Event()
+    with Background(waiting=2) as background:
+        assert background.submit(lambda: gate.wait(60) and done.append(0)).done() is False
+        background.submit(lambda: done.append(1))
+        threading.Timer(0.2, gate.set).start()
+        background.submit(lambda: done.append(2))  # waits for the first
+        assert done[0] == 0
+    assert done == [0, 1, 2]
+    with pytest.raises(ZeroDivisionError), Background() as background:
+        background.submit(lambda: 1 / 0)
+    with pytest.raises(KeyError), Background(waiting=9) as background:  # begun is finished, the rest is dropped
+        gate.clear()
+        background.submit(lambda: begun.set() or (gate.wait(60) and done.append(3)))
+        background.submit(lambda: done.append(4))
+        threading.Timer(0.2, gate.set).start()
+        begun.wait(60)
+        raise KeyError
+    assert done == [0, 1, 2, 3]
+
+
+def test_what_nobody_foresaw_while_writing_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "write_tensors", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_here(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
@@ -88,7 +138,7 @@ def test_a_lost_folder_is_made_anew(tmp_path, whole):
     def lose(batches):
         for i, images in enumerate(batches):
             if i == 3 * MICRO_BATCHES:
-                shutil.rmtree(tmp_path / "run")
+                (tmp_path / "run").rename(tmp_path / "lost")
             yield images
 
     run_here(tmp_path / "run", sabotage=lose)
@@ -153,8 +203,8 @@ def test_sets_without_fingerprints_load_as_before(run):
 
 def test_weights_saved_without_checksums_load(run):
     """torch can leave the CRC-32 out; other writers do."""
-    state, _ = run_here(run, total_steps=4)
-    write_config(str(run), config_content(state.model, "toyfaces", train=TrainConfig()))
+    rested, _ = run_here(run, total_steps=4)
+    write_config(str(run), config_content(rested.model, "toyfaces", train=TrainConfig()))
     weights = torch.load(run / "ema_0.9_000004.pt", weights_only=True)
     torch.serialization.set_crc32_options(False)
     try:
@@ -200,7 +250,7 @@ def test_table_is_continued_without_torn_rows(tmp_path):
 
 def test_failed_write_removes_its_own_part_of_a_set(tmp_path, monkeypatch):
     """The weights fit on the disk, the optimizer's state does not: no weights of a set that is not complete remain."""
-    state, works, writes = run_here(tmp_path, total_steps=1)[0], os.replace, itertools.count(1)
+    made, works, writes = run_here(tmp_path, total_steps=1)[0], os.replace, itertools.count(1)
 
     def replace(source, target):
         if next(writes) == 3:
@@ -208,7 +258,7 @@ def test_failed_write_removes_its_own_part_of_a_set(tmp_path, monkeypatch):
         works(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    state.step = 7
+    made.step = 7
     with pytest.raises(OSError):
-        state.save(str(tmp_path))
+        made.save(str(tmp_path))
     assert not list(tmp_path.glob("*_000007.pt")) and not list(tmp_path.glob("*.tmp"))

@@ -41,6 +41,20 @@ def test_the_step_is_finished_saved_and_gone_on_with(tmp_path):
     assert equal(results(folder, 5), results(tmp_path / "whole", 5))
 
 
+def test_a_set_that_is_being_written_is_finished_first(tmp_path, monkeypatch):
+    works, times = os.replace, []
+
+    def replace(source, target):
+        time.sleep(0.2)
+        works(source, target)
+        times.append(os.path.basename(target))
+
+    monkeypatch.setattr(os, "replace", replace)
+    state, _ = run_here(tmp_path, sabotage=signal_at(2, signal.SIGTERM))
+    assert state.step == 3 and complete_sets(str(tmp_path), 0.9) == [(2, "freq_"), (3, "freq_")]
+    assert [name for name in times if "opt" in name] == [f"freq_opt_00000{step}.pt" for step in (1, 2, 3)]
+
+
 def test_signals_in_the_same_moment_are_one(tmp_path):
     """A scheduler signals every process, and torchrun passes on what it got itself."""
     state, signum = run_here(tmp_path, sabotage=signal_at(1, signal.SIGTERM, signal.SIGINT, signal.SIGTERM))

@@ -1,0 +1,55 @@
+"""Codes from a latent prior: its options, its file, and the noise that it is sampled from."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dbae.checkpoint import NAME, load_model, read_config
+from dbae.config import RuntimeConfig, UserError, option, require_positive
+from dbae.io import image_generators, listdir
+from dbae.methods import LatentPrior
+from scripts.common import result_folder
+from scripts.conditional import CODE
+from scripts.options import DataOptions
+
+
+@dataclass(frozen=True)
+class FromPriorOptions(DataOptions, RuntimeConfig):
+    """A latent prior, and how it is sampled."""
+
+    prior: str | None = option(None, "weight file of the prior (default: the newest in sample_STEP/prior)")
+    latent_steps: int = option(100, "steps of the prior's sampler, for each code")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("latent_steps", self.latent_steps)
+
+
+def find_prior(options: FromPriorOptions) -> str:
+    """Weight file of the prior, its newest average by default. Raises UserError where there is none."""
+    if options.prior:
+        return options.prior
+    folder = result_folder(options.model_path, "prior", out=options.out)
+    found = [match for match in map(NAME.fullmatch, listdir(folder)) if match and match["rate"] and not match["prefix"]]
+    if not found:
+        raise UserError(f"prior: none in {folder}; fit one with train_prior, or sample --codes gaussian or encoded")
+    return os.path.join(folder, max(found, key=lambda match: int(match["step"]))[0])
+
+
+def load_prior(options: FromPriorOptions, weights: str, device: torch.device) -> tuple[str, LatentPrior]:
+    """Path and model of the prior. Raises UserError for one of another autoencoder, and steps that it does not have."""
+    path = find_prior(options)
+    prior = load_model(path, "prior", device=device)
+    prior.check_sampling(prior.sampling(steps=options.latent_steps))
+    entry = (read_config(os.path.dirname(path)) or {}).get("data", {})
+    if entry.get("weights", weights) != weights:
+        raise UserError(f"prior: {path} is of the codes of other weights ({entry['weights']}, these are {weights})")
+    return path, prior
+
+
+def noise(options: FromPriorOptions, index: list[int], length: int, attempt: int) -> Tensor:
+    """Standard normal values [n, length] of images by number and try, on the CPU."""
+    generators = image_generators(options.seed, index, CODE, attempt)
+    return torch.stack([torch.randn(length, generator=generator) for generator in generators])
