@@ -146,11 +146,18 @@ def command_line() -> str:
     return shlex.join(["python3", *(("-m", spec.name) if spec else sys.argv[:1]), *sys.argv[1:]])
 
 
-def differing(found: Any, wanted: Mapping[str, Any]) -> str:
-    """The entries in which settings read from JSON differ from ``wanted`` ones, few with values; empty if in none.
+def with_command(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as results state them: with the command that runs, which does not count where they are compared."""
+    return {**settings, "command": command_line()}
 
-    An entry ``command`` does not count; where others differ, it is quoted as what made the results.
-    """
+
+def made_by(found: Any) -> str:
+    """The command that settings read from JSON state, to follow what differs; nothing where they state none."""
+    return f", made by: {found['command']}" if isinstance(found, dict) and "command" in found else ""
+
+
+def differing(found: Any, wanted: Mapping[str, Any]) -> str:
+    """The entries in which settings read from JSON differ from ``wanted`` ones, few with values; empty if in none."""
     if not isinstance(found, dict) or not found:
         return "origin (not stated, perhaps by an older version)"
     wanted = json.loads(json.dumps(wanted))
@@ -158,7 +165,7 @@ def differing(found: Any, wanted: Mapping[str, Any]) -> str:
     shown = names
     if len(names) <= 4:
         shown = [f"{name} ({_shown(found.get(name))}, now {_shown(wanted.get(name))})" for name in names]
-    return ", ".join(shown) + (f", made by: {found['command']}" if names and "command" in found else "")
+    return ", ".join(shown)
 
 
 def is_other(
@@ -166,12 +173,14 @@ def is_other(
 ) -> bool:
     """Whether ``what`` is at ``path`` has by the settings ``found`` with it others than ``wanted`` ones.
 
-    Raises UserError with the difference, or like ``found``, unless ``overwrite``: then it may be replaced.
+    Raises UserError with the difference and the command that made it, or like ``found``, unless ``overwrite``: then it
+    may be replaced.
     """
     try:
-        if others := differing(found(), wanted):
-            advice = "give --overwrite true to replace it, or write elsewhere"
-            raise UserError(f"{path} holds {what} with another {others}; {advice}")
+        settings = found()
+        if others := differing(settings, wanted):
+            advice = "give the same to go on, --overwrite true to replace it, or another --out"
+            raise UserError(f"{path} holds {what} with another {others}{made_by(settings)}; {advice}")
     except UserError:
         if not overwrite:
             raise

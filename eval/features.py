@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dbae.config import UserError
-from dbae.io import differing, require_finite, seed_for
+from dbae.io import is_other, require_finite, seed_for, with_command
 from eval.arrays import Arrays, read_arrays, write_arrays
 
 Encode = Callable[[Tensor, Sequence[int]], dict[str, Tensor]]
@@ -79,9 +79,7 @@ class FeatureCache:
             found = json.loads(text)
         except ValueError:
             found = None
-        if others := differing(found, self.settings):
-            raise UserError(f"{self.path} holds codes with another {others}; give another name, or move it away")
-        return True
+        return not is_other(self.path, "codes", lambda: found, self.settings)
 
     def done(self, rank: int) -> int:
         """Number of a process's batches that are on disk, from the first on."""
@@ -107,7 +105,7 @@ class FeatureCache:
 
     def write(self, arrays: Arrays, about: dict[str, str]) -> None:
         """Write the file, with ``about`` beside the settings, and remove the batches."""
-        write_arrays(self.path, arrays, {"settings": json.dumps(self.settings), **about})
+        write_arrays(self.path, arrays, {"settings": json.dumps(with_command(self.settings)), **about})
         self.discard()
 
     def discard(self) -> None:

@@ -25,7 +25,7 @@ from datasets.base import ImageDataset
 from datasets.loader import ordered_batches
 from dbae import runtime
 from dbae.config import RuntimeConfig, UserError, check_numbers, option
-from dbae.io import fingerprint, image_generators, require_finite, to_float, write_json
+from dbae.io import fingerprint, image_generators, require_finite, to_float, with_command, write_json
 from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
 from eval.contrastive import alignment, uniformity
@@ -136,7 +136,7 @@ def print_table(entry: dict[str, Any], settings: dict[str, Any]) -> None:
 def write(path: str, picture: str, settings: dict[str, Any], entries: Sequence[dict[str, Any]]) -> None:
     """The report, and its picture."""
     entries = sorted(entries, key=lambda entry: (entry["step"] is None, entry["step"] or 0))
-    write_json(path, {"made_from": settings, "checkpoints": entries})
+    write_json(path, {"made_from": with_command(settings), "checkpoints": entries})
     draw(picture, settings, entries)
 
 

@@ -23,7 +23,7 @@ from datasets.base import ImageDataset
 from datasets.labels import Factors, Targets
 from dbae import runtime
 from dbae.config import UserError, option, require_positive
-from dbae.io import command_line, fingerprint, to_float, write_json
+from dbae.io import fingerprint, to_float, with_command, write_json
 from dbae.progress import progress_bar
 from eval.arrays import Arrays, read_arrays
 from eval.factors import STAGES, factor_scores
@@ -182,8 +182,8 @@ def main(args: list[str] | None = None) -> None:
                 "factors": factors and factors.values.astype(np.float64),
             }
         rows = {name: measure(name, each, truth, options) for name, each in codes.items()}
-        made_from = settings | {"command": command_line()}
-        report = {"checkpoint": options.model_path, "data": options.dataset, "made_from": made_from, "rows": rows}
+        report = {"checkpoint": options.model_path, "data": options.dataset, "made_from": with_command(settings)}
+        report["rows"] = rows
         if "log_sigma" in arrays:  # whether the noise of a code drowns what it says
             spread = np.exp(arrays["log_sigma"]).mean() / arrays["mu"].std(axis=0).mean()
             report["mean sigma over mean std of mu"] = float(spread)

@@ -27,6 +27,7 @@ from dbae.io import (
     listdir,
     lock_folder,
     remove_unfinished,
+    with_command,
     write_json,
 )
 from scripts.cli import options_of, print_options, run
@@ -95,7 +96,8 @@ def begin(settings: dict[str, Any], splits: dict[str, Labelled], options: Latent
     for split, each in splits.items():
         with atomic_write(label_file(folder, split)) as file:
             np.save(file, each.targets.values.numpy())
-    write_json(report, {"made_from": settings, "classes": splits["train"].targets.names, "data": options.dataset})
+    made = {"made_from": with_command(settings), "data": options.dataset}
+    write_json(report, made | {"classes": splits["train"].targets.names})
 
 
 def main(args: list[str] | None = None) -> None:

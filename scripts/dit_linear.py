@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dbae import runtime
 from dbae.config import PRECISIONS, UserError, check_choices, check_numbers, option
 from dbae.diffusion import Diffusion, LinearBeta
-from dbae.io import Generators, fingerprint, randn_like, write_json, write_tensors
+from dbae.io import Generators, fingerprint, randn_like, with_command, write_json, write_tensors
 from dbae.nn.dit import DiT
 from scripts.classifiers import Inputs, Recipe, Training, accuracies, cosine, logits
 from scripts.cli import options_of, print_options, run
@@ -131,12 +131,12 @@ def main(args: list[str] | None = None) -> None:
     check_codes(net, data, folder)
     adam = partial(torch.optim.Adam, lr=options.lr)
     recipe = Recipe(options.epochs, options.batch_size, adam, cosine(options.epochs), seed=options.seed)
-    settings = {
+    settings = with_command({
         "weights": runtime.on_first(lambda: fingerprint(options.dit_path)),
         "heads": net.blocks[0].attn.heads, "layers": layers, "time": options.t, "codes": data.digest,
         "copies": len(data.codes["train"].copies), "precision": precision_name(options.precision, dtype),
         **{name: getattr(options, name) for name in ("epochs", "batch_size", "lr", "seed")},
-    }  # fmt: skip
+    })  # fmt: skip
     torch.manual_seed(options.seed)
     classifiers = {layer: nn.Linear(net.pos_embed.shape[2], len(data.names)) for layer in layers}
     result, weights, state = map(options.path, WRITTEN)

@@ -85,7 +85,7 @@ def reconstruct(job: Job) -> list[str]:
     job.results.check([*paths, path])
     states, made = job.trained.reconstruct(job.images.pixels)
     rows = [
-        Row("input", job.images.pixels[:SHOWN], [plain_text(name) for name in names]),
+        Row("input", job.images.pixels[:SHOWN], names),
         Row("$x_T$", states[:SHOWN]),
         Row("reconstruction", made[:SHOWN]),
     ]
@@ -107,7 +107,7 @@ def interpolate(job: Job) -> list[str]:
     fractions = [f"{i / (how.frames - 1):.2g}" for i in range(how.frames)]
     rows = []
     for i in range(len(pixels) - 1):
-        captions = [plain_text(names[i]), *fractions, plain_text(names[i + 1])]
+        captions = [names[i], *fractions, names[i + 1]]
         rows.append(Row("image $x_0$", [pixels[i], *made[i], pixels[i + 1]], captions))
         rows.append(Row("$x_T$", [None, *states[i]]))
     strip(paths[0], rows, f"{how.path} interpolation between codes")
@@ -135,7 +135,7 @@ def manipulate(job: Job) -> list[str]:
     rows = []
     for i, name in enumerate(names):
         for k, edit in enumerate(edits):
-            rows.append(Row(plain_text(edit.name), [pixels[i], *made[i, k]], [plain_text(name), *edit.columns]))
+            rows.append(Row(plain_text(edit.name), [pixels[i], *made[i, k]], [name, *edit.columns]))
             if not how.fix_xT:
                 rows.append(Row("$x_T$", [None, *states[i, k]]))
     strip(paths[0], rows, TITLES[how.strength])

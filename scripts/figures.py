@@ -1,5 +1,6 @@
 """Pictures of images in rows: labelled strips as PNG, and animations as GIF."""
 
+import textwrap
 import warnings
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -12,6 +13,7 @@ from dbae.config import UserError, printable
 from dbae.io import atomic_write
 
 MAX_ROWS = 100  # of a strip
+CAPTION = 14  # letters in a line above an image
 
 
 def plain_text(text: str) -> str:
@@ -27,11 +29,11 @@ def save_figure(path: str, figure: Any, **options: Any) -> None:
 
 
 class Row(NamedTuple):
-    """Images side by side, what is written beside the row, and above its images; ``plain_text`` shows names there."""
+    """Images side by side, what is written beside the row, where ``plain_text`` shows names, and above its images."""
 
     label: str
     images: Sequence[Tensor | None]  # uint8 [3, H, W]; None leaves its place empty
-    captions: Sequence[str] = ()
+    captions: Sequence[str] = ()  # as they are, in lines that are no wider than an image
 
 
 def check_rows(rows: int) -> None:
@@ -49,7 +51,8 @@ def draw_rows(figure: Any, rows: Sequence[Row]) -> None:
             axis.spines[:].set_visible(False)
         axes[0].set_ylabel(row.label, rotation=0, ha="right", va="center", fontsize=10)
         for axis, image, caption in zip_longest(axes, row.images, row.captions):
-            axis.set_title(caption or "", fontsize=9, pad=3)
+            lines = textwrap.wrap(printable(caption or ""), CAPTION, max_lines=3, placeholder="…")
+            axis.set_title("\n".join(map(plain_text, lines)), fontsize=9, pad=3)
             if image is not None:
                 axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
 

@@ -25,7 +25,7 @@ from dbae import runtime
 from dbae.checkpoint import safetensors_library
 from dbae.config import RuntimeConfig, UserError, check_numbers, option
 from dbae.finetuned import FineTuned, save_finetuned
-from dbae.io import Generators, fingerprint, write_json
+from dbae.io import Generators, fingerprint, with_command, write_json
 from dbae.methods import DDAE
 from scripts.classifiers import Recipe, Training, accuracies, cosine, logits
 from scripts.cli import Parser, run
@@ -149,7 +149,7 @@ def main(args: list[str] | None = None) -> None:
     whole = count(model)
     network = build(model, options, classes).to(device)
     recipe = recipe_of(options, model.precision)
-    settings = settings_of(network, recipe, splits, options)
+    settings = with_command(settings_of(network, recipe, splits, options))
     layer_decay = settings["layer_decay"]
     groups = network.param_groups(options.lr, layer_decay, options.weight_decay)
     training = Training({NAME: network}, recipe, device, state, settings, groups)

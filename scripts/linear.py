@@ -20,7 +20,7 @@ import torch
 
 from datasets import Labelled, labelled_splits
 from dbae import runtime
-from dbae.io import fingerprint
+from dbae.io import fingerprint, with_command
 from scripts import linear_baselines, linear_report
 from scripts.cli import Parser, run
 from scripts.common import TrainedModel, load, parse, print_dry_run
@@ -104,7 +104,7 @@ def main(args: list[str] | None = None) -> None:
     splits = {split: drawn(each, limits[split], options.seed) for split, each in splits.items()}
 
     def begin() -> dict[str, Any]:
-        settings = settings_of(trained, splits, cells, options)
+        settings = with_command(settings_of(trained, splits, cells, options))
         inputs = chain([options.model_path], *(each.files() for each in splits.values()))
         check_report(f"{stem}.json", [f"{stem}.png"], settings, inputs, "a linear probe", options.overwrite)
         return settings

@@ -18,7 +18,7 @@ from datasets.loader import CachedImages
 from dbae import runtime
 from dbae.config import check_numbers, option
 from dbae.diffusion import VE, Diffusion, LinearBeta, Process
-from dbae.io import Generators, require_finite, write_json
+from dbae.io import Generators, require_finite, with_command, write_json
 from dbae.methods.ddae import CHAIN
 from dbae.methods.ddae_config import EDM_STEPS, sigma_of_step
 from dbae.progress import progress_bar
@@ -143,7 +143,7 @@ def train_and_test(job: Job, options: Any, device: torch.device) -> None:
     """
     others = read_results(options.compare)  # wrong ones end before any work
     splits, names = splits_of(options, job.size)
-    trained_on = {**job.settings, **about({"train": splits["train"]}), "classes": list(names)}
+    trained_on = with_command({**job.settings, **about({"train": splits["train"]}), "classes": list(names)})
     made_from = {**trained_on, **about({"test": splits["test"]})}
     result, state, picture = (os.path.join(job.folder, name) for name in WRITTEN)
     torch.manual_seed(job.recipe.seed)

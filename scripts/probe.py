@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets import ImageDataset, Labelled, labelled_splits
 from dbae import runtime
 from dbae.config import UserError
-from dbae.io import atomic_write, command_line, fingerprint, to_float, write_tensors
+from dbae.io import atomic_write, fingerprint, to_float, with_command, write_tensors
 from eval.features import CachedFeatures, Encode, encode_dataset, pca, reduced
 from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, predict, summary
 from eval.scores import json_safe
@@ -168,7 +168,7 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
         report = {
             "checkpoint": options.model_path,
             "weights": settings["weights"],
-            "made_from": settings | {"command": command_line()},
+            "made_from": with_command(settings),
             "data": options.data,
             "features": options.features,
             **({} if options.time is None else {"time": options.time}),

@@ -8,7 +8,7 @@ from typing import Any
 
 from dbae import runtime
 from dbae.config import UserError
-from dbae.io import check_outputs, command_line, is_other, read_json, write_json
+from dbae.io import check_outputs, is_other, read_json, with_command, write_json
 from scripts.classifiers import Training
 
 FILE = "edits.json"  # {"edits": [{"settings": {...}, "files": [name, ...]}, ...]}, each file in one edit
@@ -93,9 +93,7 @@ class Results:
         """Note that the files were made with these settings."""
         names = [os.path.basename(path) for path in paths]
         edits = [{**edit, "files": [name for name in edit["files"] if name not in names]} for edit in self._edits()]
-        edits = [edit for edit in edits if edit["files"]] + [
-            {"settings": {**self.settings, "command": command_line()}, "files": names}
-        ]
+        edits = [edit for edit in edits if edit["files"]] + [{"settings": with_command(self.settings), "files": names}]
         write_json(os.path.join(self.folder, FILE), {"edits": edits})
 
     def _edits(self) -> list[dict[str, Any]]:

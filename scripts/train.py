@@ -38,7 +38,7 @@ from datasets.tolerant import FILE, Tolerant
 from dbae import runtime
 from dbae.checkpoint import complete_sets, config_content, read_config, write_config
 from dbae.config import TrainConfig, UserError, from_json
-from dbae.io import lock_folder, save_grid, to_float, to_uint8
+from dbae.io import lock_folder, made_by, save_grid, to_float, to_uint8, with_command
 from dbae.methods import METHODS, DiffusionModel
 from dbae.methods.sizes import SIZES
 from dbae.state import TrainState
@@ -96,9 +96,9 @@ def check_run_folder(
     movable = ("path", "times_digest")
     for name, value in ours.items():
         if theirs[name] != value and not (moved and name in movable):
-            advice = f"give --data_moved true if it is the same data, or another {elsewhere}"
-            advice = advice if name in movable else f"give the same, or another {elsewhere}"
-            raise UserError(f"{name}: the run in {run_dir} has {theirs[name]}, got {value}; {advice}")
+            same = "--data_moved true if it is the same data" if name in movable else "the same to go on"
+            found = f"the run in {run_dir} has {theirs[name]}, got {value}{made_by(earlier)}"
+            raise UserError(f"{name}: {found}; give {same}, or another {elsewhere}")
 
 
 def draw_preview(images: Tensor, run_dir: str, model: DiffusionModel, step: int) -> None:
@@ -229,7 +229,7 @@ def fit(
         resumed = state.restore_from(resume_checkpoint)
     runtime.barrier()
     if runtime.rank() == 0:
-        write_config(run_dir, content)
+        write_config(run_dir, with_command(content))
     start = f", resumed from {resumed} after {state.images} images" if resumed else ""
     compiled = runtime.use_compile(model, config.compile, device)
     if not quiet:

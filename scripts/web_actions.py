@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datasets.photos import read_photo
 from dbae.config import UserError
+from dbae.diffusion import DEFAULTS, SOLVERS
 from dbae.methods.codes import attribute_step
 from eval.classifier import AttributeClassifier
 from scripts.common import TrainedModel
@@ -111,8 +112,17 @@ class Studio:
         return [self._save("frame", made[:, i]) for i in range(frames)], animated, cost
 
     def _trained(self, sampler: str, steps: int) -> TrainedModel:
-        sampling = dataclasses.replace(self.trained.sampling, sampler=sampler, steps=steps)
-        self.trained.model.check_sampling(sampling)
+        """The model with that sampling: as the page started where the sampler is the same, else as suits that.
+
+        Samplers on the drift have the method's time grid, all others that of its few steps.
+        """
+        model, sampling = self.trained.model, self.trained.sampling
+        if sampler != sampling.sampler:
+            on_drift = "churn" in SOLVERS[sampler].reads
+            suited = model.SAMPLING if on_drift or not model.FEW_STEPS else model.FEW_STEPS
+            sampling = dataclasses.replace(sampling, sampler=sampler, grid=suited.grid, **DEFAULTS)
+        sampling = dataclasses.replace(sampling, steps=steps)
+        model.check_sampling(sampling)
         return dataclasses.replace(self.trained, sampling=sampling)
 
     def _crop(self, path: str) -> Tensor:
@@ -159,4 +169,4 @@ class Studio:
 def _cost(trained: TrainedModel, images: int, start: float) -> str:
     calls = trained.model.nfe(trained.sampling)
     shown = f"{images} images, " * (images > 1) + f"{calls} network call{'s' * (calls > 1)}" + " each" * (images > 1)
-    return f"Last call: {shown}, {time.monotonic() - start:.2f} s"
+    return f"Last call: {shown}, time grid {trained.sampling.grid}, {time.monotonic() - start:.2f} s"

@@ -126,7 +126,9 @@ def test_training_from_the_launcher_resumes_by_itself(tmp_path, program):
     assert status == 0 and "steps 2 to 3, resumed from" in shown, error
     assert [row["step"] for row in csv.DictReader((folder / "progress.csv").open())] == ["1", "2", "3"]
     wrong = program(train, *words, "--total_steps=3", "--dropout=0.2")
-    assert_one_line_error(wrong, "dropout", "has 0.0, got 0.2", "another --workdir")
+    assert_one_line_error(
+        wrong, "dropout", "has 0.0, got 0.2, made by: python3 ", "give the same to go on", "--workdir"
+    )
 
 
 def test_several_processes_check_their_input_once(tmp_path):
@@ -393,7 +395,7 @@ def test_reconstruction_continues_and_does_not_mix(checkpoint, program, monkeypa
     assert program(reconstruct, *words)[0] == 0
     assert kept.stat().st_mtime_ns == before and np.array_equal(read(folder, "fake", i=1), made)
     refused = program(reconstruct, *words, "--seed=1")
-    assert_one_line_error(refused, "another seed (0, now 1), made by: python3 ", "--overwrite true", "write elsewhere")
+    assert_one_line_error(refused, "another seed (0, now 1), made by: python3 ", "--overwrite true", "another --out")
 
 
 def folder_words(checkpoint, data, *more):

@@ -154,7 +154,9 @@ def test_over_a_run(run, capsys, monkeypatch):
     monkeypatch.setattr(contrastive, "measure", None)  # all is there already
     contrastive.main(words(f"{first},{run}/ema_0.9999_000030.pt", "--config=DDPM_toyfaces"))
     assert json.loads((run / "contrastive_11.json").read_text()) == report
-    with pytest.raises(UserError, match=r"contrastive_11.json holds measures with another batch_size \(4, now 5\)"):
+    with pytest.raises(
+        UserError, match=r"_11.json holds measures with another batch_size \(4, now 5\), made by: python3"
+    ):
         contrastive.main(words(run, "--config=DDPM_toyfaces", "--batch_size=5"))
 
 

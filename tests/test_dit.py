@@ -105,7 +105,7 @@ def test_codes_do_not_depend_on_batches_or_interruptions(files, codes, tmp_path,
 
 def test_codes_of_other_settings_are_not_mixed(files, codes, tmp_path, program):
     assert_one_line_error(
-        program(dit_latents, *latents(files, codes, seed=1)), "another seed (0, now 1)", "--overwrite"
+        program(dit_latents, *latents(files, codes, seed=1)), "another seed (0, now 1), made by:", "--overwrite"
     )
     words = latents(files, tmp_path, copies=1, limit=4)
     program(dit_latents, *words)
@@ -182,7 +182,7 @@ def test_probe(files, tmp_path, program):
         "layer-0.bias": (2,),
     }
     assert "nothing computed" in program(dit_linear, *words)[1]
-    assert_one_line_error(program(dit_linear, *words, "--seed=1"), "another seed (0, now 1)")
+    assert_one_line_error(program(dit_linear, *words, "--seed=1"), "another seed (0, now 1), made by: python3 ")
 
 
 def test_an_interrupted_probe_ends_with_the_same_bits(files, codes, tmp_path, monkeypatch, program):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from PIL import Image
 
 from datasets import toyfaces
 from dbae.config import SampleConfig, UserError
-from dbae.io import fingerprint, to_uint8
+from dbae.io import fingerprint, save_grid, to_uint8
 from eval.features import encode_batches
-from scripts import edit, interpolate, manipulate
+from scripts import edit, figures, interpolate, manipulate
 from scripts.cli import run
 from scripts.common import TrainedModel
 from scripts.edit_inputs import different
@@ -269,12 +270,30 @@ NAMES = ["$x^$", r"a\$b$", "a_b#[1]{}%", "x\udce9", "a\nb\x07", "名前 🙂", "
 @pytest.mark.filterwarnings("error")
 def test_names_are_text_in_figures(tmp_path):
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    rows = [Row(plain_text(name), [image], [plain_text(name)]) for name in NAMES]
+    rows = [Row(plain_text(name), [image], [name]) for name in NAMES]
     strip(str(tmp_path / "strip.png"), rows, "title")
     scores = {name: {"ap": 0.5} for name in NAMES}
     report = {"features": "model", "solver": "exact", "data": "folder:$x^$", "images": {"test": 9}}
     draw(str(tmp_path / "bars.png"), report | {"test": {"ap": 0.5}, "attributes": scores})
     assert plain_text("$x$") == r"\$x\$" and plain_text("a\n\udce9") == r"a\n\udce9"
+
+
+def test_labels_are_not_clipped_and_do_not_meet(tmp_path, monkeypatch):
+    image, path, name = torch.zeros(3, 8, 8, dtype=torch.uint8), str(tmp_path / "one.png"), "a_long_name_of_photo_1"
+    for write in (
+        lambda: strip(path, [Row("reconstruction", [image], [name])], "a title that is wider than the only image"),
+        lambda: save_grid(path, [("reconstruction", image[None])]),
+    ):
+        write()
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        assert all((edge == 255).all() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
+
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda path, figure, **options: drawn.append(figure))
+    strip(path, [Row("reconstruction", [image] * 3, [name] * 3)], "")
+    drawn[0].draw_without_rendering()
+    captions = [axis.title.get_window_extent() for axis in drawn[0].axes]
+    assert all(left.x1 < right.x0 for left, right in pairwise(captions))
 
 
 def test_names_of_files_are_text_in_programs(checkpoint, call, tmp_path):

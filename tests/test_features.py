@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from datasets.tolerant import Tolerant
 from dbae.config import UserError
+from dbae.io import with_command
 from eval.arrays import read_arrays, write_arrays
 from eval.features import CachedFeatures, FeatureCache, encode_batches, encode_dataset
 from eval.probe import Part, fit
@@ -86,11 +87,11 @@ def test_cache_resumes_and_collects_in_order(tmp_path, world):
     cache.write(cache.collect() | {"labels": np.ones((10, 2), np.float32)}, {"names": "[]"})
     arrays, about = read_arrays(cache.path)
     assert cache.finished and arrays["index"].tolist() == list(range(10)) and arrays["labels"].shape == (10, 2)
-    assert json.loads(about["settings"]) == {"images": 10} and about["names"] == "[]"
+    assert json.loads(about["settings"]) == with_command({"images": 10}) and about["names"] == "[]"
     assert np.allclose(arrays["z"], encode_dataset(encode, DATA)["z"], atol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["codes.npz"]
     with pytest.raises(
-        UserError, match=r"holds codes with another weights \(none, now other\); give another name, or move it away"
+        UserError, match=r"holds codes with another weights \(none, now other\), made by: python3 .* another --out"
     ):
         _ = FeatureCache(cache.path, {"images": 10, "weights": "other"}, world).finished
     write_arrays(cache.path, arrays)

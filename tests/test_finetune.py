@@ -178,7 +178,7 @@ def test_program(run, tmp_path, capsys, monkeypatch):
             finetune.main(words(run, tmp_path / "again"))
     again = tmp_path / "again" / "sample_20" / "finetune"
     assert (again / "state.pt").exists() and not (again / "results.json").exists()
-    with pytest.raises(UserError, match=r"another lr \(0.001, now 0.01\)"):
+    with pytest.raises(UserError, match=r"another lr \(0.001, now 0.01\), made by: python3 .*; give the same to go on"):
         finetune.main(words(run, tmp_path / "again", "--lr=0.01"))
     finetune.main(words(run, tmp_path / "again"))
     second = load_finetuned(str(again / "classifier.safetensors")).state_dict()
@@ -187,7 +187,7 @@ def test_program(run, tmp_path, capsys, monkeypatch):
 
     finetune.main(words(run, tmp_path))
     assert "complete already" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"results.json holds a classifier with another lr"):
+    with pytest.raises(UserError, match=r"results.json holds a classifier with another lr .*, made by: python3 "):
         finetune.main(words(run, tmp_path, "--lr=0.01"))
 
 
