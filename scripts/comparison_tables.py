@@ -1,0 +1,99 @@
+"""The text of a comparison: a table of the models, tables of the measures by name, and what papers claim."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from scripts.tables import markdown
+
+Values = Mapping[str, Mapping[str, Mapping[str, Any]]]  # row -> measure -> column -> value
+MODELS = ("parameters", "code", "training images")
+HEAD = "# Comparison\n\nMade by `python -m scripts.comparison`; the commands of every number stand below its table.\n\n"
+
+
+def section_text(section: Mapping[str, Any], found: Values) -> str:
+    """A section in Markdown."""
+    parts = [f"## {section['title']}", section.get("note", ""), models(found)]
+    for title in dict.fromkeys(each["table"] for each in section["measures"].values()):
+        measures = {name: each for name, each in section["measures"].items() if each["table"] == title}
+        parts.append(f"### {title}")
+        lined = any("line" in each for each in measures.values())
+        parts += [(by_line if lined else by_row)(found, measures), commands(measures)]
+    if section.get("claims"):
+        parts += ["### What the papers say", claims(section["claims"], found)]
+    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
+
+
+def models(found: Values) -> str:
+    """The models: their size, and what they were trained on."""
+    rows = [[name, *(cell(values.get("", {}).get(title)) for title in MODELS)] for name, values in found.items()]
+    return markdown(("", *MODELS), rows)
+
+
+def by_row(found: Values, measures: Mapping[str, Any]) -> str:
+    """A line per model, with the columns of all measures beside each other."""
+    columns = [(name, title) for name, each in measures.items() for title in each["columns"]]
+    rows = [
+        [row, *(cell(values.get(name, {}).get(title)) for name, title in columns)]
+        for row, values in found.items()
+        if any(name in values for name in measures)
+    ]
+    return markdown(("", *(title for _, title in columns)), rows)
+
+
+def by_line(found: Values, measures: Mapping[str, Any]) -> str:
+    """A line per model and measure, of measures with the same columns."""
+    titles = list(dict.fromkeys(title for each in measures.values() for title in each["columns"]))
+    rows = [
+        [row, measures[name].get("line", name), *(cell(values[name].get(title)) for title in titles)]
+        for row, values in found.items()
+        for name in measures
+        if name in values
+    ]
+    return markdown(("", "by", *titles), rows)
+
+
+def commands(measures: Mapping[str, Any]) -> str:
+    """What was run, with places for what differs between models."""
+    lines = dict.fromkeys(
+        ("python " if words[0].endswith(".py") else "python -m ") + shlex.join(words).replace("'", "")
+        for each in measures.values()
+        for words in each["run"]
+    )
+    return "<details><summary>commands</summary>\n\n```\n" + "\n".join(lines) + "\n```\n\n</details>"
+
+
+def claims(given: Iterable[Mapping[str, Any]], found: Values) -> str:
+    """A line per claim, ``left`` above ``right`` (each a model, a measure, and a column), and whether it holds here."""
+    lines = []
+    for claim in given:
+        left, right = (mean_of(found, claim[side]) for side in ("left", "right"))
+        if left is None or right is None:
+            verdict = "not measured here"
+        else:
+            verdict = f"{'holds' if left > right else 'does not hold'} here ({cell(left)} against {cell(right)})"
+        lines.append(f"- {claim['text']}: **{verdict}**.")
+    return "\n".join(lines)
+
+
+def mean_of(found: Values, place: Sequence[str]) -> float | None:
+    """A number by its model, measure and column; None where it was not measured."""
+    row, measure, column = place
+    value = found.get(row, {}).get(measure, {}).get(column)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def failed(failures: Sequence[str]) -> str:
+    """What was not measured, and why."""
+    return "\n## Not measured\n\n" + "".join(f"- {each}\n" for each in failures) if failures else ""
+
+
+def cell(value: Any) -> str:
+    """A number as a table shows it: whole ones with commas, others with four digits, those of several seeds with ±."""
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return f"{cell(value[0])} ± {value[1]:.2g}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,109 @@
+"""The comparison: programs run once, what changed runs again, and tables say what was found."""
+
+import json
+
+import pytest
+import tiny
+
+from dbae.config import UserError
+from scripts import comparison
+from scripts.comparison_tables import cell, claims
+
+MEASURE = {
+    "table": "Probes",
+    "run": [["scripts.probe", "--model={model}", "--out={out}"], ["eval.py", "--weights={weights}"]],
+    "report": "{out}/sample_*/report.json",
+    "columns": {"AP": "test.0.ap"},
+}
+
+
+@pytest.fixture
+def setup(tmp_path, monkeypatch):
+    """A settings file over two tiny models, and the commands that were run; each writes a report."""
+    ran = []
+
+    def program(words):
+        ran.append(words)
+        out = [word.partition("=")[2] for word in words if word.startswith("--out=")]
+        if out:
+            path = tmp_path / out[0] / "sample_20"
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "report.json").write_text(json.dumps({"test": [{"ap": 0.25 * len(ran)}]}))
+
+    monkeypatch.setattr(comparison, "program", program)
+    monkeypatch.chdir(tmp_path)
+    rows = {}
+    for name in ("A", "B"):
+        (tmp_path / name).mkdir()
+        rows[name] = {"model": str(tiny.written(tmp_path / name, tiny.model()))}
+    claim = {"text": "B is better", "left": ["B", "exact", "AP"], "right": ["A", "exact", "AP"]}
+    section = {"title": "Toys", "dataset": "toyfaces", "rows": rows, "measures": {"exact": MEASURE}, "claims": [claim]}
+    path = tmp_path / "settings.json"
+
+    def write(**changes):
+        path.write_text(json.dumps({"toys": section | changes}))
+
+    write()
+    words = [f"--settings={path}", f"--out={tmp_path}/out", "--files", "weights=w.pth", "--table", f"{tmp_path}/t.md"]
+    return words, write, ran, tmp_path
+
+
+def test_every_measure_of_every_row_is_taken_once(setup):
+    words, write, ran, folder = setup
+    comparison.main(words)
+    assert [run[0] for run in ran] == ["scripts.probe", "eval.py"] * 2
+    assert ran[1] == ["eval.py", "--weights=w.pth"]
+    text = (folder / "t.md").read_text()
+    assert (
+        "| A | 0.25 |" in text and "| B | 0.75 |" in text and "B is better: **holds here (0.75 against 0.25)**" in text
+    )
+    assert f"{sum(p.numel() for p in tiny.model().parameters()):,}" in text
+
+    comparison.main(words)
+    assert len(ran) == 4 and (folder / "t.md").read_text() == text
+    write(measures={"exact": MEASURE | {"run": [["scripts.probe", "--solver=exact", "--out={out}"]]}})
+    comparison.main(words)
+    assert len(ran) == 6
+
+
+def test_what_fails_is_said_and_the_rest_goes_on(setup):
+    words, write, ran, folder = setup
+    lacking = MEASURE | {"run": [["x", "{inception}"]], "table": "Generation"}
+    wrong = MEASURE | {"columns": {"r": "last.r"}, "rows": ["B"]}
+    write(measures={"fid": lacking, "wrong": wrong, "exact": MEASURE})
+    with pytest.raises(UserError, match=r"3 measures were not taken.*needs --files inception=PATH"):
+        comparison.main(words)
+    text = (folder / "t.md").read_text()
+    assert "| A | 0.25 |" not in text.split("### Generation")[1].split("###")[0]
+    assert "toys: B: wrong: {out}/sample_*/report.json: nothing stands at 'last'" in text and "| B |" in text
+
+    (folder / "A" / "ema_0.9999_000020.pt").write_bytes(b"?")
+    before = len(ran)
+    with pytest.raises(UserError, match="A"):
+        comparison.main(words)
+    assert len(ran) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": {"A": {}}}, "toys: A: expected a model or how to train one"),
+        ({"measures": {"m": {**MEASURE, "colums": {}}}}, "toys: m: expected an object with table"),
+        ({"measures": {"m": {**MEASURE, "rows": ["C"]}}}, "toys: m: expected names of rows, got 'C'"),
+        ({"rows": [1]}, "toys: rows: expected an object, got"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_runs(setup, change, message):
+    words, write, ran, _ = setup
+    write(**change)
+    with pytest.raises(UserError, match=message):
+        comparison.main(words)
+    assert not ran
+
+
+def test_several_seeds_give_a_mean_and_a_deviation():
+    assert comparison.spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5)) and comparison.spread([64, 64]) == 64
+    assert cell((2.0, 2**0.5)) == "2 ± 1.4" and cell(1234567) == "1,234,567" and cell(None) == ""
+    found = {"A": {"m": {"AP": (0.5, 0.1)}}}
+    claim = {"text": "t", "left": ["A", "m", "AP"], "right": ["B", "m", "AP"]}
+    assert claims([claim], found) == "- t: **not measured here**."
