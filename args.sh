@@ -20,6 +20,8 @@ RDZV_ID="${RDZV_ID:-dbae}"               # the job's name, the same on every nod
 RESTARTS="${RESTARTS:-0}"                # how often torchrun starts a job again whose process died
 RDZV_ENDPOINT="${RDZV_ENDPOINT:-}"       # where the nodes meet
 PYTHON="${PYTHON:-python3}"              # interpreter
+# Threads of GNU OpenMP spin for milliseconds before they sleep: where others need the cores, each waits for the other
+[[ ${OMP_WAIT_POLICY:-} ]] || export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
 HERE=$PWD
 DBAE_COMMAND=$(printf '%q ' bash "$0" "$@") # results say what made them

@@ -111,6 +111,15 @@ def test_a_launcher_says_what_was_typed():
     assert shlex.split(shown) == ["bash", "recon_dbae.sh", "folder:my photos", "--out", "a"]
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, "")]
+)
+def test_waiting_threads_sleep_soon_unless_told_otherwise(typed, expected):
+    given = {"GOMP_SPINCOUNT": "", "OMP_WAIT_POLICY": "", **typed}
+    status, shown, error = bash("-c", 'source args.sh; echo "$GOMP_SPINCOUNT"', **given)
+    assert status == 0 and shown.strip() == expected, error
+
+
 def test_training_from_the_launcher_resumes_by_itself(tmp_path, program):
     words = ["toyfaces", "vp", "false", *tiny.FLAGS, "--batch_size=4", "--num_workers=1", f"--workdir={tmp_path}"]
     words += ["--device=cpu", "--log_interval=1"]
