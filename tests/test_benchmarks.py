@@ -71,7 +71,7 @@ def test_ratios_compare_medians_and_rounds(capsys):
     assert (plain["ratio"], plain["ratio_low"], plain["ratio_high"]) == (1, 1, 1)
     assert (fast["ratio"], fast["ratio_low"], fast["ratio_high"]) == (2, 1, 4)
     assert (plain["images_per_s"], fast["images_per_s"], plain["peak_mb"], "peak_mb" in fast) == (2, 4, 3, False)
-    timing.print_table([plain, fast])
+    print(timing.markdown([plain, fast]))
     head, line, *rows = (shown.strip("|").split("|") for shown in capsys.readouterr().out.splitlines())
     assert head[-1].strip() == "peak MB" and rows[1][-1].strip() == ""
     assert {len(each) for each in (head, line, *rows)} == {7}
