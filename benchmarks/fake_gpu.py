@@ -46,6 +46,7 @@ class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.as_meta = False  # what autograd takes all tensors' device to be
+        self._copied: Any = None  # the last copy in another layout
         self._fresh: list[Tensor] = []  # what the last operation gave that autograd will note
         self.clear()
 
@@ -77,7 +78,11 @@ class Watch(TorchDispatchMode):
             crosses = name in ("_to_copy", "copy_") and len({x.device.type for x in inputs[-1:] + outputs}) > 1
             self.waits[name] += crosses and not (kwargs.get("non_blocking") or True in args[2:])
             images = inputs[:1] if name == "convolution" else inputs  # and not its weights
-            self.layouts[name] += len({_channels_last(x) for x in images + outputs[:1]} - {None}) > 1
+            changed = len({_channels_last(x) for x in images + outputs[:1]} - {None}) > 1
+            self.layouts[name] += changed
+            if name == "native_group_norm" and inputs[0] is self._copied:  # its own copy
+                self.layouts.update({name: 1, "clone": -1})
+            self._copied = out if changed and name == "clone" else self._copied
         return out
 
     @contextmanager
