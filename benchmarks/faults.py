@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.timing import print_table
+from benchmarks.timing import markdown
 from datasets.loader import training_batches
 from dbae.checkpoint import set_names
 from dbae.config import TrainConfig, require_positive
@@ -287,7 +287,9 @@ def main() -> None:
         for kind in itertools.islice(itertools.cycle(KINDS), options.faults):
             outcomes[kind].append(trials.survives(kind))
     columns = {name: f"{{{name}}}" for name in ("fault", "tried", "survived")}
-    print_table([{"fault": kind, "tried": len(row), "survived": sum(row)} for kind, row in outcomes.items()], columns)
+    print(
+        markdown([{"fault": kind, "tried": len(row), "survived": sum(row)} for kind, row in outcomes.items()], columns)
+    )
     lost = sum(row.count(False) for row in outcomes.values())
     print(f"\n{options.faults} faults in {time.monotonic() - begin:.0f} s, {lost} runs lost")
     raise SystemExit(lost > 0)

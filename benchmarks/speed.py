@@ -50,6 +50,7 @@ TRAINING: dict[str, dict[str, Any]] = {  # settings of TrainConfig
     "compiled": {"compile": "true"},
     "graphs": {"compile": "graphs"},
     "checkpointing": {"checkpointing": True},
+    "micro32": {"microbatch": 32},
 }
 SAMPLING = {  # precision and compilation
     "reference": ("fp32", "false"),
@@ -66,6 +67,7 @@ LOADING = {  # whether there are worker processes, and where all images are held
     "device cache": (False, "device"),
 }
 PREFETCHED = 4  # batches that wait for each worker process
+Step = Callable[[], tuple[float, bool, bool]]  # of training; returns what take_step does
 
 
 @dataclass(frozen=True)
@@ -232,8 +234,8 @@ class Loading(Benchmark):
         return Work(partial(take, self.run_size() // size), before=partial(take, 1 + PREFETCHED * workers))
 
 
-def default_step(model: DiffusionModel, config: TrainConfig, batches: Batches) -> Callable[[], object]:
-    """A function that takes one step of dbae.training, prepared as scripts/train.py does."""
+def prepared(model: DiffusionModel, config: TrainConfig) -> TrainState:
+    """The state of a new run of a model on its device, as scripts/train.py makes it."""
     device = next(model.parameters()).device
     dtype = runtime.amp_dtype(config.precision, device)
     model.use_amp(dtype, config.autocast)
@@ -241,9 +243,20 @@ def default_step(model: DiffusionModel, config: TrainConfig, batches: Batches) -
         runtime.use_checkpointing(model)
     state = TrainState.create(model, config, device, scaled=dtype == torch.float16)
     runtime.use_compile(model, config.compile, device)
-    wrapped, stop = _parallel(model, device).train(), runtime.Stop()
+    return state
+
+
+def stepping(state: TrainState, config: TrainConfig, batches: Batches) -> Step:
+    """A function that takes one step of dbae.training."""
+    device = next(state.model.parameters()).device
+    wrapped, stop = _parallel(state.objective, device).train(), runtime.Stop()
     moved = ((images.to(device, non_blocking=True), y) for images, y in batches)
     return lambda: take_step(wrapped, state, moved, config, device, stop)
+
+
+def default_step(model: DiffusionModel, config: TrainConfig, batches: Batches) -> Step:
+    """The same for a new run of a model."""
+    return stepping(prepared(model, config), config, batches)
 
 
 COMMANDS: dict[str, type[Benchmark]] = {"train": Training, "sample": Sampling, "data": Loading}

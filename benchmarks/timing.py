@@ -1,6 +1,7 @@
 """Timing of variants of the same work, each in processes of its own: none has the allocator, threads or memory of
-another. Variants run in alternating rounds, so that a machine that slows down slows all of them; medians, ranges and
-the ratios of each round are reported, never single runs. Nothing here knows what is measured.
+another. Variants run in alternating rounds, so that a machine that slows down slows all of them, but on a GPU one after
+the other; medians, ranges and the ratios of each round are reported, never single runs. Nothing here knows what is
+measured.
 """
 
 import atexit
@@ -51,18 +52,22 @@ def measure(
     """Time ``build(*arguments)`` of every variant once per round, each in a process, or several, of its own.
 
     Returns what ``clocked`` says of each round, and what each variant's first run made, which is not timed. Every
-    second round goes the other way round. Raises the error of a build, and BrokenProcessPool where a process ends.
+    second round goes the other way round; but on CUDA each variant ends before the next begins, as a process keeps the
+    memory of its GPU. Raises the error of a build, and BrokenProcessPool where a process ends.
     """
-    with ExitStack() as stack:
-        runs = {
-            name: stack.enter_context(isolated(build, arguments, (processes or {}).get(name, 1)))
-            for name, arguments in variants.items()
-        }
-        made = {name: run() for name, run in runs.items()}
-        timings: dict[str, list[Clocked]] = {name: [] for name in runs}
-        for number in range(rounds):
-            for name in list(runs)[:: -1 if number % 2 else 1]:
-                timings[name].append(runs[name]())
+    timings: dict[str, list[Clocked]] = {name: [] for name in variants}
+    made: dict[str, Any] = {}
+    on_gpu = any(torch.device(arguments[0]).type == "cuda" for arguments in variants.values())
+    for together in [[name] for name in variants] if on_gpu else [list(variants)]:
+        with ExitStack() as stack:
+            runs = {
+                name: stack.enter_context(isolated(build, variants[name], (processes or {}).get(name, 1)))
+                for name in together
+            }
+            made |= {name: run() for name, run in runs.items()}
+            for number in range(rounds):
+                for name in together[:: -1 if number % 2 else 1]:
+                    timings[name].append(runs[name]())
     return timings, made
 
 
@@ -157,8 +162,8 @@ def table(timings: Mapping[str, Sequence[Clocked]], images: int) -> list[Row]:
     return rows
 
 
-def print_table(rows: Sequence[Row], columns: Mapping[str, str] = COLUMNS) -> None:
-    """Print rows in Markdown. A cell without a value is empty; a column of such cells is left out."""
+def markdown(rows: Sequence[Row], columns: Mapping[str, str] = COLUMNS) -> str:
+    """Rows as a table. A cell without a value is empty; a column of such cells is left out."""
 
     def cell(template: str, row: Row) -> str:
         try:
@@ -167,8 +172,8 @@ def print_table(rows: Sequence[Row], columns: Mapping[str, str] = COLUMNS) -> No
             return ""
 
     filled = [[title, "---", *(cell(template, row) for row in rows)] for title, template in columns.items()]
-    for line in zip(*(column for column in filled if any(column[2:])), strict=True):
-        print("|", " | ".join(line), "|")
+    lines = zip(*(column for column in filled if any(column[2:])), strict=True)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def about(device: torch.device) -> str:
@@ -198,7 +203,7 @@ def report(
 ) -> None:
     """Print the rows, and write them to a JSON file where a ``path`` is given, with machine, commit and ``more``."""
     print(f"{title}; {about(device)}")
-    print_table(rows, columns)
+    print(markdown(rows, columns))
     if path:
         with atomic_write(path, "w") as file:
             facts = {"title": title, "about": about(device), "commit": commit()}

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import pytest
@@ -19,7 +19,7 @@ import torch
 from lmdb_fixtures import image_folder
 from matplotlib.figure import Figure
 
-from benchmarks import measures, quality_vs_nfe, speed, timing
+from benchmarks import gpu, gpu_parts, measures, quality_vs_nfe, speed, timing
 from benchmarks.reference import REFERENCE, reference, reference_step
 from benchmarks.timing import Work
 from dbae.checkpoint import config_content, save_weights, write_config
@@ -71,7 +71,7 @@ def test_ratios_compare_medians_and_rounds(capsys):
     assert (plain["ratio"], plain["ratio_low"], plain["ratio_high"]) == (1, 1, 1)
     assert (fast["ratio"], fast["ratio_low"], fast["ratio_high"]) == (2, 1, 4)
     assert (plain["images_per_s"], fast["images_per_s"], plain["peak_mb"], "peak_mb" in fast) == (2, 4, 3, False)
-    timing.print_table([plain, fast])
+    print(timing.markdown([plain, fast]))
     head, line, *rows = (shown.strip("|").split("|") for shown in capsys.readouterr().out.splitlines())
     assert head[-1].strip() == "peak MB" and rows[1][-1].strip() == ""
     assert {len(each) for each in (head, line, *rows)} == {7}
@@ -101,6 +101,75 @@ def test_each_variant_is_a_process_with_memory_of_its_own():
             assert 300 << 20 < heavy()[1] < 800 << 20
         with pytest.raises(BrokenProcessPool):
             ended()
+
+
+@pytest.mark.parametrize(("device", "order"), [("cuda", "+a -a +b -b"), ("cpu", "+a +b -b -a")])
+def test_on_a_gpu_one_variant_ends_before_the_next_begins(device, order, monkeypatch):
+    log = []
+
+    @contextmanager
+    def isolated(build, arguments, world):
+        log.append(f"+{arguments[1]}")
+        yield lambda: (1.0, None)
+        log.append(f"-{arguments[1]}")
+
+    monkeypatch.setattr(timing, "isolated", isolated)
+    timings, made = timing.measure(held, {name: (device, name) for name in "ab"}, 2)
+    assert " ".join(log) == order and list(made) == list(timings) == ["a", "b"]
+
+
+# One GPU
+
+
+def gpu_options(folder, **more):
+    return gpu.GPUOptions(out=str(folder), device="cpu", toy=True, **more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", gpu.PARTS)
+def test_every_part_runs_on_a_cpu(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "isolated", here)
+    gpu.measure_here(gpu_options(tmp_path, only=name))
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["toy"] and all(table["rows"] for table in found["tables"])
+    assert not any("error" in row for table in found["tables"] for row in table["rows"])
+
+
+def test_parts_that_are_not_done_are_tried_again(monkeypatch, tmp_path, capsys):
+    tried, table = [], {"title": "Some table", "columns": {"n": "{n}"}, "rows": [{"n": 3}]}
+
+    def measure(options, name):
+        tried.append(name)
+        problem = "out of memory" if name == "ffhq" and tried.count(name) == 1 else None
+        return {"about": "a GPU", "commit": "abc", "tables": [table], "seconds": 1.5, "error": problem}
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    words = [f"--out={tmp_path}", "--parts=training,ffhq,ffhq256"]
+    with pytest.raises(SystemExit, match="not done: ffhq;"):
+        gpu.main(words)
+    page = (tmp_path / "gpu.md").read_text()
+    assert tried == ["training", "ffhq", "ffhq256"] and "Not done: out of memory." in page
+    assert page.count("| 3 |") == 3
+    gpu.main(words)
+    assert tried[3:] == ["ffhq"] and "Not done" not in (tmp_path / "gpu.md").read_text()
+
+
+def test_a_part_ends_at_its_limit(monkeypatch, tmp_path):
+    monkeypatch.setitem(gpu.PARTS, "upsampling", gpu.PARTS["upsampling"]._replace(limit=0.01))
+    found = gpu.measure(gpu_options(tmp_path), "upsampling")
+    assert found["tables"] == [] and found["error"] == "not done after 0.01 s"
+
+
+def test_a_variant_that_fails_leaves_the_others(monkeypatch):
+    def build(device, name):
+        if name == "large":
+            raise RuntimeError("out of memory\nat some place")
+        return Work(lambda: {})
+
+    monkeypatch.setattr(timing, "isolated", here)
+    variants = {name: ("cpu", name) for name in ("small", "large", "again")}
+    *_, rows = gpu_parts.compare(build, variants, 4, rounds=1)
+    assert [row["variant"] for row in rows] == ["small", "again", "large"] and rows[-1]["error"] == "out of memory"
 
 
 # Programs
