@@ -19,6 +19,7 @@ from benchmarks.gpu_parts import Setup, Table
 from benchmarks.speed import Training, prepared, stepping
 from benchmarks.timing import Row
 from dbae.config import TrainConfig, UserError
+from dbae.device import allow_tf32
 from dbae.methods import DiffusionModel
 from dbae.state import TrainState
 
@@ -44,7 +45,7 @@ def correctness(setup: Setup) -> Iterator[list[Table]]:
         ("float32, TF32", device, True, None),
         ("bf16", device, True, torch.bfloat16),
     ):
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        allow_tf32(convolutions=tf32, products=tf32)
         numbers["rows"].append({"where": where, **loss_and_norms(model.to(place), dtype)})
         yield [numbers]
 
