@@ -9,8 +9,8 @@ from typing import Any
 class Background:
     """One thread that does what it is given, in that order; at most ``waiting`` pieces of work are held.
 
-    What goes wrong there is raised here, by the next call. Leaving the context waits for all work; after an error, for
-    the piece that has begun, and the others are dropped.
+    What goes wrong there is raised here, by the next call. Leaving the context waits for all work, after an error, too:
+    what was computed is kept.
     """
 
     def __init__(self, waiting: int = 1) -> None:
@@ -36,4 +36,4 @@ class Background:
             if kind is None:
                 self.wait()
         finally:
-            self._thread.shutdown(cancel_futures=True)
+            self._thread.shutdown()
