@@ -5,7 +5,11 @@ example:
 
 Models that have no file are trained first; then every measure of a section is taken of every row that it is for. A
 program that ended is not run again unless its command or the weights have changed, an interrupted training goes on,
-and a program that fails is reported at the end. docs/comparison.md says what the file of settings holds.
+and a program that fails is reported at the end.
+
+The settings are sections, each with ``title``, ``dataset``, ``rows`` (name -> ``model``, a weight file, or ``train``,
+words for scripts.train, with ``seeds``) and ``measures`` (name -> ``run``, commands with places like {model}, {dataset}
+and {out}; ``report``, the JSON that they write; ``columns``, title -> where in it a number stands; ``table``).
 """
 
 import csv
