@@ -129,10 +129,10 @@ def train(row: Row, section: Mapping[str, Any], options: CompareOptions) -> str:
     if not options.collect:
         program(["scripts.train", f"--dataset={section['dataset']}", *row.settings["train"], *seed, *where])
     for run_dir in glob(os.path.join(row.folder, "*", "")):
-        content = read_config(run_dir) or {}
-        rate = content.get("training", {}).get("ema_rate", 0.0)
-        if sets := complete_sets(run_dir, rate):
-            return os.path.join(run_dir, set_names(sets[-1][0], rate, sets[-1][1])["ema"])
+        training = (read_config(run_dir) or {}).get("train", {})
+        last, rate = training.get("total_steps", 0), training.get("ema_rate", 0.0)
+        if (last, "") in complete_sets(run_dir, rate):
+            return os.path.join(run_dir, set_names(last, rate)["ema"])
     raise Failure(f"{row.folder}: no finished training")
 
 

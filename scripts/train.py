@@ -87,7 +87,8 @@ def check_run_folder(
         return
     theirs = dataclasses.asdict(from_json(type(model), earlier["model"], f"{run_dir}/config.json"))
     trained = earlier.get("train")
-    ours, theirs["method"] = {"method": method, **dataclasses.asdict(model)}, earlier.get("method", "dbae")
+    ours = {"method": method, **dataclasses.asdict(model)}
+    theirs["method"] = earlier.get("method", "dbae")
     for name in ("ema_rate", "seed"):
         ours[name] = getattr(training, name)
         theirs[name] = (trained if isinstance(trained, dict) else {}).get(name, ours[name])

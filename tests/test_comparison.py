@@ -101,6 +101,34 @@ def test_wrong_settings_are_refused_before_anything_runs(setup, change, message)
     assert not ran
 
 
+def test_a_model_without_a_file_is_trained_and_only_a_finished_run_counts(setup, monkeypatch):
+    words, write, ran, folder = setup
+    write(rows={"A": {"train": ["--sto=false"], "seeds": [0, 1]}}, claims=[])
+    probe = comparison.program
+
+    def program(command):
+        if command[0] != "scripts.train":
+            return probe(command)
+        ran.append(command)
+        where = {word.partition("=")[0]: word.partition("=")[2] for word in command}
+        run = folder / where["--workdir"] / "toyfaces32"
+        run.mkdir(parents=True)
+        tiny.written(run, tiny.model(), total_steps=20, seed=int(where["--seed"]))
+        for name in ("model_000020.pt", "opt_000020.pt"):
+            (run / name).write_bytes(b"")
+
+    monkeypatch.setattr(comparison, "program", program)
+    comparison.main(words)
+    assert [run[0] for run in ran] == ["scripts.train", "scripts.probe", "eval.py"] * 2
+    assert ran[0][:3] == ["scripts.train", "--dataset=toyfaces", "--sto=false"]
+    assert "| A | 0.875 ± 0.53 |" in (folder / "t.md").read_text()  # 0.5 and 1.25, by the number of the program
+
+    for path in folder.glob("out/toys/A_seed1/*/opt_*.pt"):
+        path.unlink()
+    comparison.main([*words, "--collect"])
+    assert "A_seed1: no finished training" in (folder / "t.md").read_text() and len(ran) == 6
+
+
 def test_several_seeds_give_a_mean_and_a_deviation():
     assert comparison.spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5)) and comparison.spread([64, 64]) == 64
     assert cell((2.0, 2**0.5)) == "2 ± 1.4" and cell(1234567) == "1,234,567" and cell(None) == ""

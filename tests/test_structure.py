@@ -65,6 +65,5 @@ def test_networks_and_maths_import_torch_alone():
                 if isinstance(node, (ast.Import, ast.ImportFrom))
                 for name in ([node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
             }
-            standard = {"bisect", "collections", "contextlib", "dataclasses", "functools", "inspect", "itertools"}
-            standard |= {"math", "typing"}
+            standard = {"bisect", "collections", "dataclasses", "functools", "inspect", "itertools", "math", "typing"}
             assert roots <= {"dbae", "torch"} | standard, path

@@ -46,11 +46,11 @@ def images(n: int = 4, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def written(folder, model):
+def written(folder, model, **training):
     """The averaged weights of a run folder with this model, whose zero-initialised layers are filled."""
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
-    write_config(str(folder), config_content(model, "toyfaces", train=TrainConfig()))
+    write_config(str(folder), config_content(model, "toyfaces", train=TrainConfig(**training)))
     save_weights(str(folder / "ema_0.9999_000020.pt"), model)
     return folder / "ema_0.9999_000020.pt"
