@@ -34,10 +34,10 @@ from benchmarks.timing import markdown
 from datasets.loader import training_batches
 from dbae.checkpoint import set_names
 from dbae.config import TrainConfig, require_positive
-from dbae.io import read_tensors
 from dbae.methods.dbae import DBAE, DBAEConfig
 from dbae.runtime import Stop
 from dbae.state import TrainState
+from dbae.tensors import read_tensors
 from dbae.training import Batches, train
 from scripts.cli import Parser, run
 

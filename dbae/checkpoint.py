@@ -19,19 +19,10 @@ import torch
 from torch import Tensor
 
 from dbae.config import UserError, from_json
-from dbae.io import (
-    atomic_write,
-    describe_foreign,
-    listdir,
-    read_head,
-    read_json,
-    read_tensors,
-    require_finite,
-    write_json,
-    write_tensors,
-)
+from dbae.io import atomic_write, listdir, read_json, require_finite, write_json
 from dbae.methods import METHODS, DiffusionModel
 from dbae.methods.base import BESIDE
+from dbae.tensors import describe_foreign, read_head, read_tensors, write_tensors
 
 NAME = re.compile(r"(?P<prefix>freq_)?(?P<kind>model|opt|ema_(?P<rate>[0-9.eE+-]+))_(?P<step>\d+)\.pt")
 PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model.")  # of wrapped modules: DistributedDataParallel, compile...

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from dbae import runtime
 from dbae.checkpoint import NAME, complete_sets, load_weights, set_names, step_of
 from dbae.config import TrainConfig, UserError
-from dbae.io import fingerprint, host_copy, listdir, read_tensors, write_tensors
+from dbae.io import fingerprint, listdir
 from dbae.methods import DiffusionModel
+from dbae.tensors import host_copy, read_tensors, write_tensors
 
 FREQ = "freq_"
 OPTIMIZERS = {"radam": torch.optim.RAdam, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dbae.config import UserError
-from dbae.io import fingerprint, read_tensors, require_finite
+from dbae.io import fingerprint, require_finite
+from dbae.tensors import read_tensors
 
 MEDIANS = {"median_logits": "median_logit_of_positives", "negative_logits": "median_logit_of_negatives"}  # in best.json
 

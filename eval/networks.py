@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dbae.config import UserError
-from dbae.io import fingerprint, read_tensors
+from dbae.io import fingerprint
+from dbae.tensors import read_tensors
 from eval.faces import FaceNet, facenet_tensors, read_tensorflow_js
 from eval.reconstruction import empty_lpips, import_torchvision
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dbae.config import UserError
-from dbae.io import read_tensors
+from dbae.tensors import read_tensors
 
 TRUNKS = {
     "alex": ("AlexNet", "alexnet-owt-7be5be79.pth"),

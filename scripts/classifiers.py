@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from datasets.loader import CachedImages, Order, gather
 from dbae import runtime
 from dbae.config import UserError
-from dbae.io import Generators, image_generators, is_other, lock_folder, read_tensors, seed_for, write_tensors
+from dbae.io import Generators, image_generators, is_other, lock_folder, seed_for
 from dbae.progress import progress_bar
 from dbae.state import EMA
+from dbae.tensors import read_tensors, write_tensors
 from scripts.labelled import Rows, batch_of
 
 # Images [n, 3, H, W] in [-1, 1] (or Rows), and where their random numbers come from (None: torch's own, which training

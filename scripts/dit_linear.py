@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from dbae import runtime
 from dbae.config import PRECISIONS, UserError, check_choices, check_numbers, option
 from dbae.diffusion import Diffusion, LinearBeta
-from dbae.io import Generators, fingerprint, randn_like, with_command, write_json, write_tensors
+from dbae.io import Generators, fingerprint, randn_like, with_command, write_json
 from dbae.nn.dit import DiT
+from dbae.tensors import write_tensors
 from scripts.classifiers import Inputs, Recipe, Training, accuracies, cosine, logits
 from scripts.cli import options_of, print_options, run
 from scripts.common import result_folder

@@ -12,7 +12,8 @@ from torch import Tensor
 from datasets import ImageDataset, Labelled, labelled_splits
 from dbae import runtime
 from dbae.config import UserError
-from dbae.io import atomic_write, fingerprint, to_float, with_command, write_tensors
+from dbae.io import atomic_write, fingerprint, to_float, with_command
+from dbae.tensors import write_tensors
 from eval.features import CachedFeatures, Encode, encode_dataset, pca, reduced
 from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, predict, summary
 from eval.scores import json_safe

@@ -14,10 +14,11 @@ from parity import released_state
 
 from dbae.checkpoint import complete_sets, config_content, load_model, load_weights, save_weights, step_of, write_config
 from dbae.config import TrainConfig, UserError
-from dbae.io import atomic_write, read_tensors
-from dbae.io import write_tensors as write
+from dbae.io import atomic_write
 from dbae.methods.dbae import DBAE, DBAEConfig
 from dbae.state import TrainState
+from dbae.tensors import read_tensors
+from dbae.tensors import write_tensors as write
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from dbae.checkpoint import config_content, load_model, read_weights, save_weights, write_config
 from dbae.config import TrainConfig, UserError
 from dbae.hub import from_pretrained, push_to_hub, save_pretrained
-from dbae.io import read_tensors, write_tensors
+from dbae.tensors import read_tensors, write_tensors
 from scripts import convert
 
 

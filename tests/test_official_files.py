@@ -11,11 +11,11 @@ from parity import FOLDER, worst
 
 from dbae.checkpoint import load_model, read_codes
 from dbae.config import UserError
-from dbae.io import read_tensors
 from dbae.methods import DDIM, DiffAE, LatentPrior
 from dbae.methods.codes import attribute_step
 from dbae.methods.diffae import DiffAEConfig
 from dbae.methods.prior import PriorConfig
+from dbae.tensors import read_tensors
 from eval.classifier import read_classifier
 from scripts import convert
 

@@ -20,8 +20,8 @@ from datasets.label_files import parse_partition, read_labels, read_text
 from datasets.labels import KINDS
 from dbae.checkpoint import NAME, read_config, set_names, step_of
 from dbae.config import TrainConfig, UserError, from_json
-from dbae.io import read_tensors
 from dbae.methods.dbae import DBAEConfig
+from dbae.tensors import read_tensors
 from scripts import train as dbae_train
 
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # it would make a folder here

@@ -13,7 +13,7 @@ from conftest import ROOT
 from benchmarks.faults import run_here
 from dbae.checkpoint import load_model
 from dbae.config import UserError
-from dbae.io import read_tensors
+from dbae.tensors import read_tensors
 from eval.arrays import read_arrays
 from eval.reconstruction import load_lpips
 from eval.samples import read_part
