@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from datasets.tolerant import Tolerant, collate
 from dbae.config import UserError
 
-MOST_WORKERS = 8
+FEWEST_WORKERS, MOST_WORKERS = 2, 8  # of readers, for each process that computes
 
 # What a signal that ended a worker process tells
 KILLED = {
@@ -96,18 +96,15 @@ def ordered_batches(
     mine = range(rank, len(dataset) if limit is None else min(len(dataset), limit), world)
     batches = [list(mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)][skip:]
     if num_workers is None:
-        num_workers = min(auto_workers(few=0), max(len(batches) - 1, 0))
+        num_workers = min(auto_workers(), max(len(batches) - 1, 0))
     return _load(dataset, batches, num_workers, torch.cuda.is_available())
 
 
-def auto_workers(few: int) -> int:
-    """Worker processes that suit the machine: the cores of each training process but one, at most 8.
-
-    ``few`` of them where there are fewer than 4 cores for each.
-    """
+def auto_workers() -> int:
+    """Worker processes that suit the machine: the cores of each process but one, from 2 to 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return few if cores < 4 else min(cores - 1, MOST_WORKERS)
+    return min(max(cores - 1, FEWEST_WORKERS), MOST_WORKERS)
 
 
 def first_images(dataset: Dataset, count: int) -> Tensor:

@@ -32,9 +32,7 @@ class ImageOptions:
 
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
-    num_workers: int | None = option(
-        None, "processes that read images (default: up to 8, as there are cores; 0 with fewer than 4 cores a process)"
-    )
+    num_workers: int | None = option(None, "processes that read images (default: as there are cores, from 2 to 8)")
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def main(args: list[str] | None = None) -> None:
     images = Tolerant(data, options.on_bad_image, replace=True, path=f"{run_dir}/{FILE}")
 
     def stream(state: TrainState) -> Batches:
-        workers = auto_workers(few=2) if options.num_workers is None else options.num_workers
+        workers = auto_workers() if options.num_workers is None else options.num_workers
         stored = cached(images, options.cache, device, workers, options.quiet or runtime.rank() > 0)
         return training_batches(
             stored, config.batch_size, config.microbatch, config.seed, state.images, runtime.rank(), runtime.world(),

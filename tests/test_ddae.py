@@ -210,7 +210,7 @@ def run(model, x, draw, **settings):
 
     def denoise(x, t):
         calls.append(t[0].item())
-        return model.denoise(x, t.double(), process).clamp(-1, 1)
+        return model.denoise(x, t, model.precond.scalings(process, t.double())).clamp(-1, 1)
 
     return integrate(denoise, x, model.updates(sampling), lambda x: draw()), calls
 

@@ -32,6 +32,7 @@ from dbae.diffusion import (
 from dbae.io import Generators, randn_like, to_float
 
 Cond = dict[str, Tensor]
+Scalings = tuple[Tensor, ...]  # c_skip, c_out, c_in, c_noise, each [N]; all but the last may be one number
 BESIDE = ("x_T", "conds_mean", "conds_std")  # what official files hold beside the tensors of networks
 
 
@@ -82,12 +83,12 @@ class DiffusionModel(nn.Module):
 
     # Shared by all methods
 
-    def denoise(self, x_t: Tensor, t: Tensor, process: Process | None = None, **cond: Tensor) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, scalings: Scalings | None = None, **cond: Tensor) -> Tensor:
         """Estimate of x_0 at times t [N]: the preconditioned network, not clamped. The only place that calls it.
 
-        ``process`` is that of x_t, where it is not the model's own.
+        ``scalings`` of the preconditioning are those at t, unless they are at hand or x_t is of another process.
         """
-        c_skip, c_out, c_in, c_noise = self.precond.scalings(process or self.process, t)
+        c_skip, c_out, c_in, c_noise = scalings or self.precond.scalings(self.process, t)
         F_x = self.network(_per_image(c_in, x_t) * x_t, c_noise, **cond)
         return _per_image(c_skip, x_t) * x_t + _per_image(c_out, x_t) * F_x
 
@@ -123,9 +124,10 @@ class DiffusionModel(nn.Module):
         t = self.draw_times(len(x0), x0.device) if t is None else t
         noise = torch.randn_like(x0) if noise is None else noise
         x_t = self.process.marginal(x0, t, noise, cond.get("x_T"))
-        D_x = self.denoise(x_t, t, **cond)
-        weight = self.precond.weight(self.process, t).sqrt()
-        return self.penalty(_per_image(weight, x0) * (D_x - x0)).flatten(1).mean(dim=1)
+        scalings = self.precond.scalings(self.process, t)
+        D_x = self.denoise(x_t, t, scalings, **cond)
+        _, c_out, *_ = scalings  # 1 / c_out^2 is the weight
+        return self.penalty((D_x - x0) / _per_image(c_out.abs(), x0)).flatten(1).mean(dim=1)
 
     forward = loss  # so that one wrapped call covers all networks
     penalty = staticmethod(torch.square)  # of the weighted error
@@ -216,8 +218,15 @@ class DiffusionModel(nn.Module):
     def _integrate(
         self, x: Tensor, cond: Cond, updates: Sequence[Update], process: Process, generator: Generators = None
     ) -> Tensor:
+        # The scalings of all calls are computed on the host, and multiply as numbers do
+        times = [update.t for update in updates if update.t is not None]
+        on_host = torch.tensor(times, dtype=None if process.discrete else x.dtype)
+        calls = zip(*self.precond.scalings(process, on_host), strict=True)
+
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return self._bounded(self.denoise(x_t, t, process, **cond))
+            *factors, c_noise = next(calls)
+            c_noise = torch.full(t.shape, c_noise.item(), dtype=c_noise.dtype, device=x_t.device)
+            return self._bounded(self.denoise(x_t, t, (*factors, c_noise), **cond))
 
         return integrate(denoise, x, updates, lambda x: randn_like(x, generator))
 
@@ -420,5 +429,5 @@ def _filled(x: Any, n: int, size: int) -> Any:
 
 
 def _per_image(coefficient: Tensor, x: Tensor) -> Tensor:
-    """[N] -> [N, 1, ...], to multiply x [N, ...]."""
-    return coefficient.view(-1, *[1] * (x.ndim - 1))
+    """[N] -> [N, 1, ...], to multiply x [N, ...]; what is one number for all images stays so."""
+    return coefficient.view(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
