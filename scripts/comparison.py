@@ -7,9 +7,11 @@ Models that have no file are trained first; then every measure of a section is t
 program that ended is not run again unless its command or the weights have changed, an interrupted training goes on,
 and a program that fails is reported at the end.
 
-The settings are sections, each with ``title``, ``dataset``, ``rows`` (name -> ``model``, a weight file, or ``train``,
-words for scripts.train, with ``seeds``) and ``measures`` (name -> ``run``, commands with places like {model}, {dataset}
-and {out}; ``report``, the JSON that they write; ``columns``, title -> where in it a number stands; ``table``).
+The settings are ``sections`` and the ``measures`` that all of them have. A section has ``title``, ``dataset`` and
+``rows``: name -> ``model``, a weight file, or ``train``, words for scripts.train, with ``seeds``. A measure is ``run``,
+commands with places like {model}, {dataset} and {out}; ``report``, the JSON that they write; ``table``; ``columns``,
+title -> where in the JSON a number stands, or where it and its deviation do; perhaps ``sections`` and ``rows`` that it
+is for. ``places`` of a section, and of a row, are more places, e.g. {"features": "pixels"}.
 """
 
 import csv
@@ -19,97 +21,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from glob import glob
 from typing import Any
 
 import torch
 
 from dbae.checkpoint import complete_sets, load_model, read_config, set_names
-from dbae.config import UserError, option
+from dbae.config import UserError
 from dbae.io import atomic_write, fingerprint, read_json, write_json
 from scripts.cli import options_of, run
+from scripts.comparison_settings import CompareOptions, Row, read_settings, rows_of
 from scripts.comparison_tables import HEAD, failed, section_text
-
-# Names of entries -> whether they are needed
-SECTION = {"title": True, "dataset": True, "rows": True, "measures": True, "note": False, "claims": False}
-ROW = dict.fromkeys(("model", "train", "seeds", "fields"), False)
-MEASURE = {"table": True, "run": True, "report": True, "columns": True, "line": False, "rows": False}
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """What is compared, and where it is written."""
-
-    settings: str = option("docs/comparison.json", "file that names data, models and measures")
-    out: str = option("workdir/comparison", "folder of trained models and of all results")
-    table: str | None = option(None, "Markdown file of the tables (default: print them)")
-    sections: tuple[str, ...] = option((), "these sections of the settings alone")
-    files: tuple[str, ...] = option((), "files that measures ask for, as NAME=PATH, e.g. alexnet=weights.pth")
-    data_root: str = option("data", "folder of the data sets")
-    collect: bool = option(False, "run nothing: tables of what is there")
-
-
-@dataclass
-class Row:
-    """A model under a name: its weight file, and what was found out about it, one entry per seed."""
-
-    name: str
-    folder: str
-    settings: Mapping[str, Any]
-    seed: int | None = None
-    model: str | None = None
-    values: dict[str, dict[str, Any]] = field(default_factory=dict)  # measure -> column -> value
-
-    @property
-    def done(self) -> str:
-        """File of the commands that ended, with what they gave."""
-        return os.path.join(self.folder, "measures.json")
 
 
 class Failure(Exception):
     """A program that did not make what was asked for."""
-
-
-def checked(content: Any, known: Mapping[str, bool], where: str) -> dict[str, Any]:
-    """An object of the settings. Raises UserError where it is none, lacks an entry, or has one of another name."""
-    needed = {name for name, must in known.items() if must}
-    if not isinstance(content, dict) or not needed <= content.keys() <= known.keys():
-        got = ", ".join(content) if isinstance(content, dict) else repr(content)
-        raise UserError(f"{where}: expected an object with {', '.join(known)}, got {got}")
-    return content
-
-
-def read_settings(options: CompareOptions) -> dict[str, dict[str, Any]]:
-    """The sections that are asked for. Raises UserError for a file that says something else."""
-    sections = read_json(options.settings)
-    if unknown := set(options.sections) - set(sections):
-        raise UserError(f"sections: expected some of {' '.join(sections)}, got {min(unknown)!r}")
-    chosen = {name: sections[name] for name in options.sections or sections}
-    for name, section in chosen.items():
-        checked(section, SECTION, f"{options.settings}: {name}")
-        for part in ("rows", "measures"):
-            if not isinstance(section[part], dict):
-                raise UserError(f"{options.settings}: {name}: {part}: expected an object, got {section[part]!r}")
-        for row, settings in section["rows"].items():
-            where = f"{options.settings}: {name}: {row}"
-            if ("model" in checked(settings, ROW, where)) == ("train" in settings):
-                raise UserError(f"{where}: expected a model or how to train one")
-        for measure, settings in section["measures"].items():
-            where = f"{options.settings}: {name}: {measure}"
-            checked(settings, MEASURE, where)
-            if unknown := set(settings.get("rows", ())) - set(section["rows"]):
-                raise UserError(f"{where}: expected names of rows, got {min(unknown)!r}")
-    return chosen
-
-
-def rows_of(name: str, section: Mapping[str, Any], options: CompareOptions) -> Iterator[Row]:
-    """The rows of a section, one for each seed."""
-    for row, settings in section["rows"].items():
-        for seed in settings.get("seeds", [None]):
-            stem = row.replace(" ", "_") + ("" if seed is None else f"_seed{seed}")
-            yield Row(row, os.path.join(options.out, name, stem), settings, seed, settings.get("model"))
 
 
 def program(words: Sequence[str]) -> None:
@@ -122,11 +49,16 @@ def program(words: Sequence[str]) -> None:
         raise Failure(f"{shlex.join(words)}: {last[0]}")
 
 
+def idle(row: Row, options: CompareOptions) -> bool:
+    """Whether no program is to run for a row."""
+    return options.collect or (bool(options.rows) and row.name not in options.rows)
+
+
 def train(row: Row, section: Mapping[str, Any], options: CompareOptions) -> str:
     """The average of a row's finished training, which goes on where it was interrupted."""
     seed = [] if row.seed is None else [f"--seed={row.seed}"]
     where = [f"--workdir={row.folder}", f"--data_root={options.data_root}", "--quiet"]
-    if not options.collect:
+    if not idle(row, options):
         program(["scripts.train", f"--dataset={section['dataset']}", *row.settings["train"], *seed, *where])
     for run_dir in glob(os.path.join(row.folder, "*", "")):
         training = (read_config(run_dir) or {}).get("train", {})
@@ -138,7 +70,7 @@ def train(row: Row, section: Mapping[str, Any], options: CompareOptions) -> str:
 
 def about_model(row: Row) -> dict[str, Any]:
     """Parameters, numbers of a code, and training, of the row's weight file."""
-    model = load_model(row.model, **row.settings.get("fields", {}))
+    model = load_model(row.model)
     size = model.config.image_size
     with torch.no_grad():
         code = model.encode_arrays(torch.zeros(1, 3, size, size), None)
@@ -149,8 +81,10 @@ def about_model(row: Row) -> dict[str, Any]:
     log = os.path.join(os.path.dirname(row.model), "progress.csv")
     if os.path.exists(log):
         with open(log, encoding="utf-8") as file:
-            *_, last = csv.DictReader(file)
-        found["training images"] = int(last["images"])
+            logged = list(csv.DictReader(file))
+        found["training images"] = int(logged[-1]["images"])
+        found["minutes"] = round(float(logged[-1]["seconds"]) / 60)
+        found["images/s"] = statistics.median(float(line["images_per_second"]) for line in logged)
     return found
 
 
@@ -158,11 +92,17 @@ def filled(words: Sequence[str], row: Row, section: Mapping[str, Any], options: 
     """A command with its places filled in. A word with * in it stands for the one path that there is."""
     files = dict(entry.partition("=")[::2] for entry in options.files)
     places = {"model": row.model, "dataset": section["dataset"], "out": row.folder, "data_root": options.data_root}
+    places |= own_places(row, section) | files
     try:
-        words = [word.format_map(places | files) for word in words]
+        words = [word.format_map(places) for word in words]
     except KeyError as place:
         raise Failure(f"needs --files {place.args[0]}=PATH") from None
     return [only(word) if "*" in word else word for word in words]
+
+
+def own_places(row: Row, section: Mapping[str, Any]) -> dict[str, str]:
+    """Places that the settings name."""
+    return section.get("places", {}) | row.settings.get("places", {})
 
 
 def only(pattern: str) -> str:
@@ -186,9 +126,10 @@ def measure(
 ) -> None:
     """Run the programs of a measure unless they were run on these weights, and keep what they found."""
     done = read_json(row.done) if os.path.exists(row.done) else {}
-    key = {"run": settings["run"], "report": settings["report"], "weights": fingerprint(row.model)}
+    key = {name: settings[name] for name in ("run", "report")}
+    key |= {"weights": fingerprint(row.model), "places": own_places(row, section)}
     if done.get(name, {}).get("made_from") != key:
-        if options.collect:
+        if idle(row, options):
             raise Failure("not run")
         begin = time.monotonic()
         for words in settings["run"]:
@@ -199,7 +140,10 @@ def measure(
         write_json(row.done, done)
     content = done[name]["content"]
     try:
-        row.values[name] = {title: at(content, path) for title, path in settings["columns"].items()}
+        row.values[name] = {
+            title: at(content, path) if isinstance(path, str) else tuple(at(content, each) for each in path)
+            for title, path in settings["columns"].items()
+        }
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise Failure(f"{settings['report']}: nothing stands at {error}") from None
 
@@ -216,41 +160,43 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 
 
 def spread(values: Sequence[Any]) -> Any:
-    """Mean and standard deviation of numbers that differ; what is the same everywhere stays as it is."""
+    """Mean and standard deviation over seeds of numbers that differ; what is the same everywhere stays as it is."""
     if len(set(values)) == 1:
         return values[0]
+    values = [value[0] if isinstance(value, tuple) else value for value in values]
     return statistics.mean(values), statistics.stdev(values)
 
 
 def main(args: list[str] | None = None) -> None:
     """Train what is to be trained, measure, and write the tables."""
     options = options_of(__doc__, "comparison", CompareOptions, args)
-    sections, failures, texts = read_settings(options), [], []
+    sections, failures, missing, texts = read_settings(options), [], [], []
     for name, section in sections.items():
         rows = list(rows_of(name, section, options))
         for row in rows:
+            problems = missing if idle(row, options) else failures
             try:
                 row.model = row.model or train(row, section, options)
                 row.values[""] = about_model(row)
             except (Failure, UserError, OSError) as problem:
-                failures.append(f"{name}: {row.name}: {problem}")
+                problems.append(f"{name}: {row.name}: {problem}")
                 continue
             for title, settings in section["measures"].items():
-                if row.name in settings.get("rows", section["rows"]):
+                if row.name in settings.get("rows", section["rows"]) and name in settings.get("sections", sections):
                     try:
                         measure(title, settings, row, section, options)
                     except Failure as problem:
-                        failures.append(f"{name}: {row.name}: {title}: {problem}")
+                        problems.append(f"{name}: {row.name}: {title}: {problem}")
         found = {row: over_seeds([each for each in rows if each.name == row]) for row in section["rows"]}
         texts.append(section_text(section, found))
-    text = HEAD + "\n".join(texts) + failed(failures)
+    text = HEAD + "\n".join(texts) + failed(failures + missing)
     if options.table:
         with atomic_write(options.table, "w") as file:
             file.write(text)
         print(f"wrote {options.table}")
     else:
         print(text)
-    if failures and not options.collect:
+    if failures:
         raise UserError(f"{len(failures)} measures were not taken, the first: {failures[0]}")
 
 

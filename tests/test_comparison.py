@@ -37,11 +37,12 @@ def setup(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         rows[name] = {"model": str(tiny.written(tmp_path / name, tiny.model()))}
     claim = {"text": "B is better", "left": ["B", "exact", "AP"], "right": ["A", "exact", "AP"]}
-    section = {"title": "Toys", "dataset": "toyfaces", "rows": rows, "measures": {"exact": MEASURE}, "claims": [claim]}
+    section = {"title": "Toys", "dataset": "toyfaces", "rows": rows, "claims": [claim]}
     path = tmp_path / "settings.json"
 
-    def write(**changes):
-        path.write_text(json.dumps({"toys": section | changes}))
+    def write(measures=None, **changes):
+        content = {"measures": measures or {"exact": MEASURE}, "sections": {"toys": section | changes}}
+        path.write_text(json.dumps(content))
 
     write()
     words = [f"--settings={path}", f"--out={tmp_path}/out", "--files", "weights=w.pth", "--table", f"{tmp_path}/t.md"]
@@ -66,6 +67,24 @@ def test_every_measure_of_every_row_is_taken_once(setup):
     assert len(ran) == 6
 
 
+def test_rows_of_one_model_differ_by_their_places_and_run_apart(setup):
+    words, write, ran, folder = setup
+    run = [["scripts.probe", "--model={model}", "--features={features}", "--out={out}"]]
+    model = json.loads((folder / "settings.json").read_text())["sections"]["toys"]["rows"]["A"]["model"]
+    rows = {"code": {"model": model}, "pixels": {"model": model, "places": {"features": "pixels"}}}
+    columns = {"AP": ["test.0.ap", "test.0.ap"]}
+    measures = {"m": MEASURE | {"run": run, "columns": columns}}
+    write(rows=rows, places={"features": "model"}, measures=measures, claims=[])
+    comparison.main([*words, "--rows", "pixels"])
+    assert [command[2] for command in ran] == ["--features=pixels"]
+    text = (folder / "t.md").read_text()
+    assert "| pixels | 0.25 ± 0.25 |" in text and "- toys: code: m: not run" in text
+    comparison.main(words)
+    assert [command[2] for command in ran] == ["--features=pixels", "--features=model"]
+    with pytest.raises(UserError, match="rows: expected some of code, pixels, got 'B'"):
+        comparison.main([*words, "--rows", "B"])
+
+
 def test_what_fails_is_said_and_the_rest_goes_on(setup):
     words, write, ran, folder = setup
     lacking = MEASURE | {"run": [["x", "{inception}"]], "table": "Generation"}
@@ -88,8 +107,8 @@ def test_what_fails_is_said_and_the_rest_goes_on(setup):
     ("change", "message"),
     [
         ({"rows": {"A": {}}}, "toys: A: expected a model or how to train one"),
-        ({"measures": {"m": {**MEASURE, "colums": {}}}}, "toys: m: expected an object with table"),
-        ({"measures": {"m": {**MEASURE, "rows": ["C"]}}}, "toys: m: expected names of rows, got 'C'"),
+        ({"measures": {"m": {**MEASURE, "colums": {}}}}, "json: m: expected an object with table"),
+        ({"measures": {"m": {**MEASURE, "rows": ["C"]}}}, "json: m: expected names of rows, got 'C'"),
         ({"rows": [1]}, "toys: rows: expected an object, got"),
     ],
 )
