@@ -8,10 +8,10 @@ program that ended is not run again unless its command or the weights have chang
 and a program that fails is reported at the end.
 
 The settings are ``sections`` and the ``measures`` that all of them have. A section has ``title``, ``dataset`` and
-``rows``: name -> ``model``, a weight file, or ``train``, words for scripts.train, with ``seeds``. A measure is ``run``,
-commands with places like {model}, {dataset} and {out}; ``report``, the JSON that they write; ``table``; ``columns``,
-title -> where in the JSON a number stands, or where it and its deviation do; perhaps ``sections`` and ``rows`` that it
-is for. ``places`` of a section, and of a row, are more places, e.g. {"features": "pixels"}.
+``rows``: name -> ``model``, a weight file, or ``train``, options of scripts.train, with ``seeds``. A measure is
+``run``, commands with places like {model}, {dataset} and {out}; ``report``, the JSON that they write; ``table``;
+``columns``, title -> where in the JSON a number stands, or where it and its deviation do; perhaps ``sections`` and
+``rows`` that it is for. ``places`` of a section, and of a row, are more places, e.g. {"features": "pixels"}.
 """
 
 import csv
@@ -59,7 +59,9 @@ def train(row: Row, section: Mapping[str, Any], options: CompareOptions) -> str:
     seed = [] if row.seed is None else [f"--seed={row.seed}"]
     where = [f"--workdir={row.folder}", f"--data_root={options.data_root}", "--quiet"]
     if not idle(row, options):
-        program(["scripts.train", f"--dataset={section['dataset']}", *row.settings["train"], *seed, *where])
+        program(
+            ["scripts.train", f"--dataset={section['dataset']}", *shlex.split(row.settings["train"]), *seed, *where]
+        )
     for run_dir in glob(os.path.join(row.folder, "*", "")):
         training = (read_config(run_dir) or {}).get("train", {})
         last, rate = training.get("total_steps", 0), training.get("ema_rate", 0.0)
@@ -88,13 +90,13 @@ def about_model(row: Row) -> dict[str, Any]:
     return found
 
 
-def filled(words: Sequence[str], row: Row, section: Mapping[str, Any], options: CompareOptions) -> list[str]:
-    """A command with its places filled in. A word with * in it stands for the one path that there is."""
+def filled(line: str, row: Row, section: Mapping[str, Any], options: CompareOptions) -> list[str]:
+    """The words of a command, its places filled in. A word with * in it stands for the one path that there is."""
     files = dict(entry.partition("=")[::2] for entry in options.files)
     places = {"model": row.model, "dataset": section["dataset"], "out": row.folder, "data_root": options.data_root}
     places |= own_places(row, section) | files
     try:
-        words = [word.format_map(places) for word in words]
+        words = [word.format_map(places) for word in shlex.split(line)]
     except KeyError as place:
         raise Failure(f"needs --files {place.args[0]}=PATH") from None
     return [only(word) if "*" in word else word for word in words]
@@ -132,10 +134,10 @@ def measure(
         if idle(row, options):
             raise Failure("not run")
         begin = time.monotonic()
-        for words in settings["run"]:
-            program(filled(words, row, section, options))
+        for line in settings["run"]:
+            program(filled(line, row, section, options))
         seconds = round(time.monotonic() - begin, 1)
-        content = read_json(filled([settings["report"]], row, section, options)[0])
+        content = read_json(filled(settings["report"], row, section, options)[0])
         done[name] = {"made_from": key, "seconds": seconds, "content": content}
         write_json(row.done, done)
     content = done[name]["content"]

@@ -1,6 +1,5 @@
 """The text of a comparison: a table of the models, tables of the measures by name, and what papers claim."""
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,15 @@ HEAD = "# Comparison\n\nMade by `python -m scripts.comparison`; the commands of 
 
 def section_text(section: Mapping[str, Any], found: Values) -> str:
     """A section in Markdown."""
-    parts = [f"## {section['title']}", section.get("note", ""), models(found)]
+    trained = [row["train"] for row in section["rows"].values() if "train" in row]
+    trainings = commands(f"scripts.train --dataset={section['dataset']} {how}" for how in trained) if trained else ""
+    parts = [f"## {section['title']}", section.get("note", ""), models(found), trainings]
     for title in dict.fromkeys(each["table"] for each in section["measures"].values()):
         measures = {name: each for name, each in section["measures"].items() if each["table"] == title}
         parts.append(f"### {title}")
         lined = any("line" in each for each in measures.values())
-        parts += [(by_line if lined else by_row)(found, measures), commands(measures)]
+        lines = (line for each in measures.values() for line in each["run"])
+        parts += [(by_line if lined else by_row)(found, measures), commands(lines)]
     if section.get("claims"):
         parts += ["### What the papers say", claims(section["claims"], found)]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
@@ -53,14 +55,11 @@ def by_line(found: Values, measures: Mapping[str, Any]) -> str:
     return markdown(("", "by", *titles), rows)
 
 
-def commands(measures: Mapping[str, Any]) -> str:
+def commands(given: Iterable[str]) -> str:
     """What was run, with places for what differs between models."""
-    lines = dict.fromkeys(
-        ("python " if words[0].endswith(".py") else "python -m ") + shlex.join(words).replace("'", "")
-        for each in measures.values()
-        for words in each["run"]
-    )
-    return "<details><summary>commands</summary>\n\n```\n" + "\n".join(lines) + "\n```\n\n</details>"
+    lines = dict.fromkeys(given)
+    shown = ("python " + ("" if line.split()[0].endswith(".py") else "-m ") + line for line in lines)
+    return "<details><summary>commands</summary>\n\n```\n" + "\n".join(shown) + "\n```\n\n</details>"
 
 
 def claims(given: Iterable[Mapping[str, Any]], found: Values) -> str:

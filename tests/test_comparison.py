@@ -11,7 +11,7 @@ from scripts.comparison_tables import cell, claims
 
 MEASURE = {
     "table": "Probes",
-    "run": [["scripts.probe", "--model={model}", "--out={out}"], ["eval.py", "--weights={weights}"]],
+    "run": ["scripts.probe --model={model} --out={out}", "eval.py --weights={weights}"],
     "report": "{out}/sample_*/report.json",
     "columns": {"AP": "test.0.ap"},
 }
@@ -62,14 +62,14 @@ def test_every_measure_of_every_row_is_taken_once(setup):
 
     comparison.main(words)
     assert len(ran) == 4 and (folder / "t.md").read_text() == text
-    write(measures={"exact": MEASURE | {"run": [["scripts.probe", "--solver=exact", "--out={out}"]]}})
+    write(measures={"exact": MEASURE | {"run": ["scripts.probe --solver=exact --out={out}"]}})
     comparison.main(words)
     assert len(ran) == 6
 
 
 def test_rows_of_one_model_differ_by_their_places_and_run_apart(setup):
     words, write, ran, folder = setup
-    run = [["scripts.probe", "--model={model}", "--features={features}", "--out={out}"]]
+    run = ["scripts.probe --model={model} --features={features} --out={out}"]
     model = json.loads((folder / "settings.json").read_text())["sections"]["toys"]["rows"]["A"]["model"]
     rows = {"code": {"model": model}, "pixels": {"model": model, "places": {"features": "pixels"}}}
     columns = {"AP": ["test.0.ap", "test.0.ap"]}
@@ -87,7 +87,7 @@ def test_rows_of_one_model_differ_by_their_places_and_run_apart(setup):
 
 def test_what_fails_is_said_and_the_rest_goes_on(setup):
     words, write, ran, folder = setup
-    lacking = MEASURE | {"run": [["x", "{inception}"]], "table": "Generation"}
+    lacking = MEASURE | {"run": ["x {inception}"], "table": "Generation"}
     wrong = MEASURE | {"columns": {"r": "last.r"}, "rows": ["B"]}
     write(measures={"fid": lacking, "wrong": wrong, "exact": MEASURE})
     with pytest.raises(UserError, match=r"3 measures were not taken.*needs --files inception=PATH"):
@@ -122,7 +122,7 @@ def test_wrong_settings_are_refused_before_anything_runs(setup, change, message)
 
 def test_a_model_without_a_file_is_trained_and_only_a_finished_run_counts(setup, monkeypatch):
     words, write, ran, folder = setup
-    write(rows={"A": {"train": ["--sto=false"], "seeds": [0, 1]}}, claims=[])
+    write(rows={"A": {"train": "--sto=false", "seeds": [0, 1]}}, claims=[])
     probe = comparison.program
 
     def program(command):
