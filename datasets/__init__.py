@@ -104,7 +104,7 @@ def labelled_splits(
     (``own_parts``), or where it is too small for these others, by the same shuffle; published sets without an official
     split are split by index, classes each for itself. Of CIFAR and Tiny-ImageNet valid is the last tenth of train,
     which is without it here. No image is read. Raises UserError for labels that are missing or of another kind, for a
-    binary one without positives in a split, and for a class without images in train.
+    binary one without positives, or a class without images, in train. Elsewhere scores leave such ones out.
     """
     if kind not in KINDS:
         raise UserError(f"labels: expected one of the kinds {', '.join(KINDS)}, got {kind!r}")
@@ -116,12 +116,10 @@ def labelled_splits(
     else:
         whole = build(name, "all", **options)
         parts = _own_split(whole, kind) if whole.parts else _split_by_index(whole, kind)
-    needed = {"binary": parts, "class": {"train": parts["train"]}, "real": {}}[kind]
-    lacking = [f"{names} in {split}" for split, part in needed.items() if (names := _missing(part.targets))]
-    if lacking:
+    if kind != "real" and (names := _missing(parts["train"].targets)):
         where = parts["train"].dataset.labels_path or parts["train"].dataset.title
-        expected = "images of every class in train" if kind == "class" else "positives of every label in every split"
-        raise UserError(f"{where}: expected {expected}, there are none of {'; '.join(lacking)}")
+        expected = "images of every class" if kind == "class" else "positives of every label"
+        raise UserError(f"{where}: expected {expected} in train, there are none of {names}")
     return parts
 
 

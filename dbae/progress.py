@@ -18,7 +18,7 @@ from dbae.config import TrainConfig, UserError
 from dbae.io import atomic_write
 from dbae.runtime import warn0
 
-TIMED = 10  # steps, after the first, by which the end of a run is foretold
+TIMED = 10  # steps, and seconds, after the first step, by which the end of a run is foretold
 DAY = 86_400  # seconds
 COLUMNS = ("step", "images", "loss", "images_per_second", "seconds", "skipped")
 
@@ -64,7 +64,7 @@ class Progress:
 
     def __init__(self, run_dir: str, step: int, config: TrainConfig, quiet: bool = False, hint: str = "") -> None:
         self.config, self.quiet, self.hint = config, quiet, hint
-        self.done, self.first = 0, 0.0  # steps of this start, and when the first of them was done
+        self.foretold, self.done, self.first = False, 0, 0.0  # steps of this start, and when the first of them was done
         self.path = bf.join(run_dir, "progress.csv")
         self.seconds = _continue_table(self.path, step)
         self.torn = False
@@ -79,8 +79,11 @@ class Progress:
         self.done += 1
         if self.done == 1:  # the first is slower: memory, compilation
             self.first = time.monotonic()
-        elif self.done == 1 + TIMED and step < self.config.total_steps and not self.quiet:
-            self._foretell((time.monotonic() - self.first) / TIMED, self.config.total_steps - step)
+        elif not (self.foretold or self.quiet) and step < self.config.total_steps:
+            steps, seconds = self.done - 1, time.monotonic() - self.first
+            self.foretold = min(steps, seconds) >= TIMED
+            if self.foretold:
+                self._foretell(seconds / steps, self.config.total_steps - step)
         if step % self.config.log_interval == 0 or step == self.config.total_steps:
             self._report(step, images)
 

@@ -1,9 +1,7 @@
-"""One picture of runs: inputs, x_T and reconstructions of test images, loss curves, and the numbers.
+"""One picture of a run: inputs, x_T and reconstructions of test images, the loss curve, and the numbers.
 
 example:
   python -m scripts.demo_figure --model_path RUN/ema_0.9999_001400.pt --sample_path RUN/sample_1400/... --out demo.png
-
-Several models, and as many folders of reconstructions of the same images, are drawn below each other.
 """
 
 import csv
@@ -17,7 +15,6 @@ from matplotlib.ticker import LogLocator, ScalarFormatter
 from torch import Tensor
 
 from dbae.checkpoint import load_model
-from dbae.config import UserError
 from dbae.io import check_outputs, to_float, to_uint8
 from eval import samples
 from eval.reconstruction import describe
@@ -39,63 +36,41 @@ def read_images(sample_path: str) -> tuple[Tensor, Tensor]:
     return tuple(torch.from_numpy(part).permute(0, 3, 1, 2) for part in parts)
 
 
-def facts(model: Any, name: str, sample_path: str, log: list[dict[str, str]]) -> list[str]:
+def facts(model: Any, sample_path: str, log: list[dict[str, str]]) -> list[str]:
     """Lines on a model and its reconstructions."""
     report = samples.read_report(sample_path)
     settings = report.get("settings", {})
     images = f"{report.get('images_evaluated', '?')} {settings.get('split', '')} images"
     return [
-        f"{name}: a code of {model.config.latent_dim} numbers for {3 * model.config.image_size**2:,} pixel values",
+        f"{type(model).__name__}: a code of {model.config.latent_dim} numbers",
+        f"for {3 * model.config.image_size**2:,} pixel values",
         describe(report.get("metrics", {})),
         f"{settings.get('sampler', '?')}, {report.get('nfe', '?')} network calls, {images} of "
         + plain_text(settings.get("dataset", "")),
         f"trained on {int(log[-1]['images']):,} images in {float(log[-1]['seconds']) / 60:.1f} min",
-        "",
     ]
 
 
 def main(args: list[str] | None = None) -> None:
-    """Read the runs and their samples, draw."""
+    """Read the run and its samples, draw."""
     parser = Parser(__doc__)
-    parser.add_argument("--model_path", required=True, nargs="+", metavar="PATH", help="weight files in runs' folders")
-    parser.add_argument("--sample_path", required=True, nargs="+", metavar="DIR", help="folders of reconstructions")
+    parser.add_argument("--model_path", required=True, metavar="PATH", help="weight file in its run's folder")
+    parser.add_argument("--sample_path", required=True, metavar="DIR", help="folder of reconstructions")
     parser.add_argument("--out", required=True, metavar="PNG", help="where to write the picture")
     options = parser.parse_args(args)
-    if len(options.model_path) != len(options.sample_path):
-        got = f"{len(options.model_path)} and {len(options.sample_path)}"
-        raise UserError(f"model_path, sample_path: expected as many of one as of the other, got {got}")
-
-    inputs = [*options.model_path, *chain(*chain(*map(samples.pairs, options.sample_path)))]
-    check_outputs([options.out], inputs)
-    logs, pictures = map(read_log, options.model_path), map(read_images, options.sample_path)
-    rows, curves, lines = [], {}, []
-    for path, sample_path, log, (real, fake) in zip(
-        options.model_path, options.sample_path, logs, pictures, strict=True
-    ):
-        model = load_model(path)
-        name = type(model).__name__ if len(options.model_path) > 1 else ""
-        rows = rows or [Row("input", real)]
-        if not torch.equal(rows[0].images, real):
-            raise UserError(f"sample_path: expected reconstructions of the same images, {sample_path} has others")
-        start = samples.read_report(sample_path).get("settings", {}).get("xT", "inferred")
-        if start != "random":
-            with torch.no_grad():
-                x = to_float(real)
-                states = to_uint8(model.infer_xT(x, model.encode(x, sample=False), xT=start))
-            rows.append(Row(f"$x_T$ {name}", states))
-        shown = f"{name}, {start} $x_T$" if model.INVERTS else name
-        rows.append(Row(shown.replace(", ", ",\n") or "reconstruction", fake))
-        curves[name] = log
-        lines += facts(model, shown or "model", sample_path, log)
+    check_outputs([options.out], [options.model_path, *chain(*samples.pairs(options.sample_path))])
+    model, log = load_model(options.model_path), read_log(options.model_path)
+    real, fake = read_images(options.sample_path)
+    with torch.no_grad():
+        x = to_float(real)
+        states = to_uint8(model.infer_xT(x, model.encode(x, sample=False)))
 
     # Rows of images above, the loss over images seen and the numbers below
-    heights = (1.25 * len(rows), max(2.6, 0.22 * len(lines)))  # inches
-    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=heights)
-    draw_rows(top, rows)
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(3.8, 2.6))
+    draw_rows(top, [Row("input", real), Row("$x_T$", states), Row("reconstruction", fake)])
     left, right = bottom.subplots(1, 2, width_ratios=(1.6, 1))
-    for name, log in curves.items():
-        left.plot([int(row["images"]) for row in log], [float(row["loss"]) for row in log], label=name)
+    left.plot([int(row["images"]) for row in log], [float(row["loss"]) for row in log])
     left.set(xlabel="images seen", ylabel="training loss", yscale="log")
     left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     left.yaxis.set_major_formatter(ScalarFormatter())
@@ -103,11 +78,9 @@ def main(args: list[str] | None = None) -> None:
     left.xaxis.set_major_formatter("{x:,.0f}")
     left.grid(alpha=0.3)
     left.spines[["top", "right"]].set_visible(False)
-    if len(curves) > 1:
-        left.legend(frameon=False)
     right.axis("off")
-    text = right.text(0, 1, "\n".join(lines), va="top", fontsize=9.5, linespacing=1.4)
-    text.set_in_layout(False)  # or long lines would press on the curves
+    text = right.text(0, 1, "\n".join(facts(model, options.sample_path, log)), va="top", fontsize=9.5, linespacing=1.4)
+    text.set_in_layout(False)  # or long lines would press on the curve
     save_figure(options.out, figure, bbox_inches="tight")
     print(f"wrote {options.out}")
 

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from math import isfinite
 
 import numpy as np
@@ -147,11 +147,13 @@ def different(names: list[str]) -> list[str]:
 def find_classifier(trained: TrainedModel, model_path: str, typed: str | None) -> AttributeClassifier | None:
     """The linear classifier of the model's codes: as typed, beside the checkpoint, or of a probe of it, or None.
 
+    Of the probes that of the official protocol comes before the exact one.
     40 unnamed rows are CelebA's attributes, as officially. Raises UserError where all there are are of other weights.
     """
     beside = os.path.join(os.path.dirname(model_path), "best.pt")
-    probes = os.path.join("downstream_inference", "multitask_ema*", "best.pt")
-    found = [beside, *sorted(glob.glob(result_folder(glob.escape(model_path), probes)))]
+    folder = os.path.join(result_folder(glob.escape(model_path), "downstream_inference"), "multitask_ema*")
+    probes = (os.path.join(folder, name) for name in ("best.pt", "best_model_exact.pt"))
+    found = [beside, *chain.from_iterable(sorted(glob.glob(path)) for path in probes)]
     weights, refused = fingerprint(model_path), ""
     for path in [typed] if typed else filter(os.path.exists, found):
         classifier = read_classifier(path, trained.model.config.latent_dim, ATTRIBUTES)

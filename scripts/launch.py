@@ -3,6 +3,8 @@
 args.sh starts it for several processes; arguments are those of torchrun.
 """
 
+import logging
+
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -10,6 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 def main(args: list[str] | None = None) -> None:
     """Run torchrun. Raises SystemExit with 128 + the signal that ended it, or the status of the process that failed."""
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)  # it warns of every process that it signals
     try:
         torchrun.main(args)
     except SignalException as stopped:

@@ -24,6 +24,7 @@ from scripts.probe_figure import draw, score_of
 from scripts.probe_options import BASELINES, RegressionOptions
 from scripts.results import check_report
 
+FEW_STEPS = 500  # of Adam, after which a layer on codes is still nearer to its random start than to the optimum
 SCORES = {"binary": "ap", "class": "accuracy", "real": "r"}
 WRITTEN = ("results.json", "best.pt", "best.json", "test.txt", "attributes.png")
 
@@ -182,4 +183,9 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
             report["label_fractions"] = fit_fractions(options.kind, parts, names, *shares, **how)
         path = write(result, report, baseline, parts["train"], names, options)
         print(f"{describe(summary(report))}{coverage(report)}", f"({path})")
+        if options.solver == "adam":
+            used = report["settings"]
+            steps = used["epochs"] * ceil(len(parts["train"].targets) / used["batch_size"])
+            if steps < FEW_STEPS:
+                print(f"note: {steps} steps of Adam are too few to converge; --solver exact gives the optimum")
     return runtime.cleanup()

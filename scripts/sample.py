@@ -99,7 +99,8 @@ def candidates_of(options: SampleOptions, trained: TrainedModel, weights: str) -
         def from_prior(index: list[int], attempt: int) -> Tensor:
             return prior.decode(noise(options, index, length, attempt).to(device), steps=options.latent_steps)
 
-        return Source({"prior": fingerprint(path), "latent_steps": options.latent_steps}, lambda: from_prior)
+        prior_of = f"{os.path.basename(path)} {fingerprint(path)}"
+        return Source({"prior": prior_of, "latent_steps": options.latent_steps}, lambda: from_prior)
 
     data = build_data(options, trained.model.config.image_size, whole=True)
     whose = {"weights": weights, **data.identity()}

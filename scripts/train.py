@@ -45,7 +45,7 @@ from dbae.state import TrainState
 from dbae.training import Batches, local_batch, micro_batches, train
 from scripts import train_options
 from scripts.cli import run
-from scripts.train_options import RunOptions, run_folder
+from scripts.train_options import RunOptions, networks_of, run_folder
 
 parse = partial(train_options.parse, __doc__)
 
@@ -100,6 +100,14 @@ def check_run_folder(
             same = "--data_moved true if it is the same data" if name in movable else "the same to go on"
             found = f"the run in {run_dir} has {theirs[name]}, got {value}{made_by(earlier)}"
             raise UserError(f"{name}: {found}; give {same}, or another {elsewhere}")
+
+
+def changes(run_dir: str, config: TrainConfig) -> str:
+    """A line on the settings of training that are others now than when the run was last started; none without."""
+    before, now = (read_config(run_dir) or {}).get("train"), json.loads(json.dumps(dataclasses.asdict(config)))
+    known = before if isinstance(before, dict) else {}
+    changed = [f"{name} {known[name]} -> {now[name]}" for name in now if known.get(name, now[name]) != now[name]]
+    return f"\nchanged since it was last started: {', '.join(changed)}" if changed else ""
 
 
 def draw_preview(images: Tensor, run_dir: str, model: DiffusionModel, step: int) -> None:
@@ -188,6 +196,9 @@ def main(args: list[str] | None = None) -> None:
     content = config_content(model, options.dataset, train=config) | {"preset": options.preset, "data": entry}
     about = f"data: {len(data)} images of {options.dataset} ({options.split}), {model_config.image_size} px"
     about += f"\npreset: {options.preset} (--preset: {', '.join(SIZES)})" if options.preset else ""
+    if networks_of(options.resume_checkpoint, METHODS[options.method]):
+        about += f"\nnetworks: those of {options.resume_checkpoint}"
+    about += changes(run_dir, config)
     smaller = device.type == "cpu" and METHODS[options.method].SIZES and options.preset != SIZES[0]
     hint = f"on a CPU --preset {SIZES[0]} gets done, with smaller networks and fewer steps" if smaller else ""
     preview = partial(draw_preview, first_images(images, 8).to(device), run_dir)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from datasets import build
 from datasets.cache import PLACES
 from datasets.tolerant import POLICIES
 from dbae.checkpoint import read_config
-from dbae.config import TrainConfig, UserError, option, require_from_zero
+from dbae.config import TrainConfig, UserError, from_json, option, require_from_zero
 from dbae.methods import METHODS, DiffusionModel, preset
 from dbae.methods.sizes import SIZES, choose
 from scripts.cli import Parser, given, peek
@@ -46,7 +46,11 @@ class RunOptions:
     workdir: str = option("workdir", "folder under which the run's own folder is made")
     epochs: int = option(0, "passes over the training images, in place of total_steps; 0: total_steps")
     data_moved: bool = option(False, "resume with the same images (names and sizes) from another path")
-    resume_checkpoint: str | None = option(None, "start from this checkpoint where the run has none of its own")
+    resume_checkpoint: str | None = option(
+        None,
+        "start from this checkpoint where the run has none of its own, with its networks where config.json lies beside "
+        "it",
+    )
     device: str = option("auto", "auto, cpu or cuda")
     num_workers: int | None = option(
         None,
@@ -77,6 +81,8 @@ class RunOptions:
 def parse(description: str, args: list[str] | None = None) -> tuple[RunOptions, object, TrainConfig]:
     """Run options, and the preset with what was typed on top: the method's Config, and TrainConfig.
 
+    A run that starts from another one's checkpoint has that one's networks.
+
     In the run options, ``preset`` is the size in effect, None where the data set's own row is, and ``split`` is set.
     """
     row = peek(args, "config")
@@ -88,13 +94,21 @@ def parse(description: str, args: list[str] | None = None) -> tuple[RunOptions, 
     typed = parser.parse_args(args)
     known = {"dataset": method.preset_row(row).get("dataset", "")} if row else {}
     options = RunOptions(**{**known, **given(typed, RunOptions), "method": method.method})
-    fields = given(typed, method.Config)
+    fields = networks_of(options.resume_checkpoint, method) | given(typed, method.Config)
     if options.preset is None and options.dataset.partition(":")[0] in method.SIZED:
         options = replace(options, preset=size_in_effect(method, options, fields))
-    model, training = (
-        preset(method, cls, options.row, given(typed, cls), options.preset) for cls in (method.Config, TrainConfig)
-    )
+    model = preset(method, method.Config, options.row, fields, options.preset)
+    training = preset(method, TrainConfig, options.row, given(typed, TrainConfig), options.preset)
     return replace(options, split=options.split or _split_of_run(options, model)), model, training
+
+
+def networks_of(checkpoint: str | None, method: type[DiffusionModel]) -> dict[str, Any]:
+    """Fields of the method's Config that the config.json beside a checkpoint states; none without such a file."""
+    where = os.path.dirname(checkpoint or "")
+    content = read_config(where) if checkpoint else None
+    if content is None or content.get("method", "dbae") != method.method:
+        return {}
+    return asdict(from_json(method.Config, content["model"], f"{where}/config.json"))
 
 
 def size_in_effect(method: type[DiffusionModel], options: RunOptions, fields: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The command contract: launchers, their errors, and the main job end to end on a small model."""
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -85,6 +86,22 @@ def test_train_fourth_argument(tmp_path):
     assert json.loads(shown)["run"]["resume_checkpoint"] == str(tmp_path / "model_000001.pt")
     _, shown, _ = bash("train_dbae.sh", "celeba", "vp", "false", "--lr=1e-3", "--dry_run=true")
     assert json.loads(shown)["run"]["resume_checkpoint"] is None and json.loads(shown)["train"]["lr"] == 1e-3
+
+
+def test_a_run_that_starts_from_another_has_its_networks(checkpoint):
+    words = ["--dataset=celeba", f"--resume_checkpoint={checkpoint}"]
+    _, model, training = train.parse([*words, "--stochastic=true"])
+    assert model == tiny.config(stochastic=True) and training.batch_size == 256  # the rest is the data set's preset
+    assert train.parse([*words, "--latent_dim=9"])[1].latent_dim == 9
+    assert train.parse(["--method=diffae", *words])[1].num_channels == 64
+
+
+def test_what_a_resumed_run_does_otherwise_is_said(tmp_path):
+    config = TrainConfig(lr=1e-3)
+    assert train.changes(str(tmp_path), config) == ""
+    (tmp_path / "config.json").write_text(json.dumps({"model": {}, "train": {"lr": 1e-3, "batch_size": 16}}))
+    assert train.changes(str(tmp_path), config) == "\nchanged since it was last started: batch_size 16 -> 256"
+    assert train.changes(str(tmp_path), dataclasses.replace(config, batch_size=16)) == ""
 
 
 def test_launchers_refuse_and_explain(checkpoint):

@@ -326,7 +326,7 @@ def test_celeba_with_minus_one_for_no(tmp_path):
     [
         (["1 -1", "-1 1"] * 9, "Bald Young", "expected 20 rows, as it says on line 1, there are 18: the file is cut$"),
         (["1 1"] * 19 + ["1 2"], "Bald Young", "column 'Young': expected 0 and 1, or -1 and 1, .* got 2$"),
-        (["1 1"] * 18 + ["1 -1"] * 2, "Bald Young", "every label in every split, there are none of Young in test$"),
+        (["1 -1"] * 18 + ["1 1"] * 2, "Bald Young", "every label in train, there are none of Young$"),
     ],
 )
 def test_wrong_labels_of_celeba(tmp_path, rows, names, message):
@@ -397,14 +397,18 @@ def test_folder_that_is_too_small(tmp_path, task, count):
     [
         ([0] + [1] * 18 + [-1], "labels.csv, column 'x': .* got 0 beside -1"),
         ([1] * 19 + ["nan"], "labels.csv: expected a number on line 21, column 'x', got 'nan'"),
-        ([0] * 16 + [1, 1, 0, 0], "labels.csv: .* there are none of x in valid; x in test$"),
-        ([-1] * 20, "labels.csv: .* there are none of x in train; x in valid; x in test$"),
+        ([-1] * 20, "labels.csv: expected positives of every label in train, there are none of x$"),
     ],
 )
 def test_values_that_are_no_classes(tmp_path, values, message):
     name = own_folder(tmp_path, {"sure": [1] * 20, "x": values})
     with raises(message):
         labelled_splits(name, "binary", 8)
+
+
+def test_a_label_without_positives_outside_train_is_for_the_scores_to_leave_out(tmp_path):
+    parts = labelled_splits(own_folder(tmp_path, {"sure": [1] * 20, "x": [0] * 16 + [1, 1, 0, 0]}), "binary", 8)
+    assert [parts[split].targets.values[:, 1].sum() for split in ("train", "valid", "test")] == [2, 0, 0]
 
 
 def test_wrong_requests(tmp_path):
@@ -473,7 +477,7 @@ def test_folders_are_classes(tmp_path):
         assert [part.targets.names[c] for c in part.targets.values] == named
     assert parts["test"].dataset[1][0].shape == (3, 8, 8)
     image_folder(root, ["rare/1.png"])
-    with raises("own: expected images of every class in train, there are none of rare in train"):
+    with raises("own: expected images of every class in train, there are none of rare$"):
         labelled_splits(f"folder:{root}", "class", 8)
     image_folder(root, ["stray.png"])
     with raises("own has no classes: expected .*labels.csv, or all images in two or more folders"):
