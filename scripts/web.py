@@ -1,7 +1,8 @@
 """A web page for a trained model: upload an image, see its code's reconstruction, edit it, interpolate.
 
-example:
+examples:
   python -m scripts.web --model ckpt/toyfaces/det/ema_0.9999_016000.pt
+  python -m scripts.web --model ckpt/toyfaces/det/ema_0.9999_016000.pt --also ckpt/toyfaces/diffae/ema_0.9999_016000.pt
 
 The page is for this machine alone unless --host or --share say otherwise. Uploads are deleted after an hour, and all of
 them when the page ends. Editing needs a linear probe of the model, as infer_class_dbae.sh writes it. The sampling
@@ -13,13 +14,15 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 from dbae import runtime
+from dbae.checkpoint import load_model
 from dbae.config import RuntimeConfig, SampleConfig, UserError, option
-from dbae.methods import DiffusionModel
+from dbae.methods import AutoEncoder, DiffusionModel
 from scripts.cli import Parser, given, run
 from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run
 from scripts.edit_inputs import find_classifier
@@ -27,7 +30,7 @@ from scripts.options import ModelOptions
 from scripts.web_actions import Studio
 
 OFFERED = (
-    *("method", "model_path", "dataset", "classifier", "latent", "batch_size", "seed", "device"),
+    *("method", "model_path", "dataset", "classifier", "also", "latent", "batch_size", "seed", "device"),
     *("precision", "autocast", "host", "port", "share", "dry_run"),
 )
 STEPS = 20  # that the page starts with where a sampler was named alone
@@ -40,6 +43,9 @@ class PageOptions(ModelOptions, RuntimeConfig):
     dataset: str = option("folder:.", "data set of an official file, which has no config.json")
     latent: str = option("mean", "code of a stochastic encoder", ("sample", "mean"))
     classifier: str | None = option(None, "best.pt of a linear probe (default: beside the checkpoint, or its probe's)")
+    also: tuple[str, ...] = option(
+        (), "weight files of more models, of any method with a code, each in a tab of its own"
+    )
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for everybody who reaches this machine")
     port: int = option(7860, "port to listen on")
     share: bool = option(False, "also make a public address, through a server of gradio's makers")
@@ -60,8 +66,22 @@ def main(args: list[str] | None = None) -> None:
         raise UserError('gradio is missing: pip install "gradio>=6.31"')
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the folder goes, too
     with tempfile.TemporaryDirectory(prefix="dbae_web_") as folder:
-        serve(open_studio(options, about, sampling, folder), options)
+        first = open_studio(options, about, sampling, folder)
+        others = [dataclasses.replace(options, model_path=path, classifier=None) for path in options.also]
+        models = (load_model(each.model_path, device=first.trained.device) for each in others)
+        more = [studio_of(each, model, None, folder) for each, model in zip(others, models, strict=True)]
+        serve(named([first, *more], [options.model_path, *options.also]), options)
     return None
+
+
+def named(studios: Sequence[Studio], paths: Sequence[str]) -> dict[str, Studio]:
+    """The studios by their models' classes, with the folder's name where there are several of one."""
+    kinds = [type(studio.trained.model).__name__ for studio in studios]
+    folders = [os.path.basename(os.path.dirname(os.path.abspath(path))) for path in paths]
+    names = [kind if kinds.count(kind) == 1 else f"{kind}, {where}" for kind, where in zip(kinds, folders, strict=True)]
+    if len(set(names)) < len(names):
+        raise UserError(f"also: expected models in folders of different names, got {', '.join(paths)}")
+    return dict(zip(names, studios, strict=True))
 
 
 def starting(method: type[DiffusionModel], sampling: SampleConfig, typed: set[str]) -> SampleConfig:
@@ -73,17 +93,26 @@ def starting(method: type[DiffusionModel], sampling: SampleConfig, typed: set[st
 
 def open_studio(options: PageOptions, about: dict[str, Any], sampling: SampleConfig, folder: str) -> Studio:
     """The model with all that the page needs beside it; its pictures go to ``folder``."""
-    device = runtime.setup(options.device)
-    trained = TrainedModel.of(load_autoencoder(options, about, device), options, sampling)
+    return studio_of(options, load_autoencoder(options, about, runtime.setup(options.device)), sampling, folder)
+
+
+def studio_of(options: PageOptions, model: DiffusionModel, sampling: SampleConfig | None, folder: str) -> Studio:
+    """A model with what the page needs; it starts with ``sampling``, or its method's few steps."""
+    if not isinstance(model, AutoEncoder):
+        raise UserError(f"also: expected a model with a code, {options.model_path} is {type(model).__name__}")
+    trained = TrainedModel.of(model, options, sampling or starting(type(model), model.SAMPLING, set()))
     return Studio(trained, find_classifier(trained, options.model_path, options.classifier), folder)
 
 
-def serve(studio: Studio, options: PageOptions) -> None:
+def serve(studios: dict[str, Studio], options: PageOptions) -> None:
     """Show the page until Ctrl-C. Nothing is sent to anybody, and gradio's files are in the studio's folder."""
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": studio.folder}  # read at gradio's import
+    os.environ |= {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_TEMP_DIR": next(iter(studios.values())).folder,
+    }  # read at gradio's import
     from scripts.web_page import build, looks
 
-    page = build(studio).queue(api_open=False, max_size=32)
+    page = build(studios).queue(api_open=False, max_size=32)
     where = {"server_name": options.host, "server_port": options.port, "share": options.share}
     kept = {"run_history": False, "enable_monitoring": False, "max_file_size": "20mb"}
     shown = {"footer_links": [], "quiet": True, "prevent_thread_lock": True}

@@ -1,7 +1,8 @@
 """The web page: its layout in gradio, and what leads from a click to an action of ``scripts.web_actions``."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import gradio as gr
@@ -73,49 +74,56 @@ def looks() -> dict[str, Any]:
     return {"css": CSS, "js": KEYS, "theme": gr.themes.Default(primary_hue="indigo", font=font, font_mono=mono)}
 
 
-def build(studio: Studio) -> gr.Blocks:
-    """The page of a model, which starts with its sampler and number of steps."""
-    model, sampling = studio.trained.model.config, studio.trained.sampling
+def build(studios: Mapping[str, Studio]) -> gr.Blocks:
+    """The page of a model, or of several, each in a tab of its name."""
     with gr.Blocks(title="Diffusion autoencoder", analytics_enabled=False, delete_cache=KEPT) as page:
-        gr.Markdown(ABOUT.format(latent=model.latent_dim))
-        seen = gr.State()
-        with gr.Row(elem_classes="sharp" if model.image_size < SMOOTH else ""):
-            with gr.Column(scale=2, min_width=280, elem_classes="choices"):
-                image, sample = _upload("Image")
-                with gr.Accordion("Sampling", elem_classes="last"):
-                    kind = gr.Dropdown(list(SOLVERS), value=sampling.sampler, label="Sampler")
-                    count = gr.Slider(
-                        1, max(STEPS, sampling.steps), value=sampling.steps, step=1, precision=0, label="Steps"
-                    )
-            with gr.Column(scale=5, min_width=320, elem_classes="results"):
-                with gr.Row():
-                    pictures = [_picture(label) for label in ("Crop", "x_T", "Reconstruction")]
-                facts, cost = gr.Markdown(HINT), gr.Markdown()
-                given = [seen, kind, count]
-                with gr.Tab("Edit"):
-                    edited = _edit_tab(studio, given, cost)
-                with gr.Tab("Interpolate"):
-                    outdated = _interpolate_tab(studio, given, cost)
-        view = [seen, *pictures, facts, cost]
-
-        def seen_or_cleared(*values: Any) -> tuple[Any, ...]:
-            """The view and the upload, which a bad one leaves, so that no broken picture stays.
-
-            The upload is returned as it came: of an update, gradio would make a new component, which reads it itself.
-            """
-            found = _told(studio.look, None)(*values)
-            return (*NOTHING, None) if found is None else (*found, values[0])
-
-        look = {"fn": seen_or_cleared, "inputs": [image, kind, count], "outputs": [*view, image], **CALL}
-        for event in (
-            image.input(**look),
-            sample.then(**look),
-            gr.on([kind.input, count.release], studio.again, given, view, **CALL),
-        ):
-            if edited:
-                event.then(**edited)
-        seen.change(lambda: (None, None), None, outdated, **AT_ONCE)
+        for name, studio in studios.items():
+            with gr.Tab(name) if len(studios) > 1 else nullcontext():
+                _layout(studio)
     return page
+
+
+def _layout(studio: Studio) -> None:
+    """All that is done with a model, which starts with its sampler and number of steps."""
+    model, sampling = studio.trained.model.config, studio.trained.sampling
+    gr.Markdown(ABOUT.format(latent=model.latent_dim))
+    seen = gr.State()
+    with gr.Row(elem_classes="sharp" if model.image_size < SMOOTH else ""):
+        with gr.Column(scale=2, min_width=280, elem_classes="choices"):
+            image, sample = _upload("Image")
+            with gr.Accordion("Sampling", elem_classes="last"):
+                kind = gr.Dropdown(list(SOLVERS), value=sampling.sampler, label="Sampler")
+                count = gr.Slider(
+                    1, max(STEPS, sampling.steps), value=sampling.steps, step=1, precision=0, label="Steps"
+                )
+        with gr.Column(scale=5, min_width=320, elem_classes="results"):
+            with gr.Row():
+                pictures = [_picture(label) for label in ("Crop", "x_T", "Reconstruction")]
+            facts, cost = gr.Markdown(HINT), gr.Markdown()
+            given = [seen, kind, count]
+            with gr.Tab("Edit"):
+                edited = _edit_tab(studio, given, cost)
+            with gr.Tab("Interpolate"):
+                outdated = _interpolate_tab(studio, given, cost)
+    view = [seen, *pictures, facts, cost]
+
+    def seen_or_cleared(*values: Any) -> tuple[Any, ...]:
+        """The view and the upload, which a bad one leaves, so that no broken picture stays.
+
+        The upload is returned as it came: of an update, gradio would make a new component, which reads it itself.
+        """
+        found = _told(studio.look, None)(*values)
+        return (*NOTHING, None) if found is None else (*found, values[0])
+
+    look = {"fn": seen_or_cleared, "inputs": [image, kind, count], "outputs": [*view, image], **CALL}
+    for event in (
+        image.input(**look),
+        sample.then(**look),
+        gr.on([kind.input, count.release], studio.again, given, view, **CALL),
+    ):
+        if edited:
+            event.then(**edited)
+    seen.change(lambda: (None, None), None, outdated, **AT_ONCE)
 
 
 def _edit_tab(studio: Studio, given: Sequence[Component], cost: gr.Markdown) -> dict[str, Any] | None:

@@ -20,10 +20,12 @@ from conftest import ROOT
 from PIL import Image
 
 from datasets.images import fit
+from dbae.checkpoint import load_model
 from dbae.config import UserError
 from dbae.io import to_float
-from dbae.methods import DBAE, DiffAE
+from dbae.methods import DBAE, DDAE, DiffAE
 from dbae.methods.codes import attribute_step
+from dbae.methods.ddae import DDPMConfig
 from dbae.methods.diffae import DiffAEConfig
 from eval.classifier import AttributeClassifier
 from scripts import web, web_actions
@@ -220,6 +222,20 @@ def test_dry_run_and_errors_need_no_gradio(checkpoint, monkeypatch, capsys):
         assert stop.value.code == 2 and error.startswith(f"error: {told}") and error.count("\n") == 1
 
 
+def test_models_beside_the_first_have_names_and_their_methods_few_steps(checkpoint, tmp_path):
+    other = tiny.written(tmp_path, DiffAE(DiffAEConfig(**tiny.SMALL, latent_dim=8)))
+    options = web.PageOptions(model_path=str(other))
+    studio = web.studio_of(options, load_model(str(other)), None, str(tmp_path))
+    assert studio.trained.sampling == DiffAE.FEW_STEPS
+    assert list(web.named([studio], [str(other)])) == ["DiffAE"]
+    two = web.named([studio, studio], ["runs/a/ema_0.9999_000020.pt", "runs/b/ema_0.9999_000020.pt"])
+    assert list(two) == ["DiffAE, a", "DiffAE, b"]
+    with pytest.raises(UserError, match="also: expected models in folders of different names"):
+        web.named([studio, studio], [str(other), str(other)])
+    with pytest.raises(UserError, match="also: expected a model with a code"):
+        web.studio_of(options, DDAE(DDPMConfig(num_channels=32, channel_mult=(1, 1))), None, str(tmp_path))
+
+
 @pytest.fixture
 def web_page(monkeypatch, tmp_path):
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
@@ -233,11 +249,15 @@ def web_page(monkeypatch, tmp_path):
 
 def test_one_call_of_the_model_at_a_time_and_no_public_api(web_page, bare, studio):
     many = dataclasses.replace(studio.trained.sampling, sampler="dbim2", steps=150)
-    page = web_page.build(dataclasses.replace(studio, trained=dataclasses.replace(studio.trained, sampling=many)))
+    page = web_page.build(
+        {"DBAE": dataclasses.replace(studio, trained=dataclasses.replace(studio.trained, sampling=many))}
+    )
     calls = [event for event in page.fns.values() if event.concurrency_id == "model"]
     assert len(calls) >= 8 and {event.concurrency_limit for event in calls} == {1}
     assert {event.api_visibility for event in page.fns.values()} <= {"private", "undocumented"}
-    web_page.build(bare)  # without a classifier
+    tabs = web_page.build({"DBAE": bare, "DiffAE": studio})  # without a classifier, and with one
+    shown = [block.label for block in tabs.blocks.values() if isinstance(block, web_page.gr.Tab)]
+    assert [label for label in shown if label in ("DBAE", "DiffAE")] == ["DBAE", "DiffAE"]
     assert web_page.looks()["theme"]._stylesheets == [] and "url(" not in web_page.CSS  # nothing is fetched
 
 
