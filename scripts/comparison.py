@@ -108,8 +108,8 @@ def own_places(row: Row, section: Mapping[str, Any]) -> dict[str, str]:
 
 
 def only(pattern: str) -> str:
-    """The one path that fits. Raises Failure for none, or several."""
-    flag, _, path = pattern.rpartition("=")
+    """The one path that fits, in a word like --sample_path=PATH, too. Raises Failure for none, or several."""
+    flag, _, path = pattern.partition("=") if pattern.startswith("--") else ("", "", pattern)
     found = glob(path)
     if len(found) != 1:
         raise Failure(f"{path}: expected one such path, there are {len(found)}")

@@ -148,6 +148,15 @@ def test_a_model_without_a_file_is_trained_and_only_a_finished_run_counts(setup,
     assert "A_seed1: no finished training" in (folder / "t.md").read_text() and len(ran) == 6
 
 
+def test_a_pattern_with_an_equals_sign_is_one_path(tmp_path):
+    (tmp_path / "dbim_10_grid=logsnr").mkdir()
+    pattern = str(tmp_path / "dbim_*grid=logsnr*")
+    assert comparison.only(pattern) == str(tmp_path / "dbim_10_grid=logsnr")
+    assert comparison.only(f"--sample_path={pattern}") == f"--sample_path={tmp_path}/dbim_10_grid=logsnr"
+    with pytest.raises(comparison.Failure, match="expected one such path, there are 0"):
+        comparison.only(f"--out={tmp_path}/absent*")
+
+
 def test_several_seeds_give_a_mean_and_a_deviation():
     assert comparison.spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5)) and comparison.spread([64, 64]) == 64
     assert cell((2.0, 2**0.5)) == "2 ± 1.4" and cell(1234567) == "1,234,567" and cell(None) == ""
