@@ -18,7 +18,7 @@ if (($#)); then
     step "reconstruct, interpolate, edit, generate and probe toy faces with every method"
     mkdir -p workdir/pretrained
     models=()
-    for folder in ckpt/toyfaces/{det,diffae,ddae}; do [[ -d $folder ]] && models+=("$(newest "$folder")"); done
+    for folder in ckpt/toyfaces/{det,diffae,ddae}; do models+=("$(newest "$folder")"); done
     exec "$PYTHON" -m scripts.overview --dataset toyfaces --out workdir/pretrained/overview.png --model_path "${models[@]}"
 fi
 
