@@ -8,10 +8,11 @@ program that ended is not run again unless its command or the weights have chang
 and a program that fails is reported at the end.
 
 The settings are ``sections`` and the ``measures`` that all of them have. A section has ``title``, ``dataset`` and
-``rows``: name -> ``model``, a weight file, or ``train``, options of scripts.train, with ``seeds``. A measure is
-``run``, commands with places like {model}, {dataset} and {out}; ``report``, the JSON that they write; ``table``;
-``columns``, title -> where in the JSON a number stands, or where it and its deviation do; perhaps ``sections`` and
-``rows`` that it is for. ``places`` of a section, and of a row, are more places, e.g. {"features": "pixels"}.
+``rows``: name -> ``model``, a weight file or the name of a row above, or ``train``, options of scripts.train, with
+``seeds``. A measure is ``run``, commands with places like {model}, {dataset} and {out}; ``report``, the JSON that they
+write; ``table``; ``columns``, title -> where in the JSON a number stands, or where it and its deviation do; perhaps
+``sections`` and ``rows`` that it is for. ``places`` of a section, and of a row, are more places, e.g. {"features":
+"pixels"}.
 """
 
 import csv
@@ -174,12 +175,13 @@ def main(args: list[str] | None = None) -> None:
     options = options_of(__doc__, "comparison", CompareOptions, args)
     sections, failures, missing, texts = read_settings(options), [], [], []
     for name, section in sections.items():
-        rows = list(rows_of(name, section, options))
+        rows, made = list(rows_of(name, section, options)), {}  # name -> weight file
         for row in rows:
             problems = missing if idle(row, options) else failures
             try:
-                row.model = row.model or train(row, section, options)
-                row.values[""] = about_model(row)
+                row.model = made.get(row.model, row.model) or train(row, section, options)
+                made.setdefault(row.name, row.model)
+                row.values[""] = {} if row.settings.get("model") in section["rows"] else about_model(row)
             except (Failure, UserError, OSError) as problem:
                 problems.append(f"{name}: {row.name}: {problem}")
                 continue

@@ -71,14 +71,14 @@ def test_rows_of_one_model_differ_by_their_places_and_run_apart(setup):
     words, write, ran, folder = setup
     run = ["scripts.probe --model={model} --features={features} --out={out}"]
     model = json.loads((folder / "settings.json").read_text())["sections"]["toys"]["rows"]["A"]["model"]
-    rows = {"code": {"model": model}, "pixels": {"model": model, "places": {"features": "pixels"}}}
+    rows = {"code": {"model": model}, "pixels": {"model": "code", "places": {"features": "pixels"}}}
     columns = {"AP": ["test.0.ap", "test.0.ap"]}
     measures = {"m": MEASURE | {"run": run, "columns": columns}}
     write(rows=rows, places={"features": "model"}, measures=measures, claims=[])
     comparison.main([*words, "--rows", "pixels"])
     assert [command[2] for command in ran] == ["--features=pixels"]
     text = (folder / "t.md").read_text()
-    assert "| pixels | 0.25 ± 0.25 |" in text and "- toys: code: m: not run" in text
+    assert "| pixels |  |" in text and "| pixels | 0.25 ± 0.25 |" in text and "- toys: code: m: not run" in text
     comparison.main(words)
     assert [command[2] for command in ran] == ["--features=pixels", "--features=model"]
     with pytest.raises(UserError, match="rows: expected some of code, pixels, got 'B'"):
