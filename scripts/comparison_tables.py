@@ -28,7 +28,9 @@ def section_text(section: Mapping[str, Any], found: Values) -> str:
 
 def models(found: Values) -> str:
     """The models: their size, and what they were trained on."""
-    rows = [[name, *(cell(values.get("", {}).get(title)) for title in MODELS)] for name, values in found.items()]
+    rows = [
+        [name, *(cell(values[""].get(title)) for title in MODELS)] for name, values in found.items() if values.get("")
+    ]
     return markdown(("", *MODELS), rows)
 
 
