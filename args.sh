@@ -109,7 +109,7 @@ launch_sampling() {
     shift
     expect "$module" "DATASET SCHEDULE MODEL_PATH CHURN_STEP_RATIO GUIDANCE SPLIT RHO GEN_SAMPLER N STO" "$@"
     [[ $3 != "$4" ]] || fail "MODEL_PATH is given twice; expected once"
-    launch "$module" --dataset="$(data_from_here "$1")" --schedule="$2" --model_path="$(from_here "$3")" \
+    launch "$module" --method=dbae --dataset="$(data_from_here "$1")" --schedule="$2" --model_path="$(from_here "$3")" \
         --churn_step_ratio="$4" --guidance="$5" --split="$6" --rho="$7" --sampler="$8" --steps="$9" \
         --stochastic="${10}" --data_root="$DATA_ROOT" ${OPTIONS[@]+"${OPTIONS[@]}"}
 }
@@ -119,7 +119,7 @@ launch_probe() {
     local module=$1
     shift
     expect "$module" "DATASET SCHEDULE MODEL_PATH STO" "$@"
-    launch "$module" --dataset="$(data_from_here "$1")" --schedule="$2" --model_path="$(from_here "$3")" \
+    launch "$module" --method=dbae --dataset="$(data_from_here "$1")" --schedule="$2" --model_path="$(from_here "$3")" \
         --stochastic="$4" --data_root="$DATA_ROOT" ${OPTIONS[@]+"${OPTIONS[@]}"}
 }
 

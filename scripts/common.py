@@ -38,7 +38,10 @@ def parse(
     content = read_config(os.path.dirname(path)) if path else None
     name = peek(args, "method", "dbae", METHODS)
     row = peek(args, "config")
-    method = METHODS[content.get("method", "dbae") if content else name].variant(row)
+    stated = content.get("method", "dbae") if content else name
+    method = METHODS[stated].variant(row)
+    if peek(args, "method") and METHODS[name].__module__ != METHODS[stated].__module__:  # else variants of one method
+        raise UserError(f"method: {path} is of {stated}, got {name}")
     if row and method.ROWS != "config":
         raise UserError(f"config: expected with a model of DDAE, {path} is of {method.method}")
     parser.add_config(title, cls, only)

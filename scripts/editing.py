@@ -89,7 +89,8 @@ def reconstruct(job: Job) -> list[str]:
         Row("$x_T$", states[:SHOWN]),
         Row("reconstruction", made[:SHOWN]),
     ]
-    strip(path, rows, f"{job.trained.model.config.latent_dim} numbers per image")
+    model = job.trained.model
+    strip(path, rows, f"{model.config.latent_dim} numbers per image" + " and its $x_T$" * model.INVERTS)
     job.write_images(paths, made)
     return [*paths, path]
 
@@ -175,6 +176,8 @@ def open_job(trained: TrainedModel, options: ImageOptions, how: Any, action: str
     classifier = None
     if action == "manipulate":
         classifier = find_classifier(trained, options.model_path, how.classifier)
+        if classifier:
+            print(f"along the classifier {classifier.path}")
         if classifier is None:
             raise UserError("classifier: no best.pt beside the checkpoint and no probe of it; run infer_class_dbae.sh")
         how = dataclasses.replace(how, fix_xT=trained.keeps_xT(how.fix_xT))

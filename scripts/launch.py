@@ -12,7 +12,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 def main(args: list[str] | None = None) -> None:
     """Run torchrun. Raises SystemExit with 128 + the signal that ended it, or the status of the process that failed."""
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)  # it warns of every process that it signals
+    for name in ("agent.server.api", "multiprocessing.api"):  # they warn of every process that they signal
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
     try:
         torchrun.main(args)
     except SignalException as stopped:

@@ -6,7 +6,7 @@ example:
 
 Models of all methods are shown by what they have: those with a code by everything that is done with it, edits where
 the probe's best.pt lies beside the weights; the others by samples, and by the features of their blocks. Everything is
-computed here, by ten network calls an image, in less than a minute on a CPU.
+computed here, by few network calls, in less than a minute on a CPU.
 """
 
 import os
@@ -34,6 +34,8 @@ from scripts.cli import options_of, run
 from scripts.figures import Row, draw_rows, plain_text, save_figure
 
 COLUMNS = 9
+RECONSTRUCT = "Reconstruct, by 10 network calls; 20, and 20 for $x_T$, where there is one beside the code"
+GENERATE = "Generate: codes of one Gaussian, or noise where there is no code"
 BATCH = 250
 Named = Sequence[tuple[str, Any]]  # models and what they are called
 Cell = tuple[str, float | None]  # a kind of features: a block and a time, or the code
@@ -70,9 +72,10 @@ def has_code(model: Any) -> bool:
 
 
 def few(model: Any) -> dict[str, Any]:
-    """Settings of ten network calls that suit the method."""
+    """Settings of few network calls that suit the method: 10, and 20 where x_T is inferred by as many."""
     chosen = model.FEW_STEPS or model.sampling(sampler="dbim2", steps=10, grid="logsnr")
-    return {name: getattr(chosen, name) for name in ("sampler", "steps", "grid", "xT")}
+    settings = {name: getattr(chosen, name) for name in ("sampler", "steps", "grid", "xT")}
+    return settings | {"steps": 20 if model.INVERTS else 10}
 
 
 def reconstructions(models: Named, x: Tensor, seed: int) -> Iterator[Row]:
@@ -83,7 +86,7 @@ def reconstructions(models: Named, x: Tensor, seed: int) -> Iterator[Row]:
         if model.INVERTS:
             noise = torch.Generator().manual_seed(seed)
             alone = model.generate_from(model.encode(x), generator=noise, **few(model))
-            yield Row(f"{name}:\ncode alone", to_uint8(alone))
+            yield Row(f"{name}: code,\nrandom $x_T$", to_uint8(alone))
 
 
 def interpolations(models: Named, x: Tensor) -> Iterator[Row]:
@@ -211,16 +214,16 @@ def main(args: list[str] | None = None) -> None:
     splits = {split: read(options, split, size, count) for split, count in counts.items()}
 
     x = splits["test"][0][options.index : options.index + COLUMNS]
-    panels = {
-        "Reconstruct": list(reconstructions(coded, x, options.seed)) if coded else [],
-        "Interpolate": list(interpolations(coded, x)),
+    rows = {
+        RECONSTRUCT: list(reconstructions(coded, x, options.seed)) if coded else [],
+        "Interpolate between the first and the last": list(interpolations(coded, x)),
         "Edit, to the median of real images with the attribute": list(edits(coded, paths, x, options.attributes)),
-        "Generate": list(samples(models, splits["train"][0], options.seed)),
+        GENERATE: list(samples(models, splits["train"][0], options.seed)),
     }
     scores = {"5x5 pixels": probe(lambda x: {PIXELS: reduced(x, 5)}, splits)}
     for name, model in models:
         scores[name] = probe(partial(features, model, seed=options.seed), splits)
-    page(options.out, {title: rows for title, rows in panels.items() if rows}, scores)
+    page(options.out, {title: panel for title, panel in rows.items() if panel}, scores)
     print(f"wrote {options.out}")
 
 

@@ -94,7 +94,11 @@ def parse(description: str, args: list[str] | None = None) -> tuple[RunOptions, 
     typed = parser.parse_args(args)
     known = {"dataset": method.preset_row(row).get("dataset", "")} if row else {}
     options = RunOptions(**{**known, **given(typed, RunOptions), "method": method.method})
-    fields = networks_of(options.resume_checkpoint, method) | given(typed, method.Config)
+    start, fields = networks_of(options.resume_checkpoint, method), given(typed, method.Config)
+    for name in fields.keys() & start.keys() & {"image_size", "latent_dim"}:
+        if fields[name] != start[name]:
+            raise UserError(f"{name}: {options.resume_checkpoint} has {start[name]}, got {fields[name]}")
+    fields = start | fields
     if options.preset is None and options.dataset.partition(":")[0] in method.SIZED:
         options = replace(options, preset=size_in_effect(method, options, fields))
     model = preset(method, method.Config, options.row, fields, options.preset)

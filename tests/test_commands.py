@@ -19,8 +19,9 @@ from conftest import ROOT
 from lmdb_fixtures import encoded, picture, write_lmdb
 
 import eval_reconstruction
-from dbae.config import TrainConfig
-from dbae.methods import DBAE, preset
+from dbae.config import TrainConfig, UserError
+from dbae.methods import DBAE, DiffAE, preset
+from dbae.methods.diffae import DiffAEConfig
 from eval import samples
 from scripts import reconstruct, train
 
@@ -92,7 +93,9 @@ def test_a_run_that_starts_from_another_has_its_networks(checkpoint):
     words = ["--dataset=celeba", f"--resume_checkpoint={checkpoint}"]
     _, model, training = train.parse([*words, "--stochastic=true"])
     assert model == tiny.config(stochastic=True) and training.batch_size == 256  # the rest is the data set's preset
-    assert train.parse([*words, "--latent_dim=9"])[1].latent_dim == 9
+    assert train.parse([*words, "--dropout=0.5"])[1].dropout == 0.5
+    with pytest.raises(UserError, match=r"image_size: .*ema_0.9999_000020.pt has 32, got 64"):
+        train.parse([*words, "--image_size=64"])
     assert train.parse(["--method=diffae", *words])[1].num_channels == 64
 
 
@@ -102,6 +105,14 @@ def test_what_a_resumed_run_does_otherwise_is_said(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model": {}, "train": {"lr": 1e-3, "batch_size": 16}}))
     assert train.changes(str(tmp_path), config) == "\nchanged since it was last started: batch_size 16 -> 256"
     assert train.changes(str(tmp_path), dataclasses.replace(config, batch_size=16)) == ""
+
+
+def test_a_launcher_of_another_method_says_so(checkpoint, tmp_path):
+    other = tiny.written(tmp_path, DiffAE(DiffAEConfig(**tiny.SMALL, latent_dim=8)))
+    words = ["toyfaces", "vp", other, "0.0", "1", "test", "7", "euler", "3", "true"]
+    assert_one_line_error(bash("recon_dbae.sh", *words), f"method: {other} is of diffae, got dbae")
+    told = f"method: {checkpoint} is of dbae, got diffae"
+    assert_one_line_error(bash("diffae/recon.sh", "toyfaces", checkpoint, "test", "10", "random"), told)
 
 
 def test_launchers_refuse_and_explain(checkpoint):
