@@ -84,7 +84,7 @@ def reference_step(model: DiffusionModel, config: TrainConfig, batches: Batches)
 def reference_reconstruct(model: AutoEncoder, x0: Tensor, steps: int) -> Tensor:
     """Reconstructions of images x0 [N, 3, H, W] in [-1, 1] by the method's own sampler; all states go to the host."""
     z = model.encode(x0)
-    x_T = model.infer_xT(x0, z)
+    x_T = model.infer_xT(x0, z, steps=steps)
     cond, sampling = model.condition(z=z, x_T=x_T), model.sampling(steps=steps)
     path: list[Tensor] = []
 

@@ -79,7 +79,7 @@ def about_model(row: Row) -> dict[str, Any]:
         code = model.encode_arrays(torch.zeros(1, 3, size, size), None)
     found = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "code": next(iter(code.values())).shape[1] if code else None,
+        "numbers of the representation": next(iter(code.values())).shape[1] if code else None,
     }
     log = os.path.join(os.path.dirname(row.model), "progress.csv")
     if os.path.exists(log):

@@ -6,7 +6,7 @@ from typing import Any
 from scripts.tables import markdown
 
 Values = Mapping[str, Mapping[str, Mapping[str, Any]]]  # row -> measure -> column -> value
-MODELS = ("parameters", "code", "training images", "minutes", "images/s")
+MODELS = ("parameters", "numbers of the representation", "training images", "minutes", "images/s")
 HEAD = "# Comparison\n\nMade by `python -m scripts.comparison`; the commands of every number stand below its table.\n\n"
 
 
