@@ -18,7 +18,8 @@ from dbae.config import TrainConfig, UserError
 from dbae.io import atomic_write
 from dbae.runtime import warn0
 
-TIMED = 10  # steps, and seconds, after the first step, by which the end of a run is foretold
+TIMED = 10  # steps after the first, by which the end of a run is foretold
+TIMED_SECONDS = 10  # that they take at least, or more steps are awaited
 DAY = 86_400  # seconds
 COLUMNS = ("step", "images", "loss", "images_per_second", "seconds", "skipped")
 
@@ -81,7 +82,7 @@ class Progress:
             self.first = time.monotonic()
         elif not (self.foretold or self.quiet) and step < self.config.total_steps:
             steps, seconds = self.done - 1, time.monotonic() - self.first
-            self.foretold = min(steps, seconds) >= TIMED
+            self.foretold = steps >= TIMED and seconds >= TIMED_SECONDS
             if self.foretold:
                 self._foretell(seconds / steps, self.config.total_steps - step)
         if step % self.config.log_interval == 0 or step == self.config.total_steps:

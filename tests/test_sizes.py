@@ -116,6 +116,8 @@ def lines_of_eleven_steps(folder, capsys, first=100, total=200, **options):
 
 
 def test_after_ten_steps_one_line_says_when(tmp_path, capsys, monkeypatch):
+    assert lines_of_eleven_steps(tmp_path, capsys) == []  # they were too quick to tell
+    monkeypatch.setattr(progress, "TIMED_SECONDS", 0)
     (line,) = lines_of_eleven_steps(tmp_path, capsys, hint="try tiny")
     assert "a step: done in 0 s, at " in line and "tiny" not in line
     monkeypatch.setattr(progress, "DAY", 1e-9)
