@@ -65,7 +65,8 @@ class Progress:
 
     def __init__(self, run_dir: str, step: int, config: TrainConfig, quiet: bool = False, hint: str = "") -> None:
         self.config, self.quiet, self.hint = config, quiet, hint
-        self.foretold, self.done, self.first = False, 0, 0.0  # steps of this start, and when the first of them was done
+        self.done, self.first = 0, 0.0  # steps of this start, and when the first of them was done
+        self.foretold = False  # whether the line on the end is out
         self.path = bf.join(run_dir, "progress.csv")
         self.seconds = _continue_table(self.path, step)
         self.torn = False

@@ -26,11 +26,13 @@ from dbae.config import UserError, option, require_positive
 from dbae.io import check_outputs, to_float, to_uint8
 from dbae.methods.autoencoder import AutoEncoder
 from dbae.methods.codes import attribute_step
-from eval.classifier import read_classifier
 from eval.features import reduced
+from eval.generation import gaussian
 from eval.heads import Solver, score
 from eval.probe import Part
 from scripts.cli import options_of, run
+from scripts.common import TrainedModel
+from scripts.edit_inputs import find_classifier
 from scripts.figures import Row, draw_rows, plain_text, save_figure
 
 COLUMNS = 9
@@ -64,6 +66,8 @@ class OverviewOptions:
         if not self.model_path:
             raise UserError("model_path: expected at least one weight file")
         require_positive("train", self.train)
+        if not 0 <= self.index < self.train // 2:
+            raise UserError(f"index: expected one of the {self.train // 2} test images, got {self.index}")
 
 
 def has_code(model: Any) -> bool:
@@ -99,11 +103,11 @@ def edits(models: Named, paths: Sequence[str], x: Tensor, attributes: Sequence[s
     """The last image, its reconstruction, and one edit per attribute: to the median of real positives."""
     x, captions = x[-1:], ["input", "reconstruction", *(attribute.replace("_", " ") for attribute in attributes)]
     for (name, model), path in zip(models, paths, strict=True):
-        beside = os.path.join(os.path.dirname(path), "best.pt")
-        if not os.path.exists(beside):
+        classifier = find_classifier(TrainedModel(model, model.SAMPLING), path, None)
+        if classifier is None:
+            beside = os.path.join(os.path.dirname(path), "best.pt")
             print(f"note: no {beside} (infer_class_dbae.sh writes one), so no edits of {name}")
             continue
-        classifier = read_classifier(beside, model.config.latent_dim)
         z, shifts = model.encode(x, sample=False), []
         for row in map(classifier.index, attributes):
             step = attribute_step(classifier.weight[row])
@@ -119,10 +123,9 @@ def samples(models: Named, x: Tensor, seed: int) -> Iterator[Row]:
     for name, model in models:
         noise = torch.Generator().manual_seed(seed)
         if has_code(model):
-            z = features(model, x, seed)[CODE].double()
-            scale = torch.linalg.cholesky(z.T.cov() + 1e-6 * torch.eye(z.shape[1]))
-            drawn = z.mean(dim=0) + torch.randn(COLUMNS, z.shape[1], generator=noise, dtype=torch.float64) @ scale.T
-            images = model.generate_from(drawn.float(), generator=noise, **few(model))
+            z = features(model, x, seed)[CODE]
+            drawn = gaussian(z, torch.randn(COLUMNS, z.shape[1], generator=noise))
+            images = model.generate_from(torch.from_numpy(drawn), generator=noise, **few(model))
         else:
             images = model.generate(COLUMNS, noise, **few(model))
         yield Row(name, to_uint8(images))
@@ -210,6 +213,9 @@ def main(args: list[str] | None = None) -> None:
     coded = [(name, model) for name, model in models if has_code(model)]
     paths = [path for path, (_, model) in zip(options.model_path, models, strict=True) if has_code(model)]
     size = models[0][1].config.image_size
+    if len(dict(models)) < len(models) or any(model.config.image_size != size for _, model in models):
+        found = ", ".join(f"{name} of {model.config.image_size} px" for name, model in models)
+        raise UserError(f"model_path: expected models of different methods and one image size, got {found}")
     counts = {"train": options.train, "valid": options.train // 2, "test": options.train // 2}
     splits = {split: read(options, split, size, count) for split, count in counts.items()}
 

@@ -106,10 +106,8 @@ def studio_of(options: PageOptions, model: DiffusionModel, sampling: SampleConfi
 
 def serve(studios: dict[str, Studio], options: PageOptions) -> None:
     """Show the page until Ctrl-C. Nothing is sent to anybody, and gradio's files are in the studio's folder."""
-    os.environ |= {
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "GRADIO_TEMP_DIR": next(iter(studios.values())).folder,
-    }  # read at gradio's import
+    folder = next(iter(studios.values())).folder
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}  # read at gradio's import
     from scripts.web_page import build, looks
 
     page = build(studios).queue(api_open=False, max_size=32)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from dbae.config import UserError
+from dbae.io import fingerprint
 from dbae.methods.ddae import DDAE, DDPMConfig
 from dbae.methods.diffae import DiffAE, DiffAEConfig
 from scripts import demo_figure, overview, reconstruct
@@ -26,7 +27,9 @@ def models(tmp_path):
     paths = [tiny.written(tmp_path / name, model) for name, model in made.items()]
     torch.save(torch.nn.Linear(8, 2).state_dict(), tmp_path / "a" / "best.pt")
     codes = {"std": [1.0] * 8, "median_logit_of_positives": [3.0, 3.0]}
-    (tmp_path / "a" / "best.json").write_text(json.dumps({"attributes": NAMES, "codes": codes}))
+    (tmp_path / "a" / "best.json").write_text(
+        json.dumps({"attributes": NAMES, "codes": codes, "weights": fingerprint(paths[0])})
+    )
     return list(map(str, paths))
 
 
@@ -55,6 +58,16 @@ def test_wrong_input_is_refused(models, tmp_path):
         overview.main([f"--out={tmp_path}/page.png"])
     with pytest.raises(UserError, match="attributes: expected a number under 2 or one of Male, Eyeglasses, got 'Nose'"):
         overview.main(["--train=80", f"--out={tmp_path}/page.png", "--attributes", "Nose", "--model_path", models[0]])
+
+
+def test_models_that_do_not_go_together_are_refused(models, tmp_path):
+    with pytest.raises(UserError, match=r"model_path: expected models of different methods .* DBAE of 32 px, DBAE"):
+        overview.main(["--train=80", f"--out={tmp_path}/page.png", "--model_path", models[0], models[0]])
+    with pytest.raises(UserError, match="index: expected one of the 40 test images, got 40"):
+        overview.main(["--train=80", "--index=40", f"--out={tmp_path}/page.png", "--model_path", models[0]])
+    (tmp_path / "a" / "best.json").write_text(json.dumps({"attributes": NAMES, "weights": "0" * 16}))
+    with pytest.raises(UserError, match=r"classifier: .* is of the weights 0000"):
+        overview.main(["--train=80", f"--out={tmp_path}/page.png", "--model_path", models[0]])
 
 
 def test_the_picture_of_a_run(models, tmp_path):
