@@ -34,7 +34,9 @@ def main(args: list[str] | None = None) -> None:
             bar.set_postfix_str(f"{metrics.images} images  {describe(metrics.means())}", refresh=False)
             bar.update()
     samples.check_complete(options.sample_path, metrics.images)
-    samples.add_metrics(options.sample_path, metrics.means(), metrics.images)
+    samples.add_metrics(
+        options.sample_path, metrics.images, metrics=metrics.means(), standard_errors=metrics.standard_errors()
+    )
     print(f"{describe(metrics.means())}  ({metrics.images} images)")
 
 

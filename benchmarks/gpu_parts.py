@@ -10,7 +10,7 @@ import torch
 from benchmarks import timing
 from benchmarks.memory import needs
 from benchmarks.reference import ReferenceUpConv2d
-from benchmarks.speed import SAMPLING, TRAINING, Benchmark, Sampling, Training
+from benchmarks.speed import INFERENCE, TRAINING, Benchmark, Sampling, Training
 from benchmarks.timing import COLUMNS, Build, Row, Work, clocked
 from dbae.methods import METHODS
 from dbae.nn.layers import UpConv2d
@@ -151,7 +151,7 @@ def sampling(setup: Setup) -> Iterator[list[Table]]:
     """Reconstruction at 128 px: eager, compiled, and with CUDA graphs."""
     dataset, batch, steps = setup.chosen("ffhq", "toyfaces"), setup.chosen(64, 2), setup.chosen(10, 2)
     options = Sampling(dataset=dataset, batch_size=batch, steps=steps)
-    names = [name for name in ("default", "compiled", "graphs") if not setup.toy or SAMPLING[name][1] == "false"]
+    names = [name for name in ("default", "compiled", "graphs") if not setup.toy or INFERENCE[name][1] == "false"]
     title = f"Reconstruction, {dataset}, {batch} images, {steps} network calls"
     kept = {name: (setup.device, options, name) for name in names}
     for rows in compare(observed, kept, batch, setup.chosen(3, 1), steps):

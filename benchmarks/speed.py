@@ -2,6 +2,7 @@
 
 commands:
   train    steps of training, by one or several processes, on random images in host memory
+  encode   codes, or features, of random images
   sample   reconstructions: the images are encoded, and their codes decoded by the method's own sampler
   data     batches of images on the device, in each way to read them
 
@@ -20,7 +21,7 @@ import itertools
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -52,7 +53,7 @@ TRAINING: dict[str, dict[str, Any]] = {  # settings of TrainConfig
     "checkpointing": {"checkpointing": True},
     "micro32": {"microbatch": 32},
 }
-SAMPLING = {  # precision and compilation
+INFERENCE = {  # precision and compilation
     "reference": ("fp32", "false"),
     "default": ("auto", "false"),
     "fp32": ("fp32", "false"),
@@ -88,12 +89,6 @@ class Benchmark:
             if type(value) in (int, float) and name != "microbatch":
                 require_positive(name, value)
 
-    def build_model(self) -> DiffusionModel:
-        """The preset's model, with the same random weights everywhere."""
-        method = METHODS[self.method]
-        torch.manual_seed(0)
-        return method(preset(method, method.Config, self.dataset, {}))
-
     def groups(self) -> dict[str, int]:
         """The variants to compare, and the number of processes of each."""
         names = self.variants.split(",")
@@ -122,7 +117,22 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Training(Benchmark):
+class ModelBenchmark(Benchmark):
+    """One of a model: a checkpoint's, or the preset's with the same random weights everywhere."""
+
+    model_path: str = option("", "checkpoint with a config.json (default: the preset, with random weights)")
+
+    def build_model(self) -> DiffusionModel:
+        """The model, on the CPU."""
+        if self.model_path:
+            return load_model(self.model_path)
+        method = METHODS[self.method]
+        torch.manual_seed(0)
+        return method(preset(method, method.Config, self.dataset, {}))
+
+
+@dataclass(frozen=True)
+class Training(ModelBenchmark):
     """Compare variants of training, all but the reference by several numbers of processes, which share a batch.
 
     reference: float32, on a GPU with the U-Net in fp16 and a loss scale; default: what train_dbae.sh does, on a CPU
@@ -151,7 +161,8 @@ class Training(Benchmark):
         # The reference has the allocator as the system sets it; what trains otherwise tells it to keep memory.
         device = torch.device(device_name) if variant == "reference" else runtime.setup(device_name)
         sizes = {"batch_size": self.batch_size, "microbatch": self.microbatch}
-        config = preset(METHODS[self.method], TrainConfig, self.dataset, sizes | TRAINING[variant])
+        config = TrainConfig() if self.model_path else preset(METHODS[self.method], TrainConfig, self.dataset, {})
+        config = replace(config, **sizes | TRAINING[variant])
         model = self.build_model().to(device).train()
         size = model.config.image_size
         data = [torch.randint(0, 256, (n, 3, size, size)).byte() for n in micro_batches(config, runtime.world())]
@@ -165,35 +176,53 @@ class Training(Benchmark):
 
 
 @dataclass(frozen=True)
-class Sampling(Benchmark):
+class Encoding(ModelBenchmark):
+    """Compare variants of encoding: codes, or the features of a diffusion model's block.
+
+    reference: float32, on a GPU with the U-Net in fp16; default: what encoding does, on a CPU float32, on a GPU bf16;
+    the others change one setting.
+    """
+
+    variants: str = option("reference,default", f"what to compare: {', '.join(INFERENCE)}")
+    batch_size: int = option(64, "images")
+
+    VARIANTS = INFERENCE
+
+    def work(self, device_name: str, variant: str) -> Work:
+        model, x0 = self.prepared(device_name, variant)
+        return Work(torch.no_grad()(lambda: next(iter(model.encode_arrays(x0).values())).cpu().numpy()))
+
+    def prepared(self, device_name: str, variant: str) -> tuple[DiffusionModel, torch.Tensor]:
+        """The model as the variant has it, and random images."""
+        device = torch.device(device_name) if variant == "reference" else runtime.setup(device_name)
+        model = self.build_model().to(device).eval()
+        size, generator = model.config.image_size, torch.Generator().manual_seed(0)
+        x0 = 2 * torch.rand(self.batch_size, 3, size, size, generator=generator).to(device) - 1
+        if variant == "reference":
+            return reference(model), x0
+        precision, compiled = INFERENCE[variant]
+        model.use_amp(runtime.amp_dtype(precision, device))
+        runtime.use_compile(model, compiled, device)
+        return model, x0
+
+
+@dataclass(frozen=True)
+class Sampling(Encoding):
     """Compare variants of sampling, and their images with the first variant's.
 
     reference: float32, on a GPU with the U-Net in fp16, every state copied to the host; default: what recon_dbae.sh
     does, on a CPU float32, on a GPU bf16; the others change one setting.
     """
 
-    model_path: str = option("", "checkpoint with a config.json (default: the preset, with random weights)")
-    variants: str = option("reference,default", f"what to compare: {', '.join(SAMPLING)}")
-    batch_size: int = option(64, "images")
     steps: int = option(10, "steps of the sampler")
-
-    VARIANTS = SAMPLING
 
     def comparable(self) -> bool:
         return bool(self.model_path)  # what a random network makes turns on the last digit
 
     def work(self, device_name: str, variant: str) -> Work:
-        device = torch.device(device_name) if variant == "reference" else runtime.setup(device_name)
-        model = load_model(self.model_path) if self.model_path else self.build_model()
-        model = model.to(device).eval()
-        size, generator = model.config.image_size, torch.Generator().manual_seed(0)
-        x0 = 2 * torch.rand(self.batch_size, 3, size, size, generator=generator).to(device) - 1
+        model, x0 = self.prepared(device_name, variant)
         if variant == "reference":
-            model = reference(model)
             return Work(lambda: reference_reconstruct(model, x0, self.steps).cpu().numpy())
-        precision, compiled = SAMPLING[variant]
-        model.use_amp(runtime.amp_dtype(precision, device))
-        runtime.use_compile(model, compiled, device)
         return Work(lambda: model.reconstruct(x0, steps=self.steps).cpu().numpy())
 
 
@@ -259,7 +288,7 @@ def default_step(model: DiffusionModel, config: TrainConfig, batches: Batches) -
     return stepping(prepared(model, config), config, batches)
 
 
-COMMANDS: dict[str, type[Benchmark]] = {"train": Training, "sample": Sampling, "data": Loading}
+COMMANDS: dict[str, type[Benchmark]] = {"train": Training, "encode": Encoding, "sample": Sampling, "data": Loading}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -177,6 +177,16 @@ def summary(report: Report) -> dict[str, float]:
     return {name: value for name, value in report.get("test", report.get("last")).items() if name != "epoch"}
 
 
+def standard_errors(kind: str, test: Part, names: Names, layer: nn.Linear) -> dict[str, float]:
+    """Standard errors, over test images, of the mean scores of a layer that ``fit`` made for targets of a kind.
+
+    One that so few images do not define is left out.
+    """
+    y = TASKS[kind].columns("test", test.targets, names)
+    errors = TASKS[kind].errors(y, predict(layer, "test", test, 0))
+    return {name: error for name, error in errors.items() if math.isfinite(error)}
+
+
 def left_out(report: Report) -> list[str]:
     """Names of the targets that have a single value on test, and so no score: no mean contains them."""
     return report.get("single_class", {}).get("test", []) or report.get("constant", [])

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class ReconstructionMetrics:
         if not names or any(name.lower() not in known for name in names):
             raise UserError(f"metrics: expected some of {', '.join(METRICS)}, got {', '.join(names) or 'none'}")
         self.device, self.images = device, 0
-        self.sums = {known[name.lower()]: 0.0 for name in names}
+        self.sums = {known[name.lower()]: np.zeros(2) for name in names}  # of values, and of their squares
         self.functions = dict(FUNCTIONS)
         if "LPIPS" in self.sums:
             self.functions["LPIPS"] = load_lpips(lpips_backbone, device)
@@ -82,13 +83,13 @@ class ReconstructionMetrics:
             raise UserError(f"samples: expected equal shapes [N, H, W, 3], got {list(real.shape)}, {list(fake.shape)}")
         real, fake = (x.to(self.device).permute(0, 3, 1, 2).float() / 255 for x in (real, fake))
         for name in self.sums:
-            total = self.functions[name](real, fake).double().sum().item()
-            if not math.isfinite(total):
-                raise UserError(f"{name}: expected finite values, got {total}; are its weights damaged?")
-            self.sums[name] += total
+            values = self.functions[name](real, fake).double().cpu().numpy()
+            if not np.isfinite(values).all():
+                raise UserError(f"{name}: expected finite values, got {values.sum()}; are its weights damaged?")
+            self.sums[name] += values.sum(), np.square(values).sum()
         self.images += len(real)
 
-    def merge(self, parts: Sequence[tuple[int, dict[str, float]]]) -> None:
+    def merge(self, parts: Sequence[tuple[int, dict[str, np.ndarray]]]) -> None:
         """Replace the state by the union of several processes' (images, sums)."""
         self.images = sum(images for images, _ in parts)
         self.sums = {name: sum(sums[name] for _, sums in parts) for name in self.sums}
@@ -97,7 +98,14 @@ class ReconstructionMetrics:
         """Mean over all images so far, by name. Raises UserError before the first."""
         if not self.images:
             raise UserError("metrics: expected at least one image, got none")
-        return {name: total / self.images for name, total in self.sums.items()}
+        return {name: float(total / self.images) for name, (total, _) in self.sums.items()}
+
+    def standard_errors(self) -> dict[str, float]:
+        """Standard error of each mean, over images; of a single image 0."""
+        n, found = self.images, {}
+        for name, (total, squares) in self.sums.items():
+            found[name] = math.sqrt(max(squares - total**2 / n, 0) / max(n - 1, 1) / n)
+        return found
 
 
 def describe(means: dict[str, float]) -> str:

@@ -131,8 +131,9 @@ def update_report(folder: str, **entries: Any) -> None:
     write_json(bf.join(folder, "metrics.json"), report)
 
 
-def add_metrics(folder: str, means: dict[str, float], images: int) -> None:
-    """Set metrics in ``metrics.json``, beside earlier ones over as many images."""
+def add_metrics(folder: str, images: int, **found: dict[str, float]) -> None:
+    """Set ``metrics`` and their ``standard_errors`` in ``metrics.json``, beside earlier ones over as many images."""
     report = read_report(folder)
-    earlier = report.get("metrics", {}) if report.get("images_evaluated") == images else {}
-    update_report(folder, metrics=earlier | means, images_evaluated=images)
+    earlier = report if report.get("images_evaluated") == images else {}
+    entries = {name: earlier.get(name, {}) | values for name, values in found.items()}
+    update_report(folder, images_evaluated=images, **entries)

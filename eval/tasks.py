@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dbae.config import UserError
 from eval import scores
 from eval.linear import logistic_regression, multinomial_regression, ridge_regression
+from eval.resampling import ranking_errors, regression_errors
 from eval.scores import json_safe, mean_defined
 
 Names = Sequence[str]
@@ -24,7 +25,8 @@ class Task:
     """What the tasks share: targets with a name per column, and the settings of the official protocol.
 
     Each also has ``watch`` (scores that tell which epoch is best, by the first of them), ``results`` (scores of the
-    reported layers' outputs on test, and by name) and perhaps ``votes`` (the same for nearest neighbours).
+    reported layers' outputs on test, and by name), ``errors`` (standard errors of the mean scores of an output, over
+    images) and perhaps ``votes`` (results for nearest neighbours).
     """
 
     name: str  # in reports
@@ -84,6 +86,8 @@ class Attributes(Task):
             "attributes": _by_name(names, ap=ap, auroc=area, positives=y.sum(dim=0).int()),
         }
 
+    errors = staticmethod(ranking_errors)
+
     def votes(self, names: Names, y: Tensor, votes: Tensor, share: Tensor) -> Report:
         """Accuracy of neighbours' mean targets [n, k], and of always answering what is commoner among all, [k].
 
@@ -133,6 +137,11 @@ class Classes(Task):
             "attributes": _by_name(names, accuracy=scores.recall(y, output), images=y.sum(dim=0).int()),
         }
 
+    def errors(self, y: Tensor, output: np.ndarray) -> dict[str, float]:
+        """Those of shares of right answers."""
+        shares = {"accuracy": scores.top_k(y, output), "top5": scores.top_k(y, output, 5)}
+        return {name: (share * (1 - share) / len(y)) ** 0.5 for name, share in shares.items()}
+
     def votes(self, names: Names, y: Tensor, votes: Tensor, share: Tensor) -> Report:
         """The same of neighbours' votes [n, classes]; a tie is for the class that is commoner among all."""
         tie_break = share / (1000 * len(y.T))
@@ -178,6 +187,8 @@ class RealNumbers(Task):
             "last": self.watch(y, outputs["last"]),
             "attributes": {name: {which: table[name] for which, table in tables.items()} for name in names},
         }
+
+    errors = staticmethod(regression_errors)
 
     def left_out(self, names: Names, targets: Mapping[str, Tensor]) -> Report:
         """Which targets are constant on test."""

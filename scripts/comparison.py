@@ -32,6 +32,7 @@ from dbae.checkpoint import complete_sets, load_model, read_config, set_names
 from dbae.config import UserError
 from dbae.io import atomic_write, fingerprint, read_json, write_json
 from scripts.cli import options_of, run
+from scripts.comparison_results import Entries, compared, entries_of, read_results, recall
 from scripts.comparison_settings import CompareOptions, Row, read_settings, rows_of
 from scripts.comparison_tables import HEAD, failed, section_text
 
@@ -128,6 +129,8 @@ def measure(
     name: str, settings: Mapping[str, Any], row: Row, section: Mapping[str, Any], options: CompareOptions
 ) -> None:
     """Run the programs of a measure unless they were run on these weights, and keep what they found."""
+    if row.model is None:
+        raise Failure("not run")
     done = read_json(row.done) if os.path.exists(row.done) else {}
     key = {name: settings[name] for name in ("run", "report")}
     key |= {"weights": fingerprint(row.model), "places": own_places(row, section)}
@@ -144,7 +147,7 @@ def measure(
     content = done[name]["content"]
     try:
         row.values[name] = {
-            title: at(content, path) if isinstance(path, str) else tuple(at(content, each) for each in path)
+            title: at(content, path) if isinstance(path, str) else [at(content, each) for each in path]
             for title, path in settings["columns"].items()
         }
     except (KeyError, IndexError, ValueError, TypeError) as error:
@@ -164,35 +167,65 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 
 def spread(values: Sequence[Any]) -> Any:
     """Mean and standard deviation over seeds of numbers that differ; what is the same everywhere stays as it is."""
-    if len(set(values)) == 1:
+    if all(value == values[0] for value in values):
         return values[0]
-    values = [value[0] if isinstance(value, tuple) else value for value in values]
-    return statistics.mean(values), statistics.stdev(values)
+    values = [value[0] if isinstance(value, list) else value for value in values]
+    return [statistics.mean(values), statistics.stdev(values)]
+
+
+def look(row: Row, section: Mapping[str, Any], options: CompareOptions, made: dict[str, str]) -> None:
+    """Find the row's weight file, by training if need be, and what is to be known of it."""
+    named = row.settings.get("model") in section["rows"]
+    row.model = made.get(row.model) if named else row.model or train(row, section, options)
+    if row.model is None:
+        raise Failure(f"there is no model of {row.settings['model']}")
+    made.setdefault(row.name, row.model)
+    row.values[""] = {} if named else about_model(row)
+
+
+def fill(name: str, section: Mapping[str, Any], options: CompareOptions, entries: Entries) -> tuple[list[Row], ...]:
+    """The rows of a section, what failed, and what was not run and is not in the entries of an earlier comparison."""
+    rows, made, failures, missing = list(rows_of(name, section, options)), {}, [], []
+    measures = {title: each for title, each in section["measures"].items() if name in each.get("sections", [name])}
+    for row in rows:
+        for title, settings in {"": {"run": []}, **measures}.items():
+            if row.name not in settings.get("rows", section["rows"]) or (title and "" not in row.values):
+                continue
+            try:
+                if title:
+                    measure(title, settings, row, section, options)
+                else:
+                    look(row, section, options, made)
+            except (Failure, UserError, OSError) as error:
+                problem = ": ".join(filter(None, (name, row.name, title, str(error))))
+                if not idle(row, options):
+                    failures.append(problem)
+                elif not recall(row, title, settings["run"], entries):
+                    missing.append(problem)
+    return rows, failures, missing
 
 
 def main(args: list[str] | None = None) -> None:
     """Train what is to be trained, measure, and write the tables."""
     options = options_of(__doc__, "comparison", CompareOptions, args)
-    sections, failures, missing, texts = read_settings(options), [], [], []
+    sections, results = read_settings(options), read_results(options.results)
+    failures, missing, texts = [], [], []
     for name, section in sections.items():
-        rows, made = list(rows_of(name, section, options)), {}  # name -> weight file
-        for row in rows:
-            problems = missing if idle(row, options) else failures
-            try:
-                row.model = made.get(row.model, row.model) or train(row, section, options)
-                made.setdefault(row.name, row.model)
-                row.values[""] = {} if row.settings.get("model") in section["rows"] else about_model(row)
-            except (Failure, UserError, OSError) as problem:
-                problems.append(f"{name}: {row.name}: {problem}")
-                continue
-            for title, settings in section["measures"].items():
-                if row.name in settings.get("rows", section["rows"]) and name in settings.get("sections", sections):
-                    try:
-                        measure(title, settings, row, section, options)
-                    except Failure as problem:
-                        problems.append(f"{name}: {row.name}: {title}: {problem}")
-        found = {row: over_seeds([each for each in rows if each.name == row]) for row in section["rows"]}
-        texts.append(section_text(section, found))
+        entries = results.get(name, {})
+        rows, *problems = fill(name, section, options, entries)
+        for found, more in zip((failures, missing), problems, strict=True):
+            found += more
+        texts.append(
+            section_text(section, {row: over_seeds([r for r in rows if r.name == row]) for row in section["rows"]})
+        )
+        if options.results:
+            count, moved = compared(rows, entries)
+            print(
+                f"{name}: {count} numbers with an error were there before, {len(moved)} moved by more than two errors"
+            )
+            print("".join(f"  {line}\n" for line in moved), end="")
+            results[name] = entries | entries_of(rows, section["measures"])
+            write_json(options.results, results)
     text = HEAD + "\n".join(texts) + failed(failures + missing)
     if options.table:
         with atomic_write(options.table, "w") as file:

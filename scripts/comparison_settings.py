@@ -22,6 +22,10 @@ class CompareOptions:
     settings: str = option("docs/comparison.json", "file that names data, models and measures")
     out: str = option("workdir/comparison", "folder of trained models and of all results")
     table: str | None = option(None, "Markdown file of the tables (default: print them)")
+    results: str | None = option(
+        None,
+        "JSON file of all numbers: those not taken here come from it, the others are compared with it and replaced",
+    )
     sections: tuple[str, ...] = option((), "these sections of the settings alone")
     rows: tuple[str, ...] = option((), "run for these rows alone; tables have what is there of the others")
     files: tuple[str, ...] = option((), "files that measures ask for, as NAME=PATH, e.g. alexnet=weights.pth")
@@ -35,10 +39,15 @@ class Row:
 
     name: str
     folder: str
-    settings: Mapping[str, Any]
+    settings: dict[str, Any]
     seed: int | None = None
     model: str | None = None
     values: dict[str, dict[str, Any]] = field(default_factory=dict)  # measure -> column -> value
+
+    @property
+    def key(self) -> str:
+        """Its name in files."""
+        return os.path.basename(self.folder)
 
     @property
     def done(self) -> str:

@@ -1,6 +1,7 @@
 """The text of a comparison: a table of the models, tables of the measures by name, and what papers claim."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import hypot
 from typing import Any
 
 from scripts.tables import markdown
@@ -65,23 +66,34 @@ def commands(given: Iterable[str]) -> str:
 
 
 def claims(given: Iterable[Mapping[str, Any]], found: Values) -> str:
-    """A line per claim, ``left`` above ``right`` (each a model, a measure, and a column), and whether it holds here."""
+    """A line per claim, ``left`` above ``right`` (each a model, a measure, and a column), and whether it holds here.
+
+    A difference of less than two standard errors tells nothing.
+    """
     lines = []
     for claim in given:
-        left, right = (mean_of(found, claim[side]) for side in ("left", "right"))
+        left, right = (value_at(found, claim[side]) for side in ("left", "right"))
         if left is None or right is None:
             verdict = "not measured here"
         else:
-            verdict = f"{'holds' if left > right else 'does not hold'} here ({cell(left)} against {cell(right)})"
+            (left_mean, left_error), (right_mean, right_error) = with_error(left), with_error(right)
+            above, error = left_mean - right_mean, hypot(left_error, right_error)
+            known = "not to be told" if abs(above) < 2 * error else "holds" if above > 0 else "does not hold"
+            verdict = f"{known} here ({cell(left)} against {cell(right)})"
         lines.append(f"- {claim['text']}: **{verdict}**.")
     return "\n".join(lines)
 
 
-def mean_of(found: Values, place: Sequence[str]) -> float | None:
-    """A number by its model, measure and column; None where it was not measured."""
+def value_at(found: Values, place: Sequence[str]) -> Any:
+    """A value by its model, measure and column; None where it was not measured."""
     row, measure, column = place
-    value = found.get(row, {}).get(measure, {}).get(column)
-    return value[0] if isinstance(value, tuple) else value
+    return found.get(row, {}).get(measure, {}).get(column)
+
+
+def with_error(value: Any) -> tuple[float, float]:
+    """A number, and its error as far as one is known."""
+    mean, error = value if isinstance(value, list) else (value, None)
+    return mean, error or 0.0
 
 
 def failed(failures: Sequence[str]) -> str:
@@ -93,7 +105,7 @@ def cell(value: Any) -> str:
     """A number as a table shows it: whole ones with commas, others with four digits, those of several seeds with ±."""
     if value is None:
         return ""
-    if isinstance(value, tuple):
+    if isinstance(value, list):
         return f"{cell(value[0])} ± {value[1]:.2g}"
     if isinstance(value, float):
         return f"{value:.4g}"

@@ -15,7 +15,7 @@ from dbae.config import UserError
 from dbae.io import atomic_write, fingerprint, to_float, with_command
 from dbae.tensors import write_tensors
 from eval.features import CachedFeatures, Encode, encode_dataset, pca, reduced
-from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, predict, summary
+from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, predict, standard_errors, summary
 from eval.scores import json_safe
 from scripts.cli import Parser
 from scripts.common import TrainedModel, load, parse, print_dry_run
@@ -111,9 +111,10 @@ def write(
     return options.path("results.json")
 
 
-def describe(scores: dict[str, float]) -> str:
-    """One line: ``r 0.7311  mse 0.0887``."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "epoch")
+def describe(scores: dict[str, float], errors: dict[str, float]) -> str:
+    """One line: ``r 0.7311 ± 0.0031  mse 0.0887``, standard errors where they are known."""
+    known = {name: f" ± {error:.2g}" for name, error in errors.items()}
+    return "  ".join(f"{name} {value:.4f}{known.get(name, '')}" for name, value in scores.items() if name != "epoch")
 
 
 def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) -> None:
@@ -165,7 +166,7 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
         how |= {"seed": options.seed} if options.solver in ("adam", "diffae") else {}
         if options.solver == "adam":
             how |= {"epochs": options.epochs, "batch_size": options.probe_batch_size, "lr": options.probe_lr}
-            how["progress"] = lambda entry: print(f"epoch {entry['epoch']:2d}  {describe(entry)}")
+            how["progress"] = lambda entry: print(f"epoch {entry['epoch']:2d}  {describe(entry, {})}")
         result = fit(options.kind, parts, names, **how)
         report = {
             "checkpoint": options.model_path,
@@ -178,11 +179,13 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
             "latent_mode": options.latent if "mu" in example else "deterministic",
             **result.report,
         }
+        if result.layer is not None:
+            report["standard_errors"] = standard_errors(options.kind, parts["test"], names, result.layer)
         if options.label_fraction:
             shares = (options.label_fraction, options.repeats, options.seed)
             report["label_fractions"] = fit_fractions(options.kind, parts, names, *shares, **how)
         path = write(result, report, baseline, parts["train"], names, options)
-        print(f"{describe(summary(report))}{coverage(report)}", f"({path})")
+        print(f"{describe(summary(report), report.get('standard_errors', {}))}{coverage(report)}", f"({path})")
         if options.solver == "adam":
             used = report["settings"]
             steps = used["epochs"] * ceil(len(parts["train"].targets) / used["batch_size"])

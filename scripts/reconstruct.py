@@ -144,7 +144,9 @@ def main(args: list[str] | None = None) -> None:
         cost = {"seconds": seconds, "device": str(device)} if computed else {}
         samples.update_report(folder, complete=True, nfe=calls, bad_images=images - n, **cost)
         if metrics:
-            samples.add_metrics(folder, metrics.means(), metrics.images)
+            samples.add_metrics(
+                folder, metrics.images, metrics=metrics.means(), standard_errors=metrics.standard_errors()
+            )
             print(f"{describe(metrics.means())}  ({metrics.images} images)")
         readable.report(os.path.join(folder, FILE), images)
         print(

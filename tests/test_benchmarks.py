@@ -179,7 +179,7 @@ def test_a_variant_that_fails_leaves_the_others(monkeypatch):
 def report_of(monkeypatch, capsys, tmp_path):
     """Run a command of speed in one round; the rows that it wrote, by variant. All must be printed, too."""
     monkeypatch.setattr(timing, "isolated", here)
-    monkeypatch.setattr(speed.Benchmark, "build_model", lambda self: tiny.model())
+    monkeypatch.setattr(speed.ModelBenchmark, "build_model", lambda self: tiny.model())
 
     def run_main(*words):
         path = tmp_path / "report.json"
@@ -216,6 +216,12 @@ def test_sample_compares_the_images_of_a_checkpoint(report_of, checkpoint):
     words = [f"--model_path={checkpoint}", "--variants=reference,default,bf16", "--batch_size=2", "--steps=2"]
     first, default, bf16 = report_of("sample", *words).values()
     assert first["difference"] == 0 and default["difference"] < 1e-3 < bf16["difference"] < 0.1
+
+
+def test_encode_takes_the_model_of_a_checkpoint(report_of, checkpoint):
+    rows = report_of("encode", f"--model_path={checkpoint}", "--batch_size=3")
+    for row in rows.values():
+        assert row["images_per_s"] == pytest.approx(3 / row["median_s"])
 
 
 def test_data(report_of, tmp_path):

@@ -1,6 +1,7 @@
 """The comparison: programs run once, what changed runs again, and tables say what was found."""
 
 import json
+import shutil
 
 import pytest
 import tiny
@@ -28,7 +29,7 @@ def setup(tmp_path, monkeypatch):
         if out:
             path = tmp_path / out[0] / "sample_20"
             path.mkdir(parents=True, exist_ok=True)
-            (path / "report.json").write_text(json.dumps({"test": [{"ap": 0.25 * len(ran)}]}))
+            (path / "report.json").write_text(json.dumps({"test": [{"ap": 0.25 * len(ran), "zero": 0.0}]}))
 
     monkeypatch.setattr(comparison, "program", program)
     monkeypatch.chdir(tmp_path)
@@ -158,8 +159,51 @@ def test_a_pattern_with_an_equals_sign_is_one_path(tmp_path):
 
 
 def test_several_seeds_give_a_mean_and_a_deviation():
-    assert comparison.spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5)) and comparison.spread([64, 64]) == 64
-    assert cell((2.0, 2**0.5)) == "2 ± 1.4" and cell(1234567) == "1,234,567" and cell(None) == ""
-    found = {"A": {"m": {"AP": (0.5, 0.1)}}}
-    claim = {"text": "t", "left": ["A", "m", "AP"], "right": ["B", "m", "AP"]}
-    assert claims([claim], found) == "- t: **not measured here**."
+    assert comparison.spread([1.0, 3.0]) == [2.0, pytest.approx(2**0.5)] and comparison.spread([64, 64]) == 64
+    assert cell([2.0, 2**0.5]) == "2 ± 1.4" and cell(1234567) == "1,234,567" and cell(None) == ""
+    assert comparison.spread([[1.0, 0.1], [3.0, 0.1]]) == [2.0, pytest.approx(2**0.5)]
+
+
+def test_a_claim_is_judged_by_more_than_two_errors():
+    found = {"A": {"m": {"AP": [0.5, 0.1]}}, "C": {"m": {"AP": [0.75, 0.05]}}, "D": {"m": {"AP": 0.7}}}
+
+    def judged(left, right):
+        return claims([{"text": "t", "left": [left, "m", "AP"], "right": [right, "m", "AP"]}], found)
+
+    assert judged("A", "B") == "- t: **not measured here**."
+    assert judged("C", "A") == "- t: **holds here (0.75 ± 0.05 against 0.5 ± 0.1)**."
+    assert judged("A", "C") == "- t: **does not hold here (0.5 ± 0.1 against 0.75 ± 0.05)**."
+    assert judged("D", "C") == "- t: **not to be told here (0.7 against 0.75 ± 0.05)**."
+
+
+def test_numbers_of_an_earlier_comparison_stand_in_for_what_is_not_run_and_are_compared_with_what_is(setup, capsys):
+    words, write, ran, folder = setup
+    path = folder / "results.json"
+    words += ["--results", str(path)]
+    measures = {"exact": MEASURE | {"columns": {"AP": ["test.0.ap", "test.0.ap"]}}}
+    write(measures=measures)
+    comparison.main(words)
+    assert "0 numbers with an error were there before" in capsys.readouterr().out
+    text, found = (folder / "t.md").read_text(), json.loads(path.read_text())
+    assert found["toys"]["A"]["measures"]["exact"]["values"] == {"AP": [0.25, 0.25]}
+
+    shutil.rmtree(folder / "out")
+    (folder / "A" / "ema_0.9999_000020.pt").unlink()  # as another's table would be used: with neither files nor weights
+    comparison.main([*words, "--collect"])
+    assert len(ran) == 4 and (folder / "t.md").read_text() == text and json.loads(path.read_text()) == found
+
+    comparison.main([*words, "--rows", "B"])  # gives 1.25, twice 0.75 with an error as large
+    said = capsys.readouterr().out
+    assert "toys: 2 numbers with an error were there before, 0 moved" in said
+    found["toys"]["B"]["measures"]["exact"]["values"]["AP"] = [0.75, 0.01]
+    path.write_text(json.dumps(found))
+    shutil.rmtree(folder / "out")
+    write(measures={"exact": measures["exact"] | {"columns": {"AP": ["test.0.ap", "test.0.zero"]}}})
+    comparison.main([*words, "--rows", "B"])
+    said = capsys.readouterr().out
+    assert "1 moved by more than two errors" in said and "B: exact: AP: 1.75 ± 0, was 0.75 ± 0.01" in said
+    assert "| A | 0.25 ± 0.25 |" in (folder / "t.md").read_text()
+
+    write(measures={"exact": MEASURE | {"run": ["scripts.probe --solver=exact --out={out}"]}})
+    comparison.main([*words, "--collect"])  # other commands: what they would give is not known
+    assert "| A |" not in (folder / "t.md").read_text().split("### Probes")[1]

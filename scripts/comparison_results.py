@@ -1,0 +1,55 @@
+"""All numbers of a comparison in one file: taken from it where nothing is run, and compared with it elsewhere."""
+
+import os
+from collections.abc import Mapping, Sequence
+from math import hypot
+from typing import Any
+
+from dbae.io import read_json
+from scripts.comparison_settings import Row
+from scripts.comparison_tables import cell
+
+Entries = dict[str, Any]  # row -> its settings, and by measure the commands and the values
+
+
+def read_results(path: str | None) -> dict[str, Any]:
+    """Entries by section; none where there is no file yet."""
+    return read_json(path) if path and os.path.exists(path) else {}
+
+
+def recall(row: Row, measure: str, run: Sequence[str], entries: Entries) -> bool:
+    """Give the row what a measure found earlier by the same commands, and say whether it found anything."""
+    entry = entries.get(row.key, {})
+    known = entry.get("measures", {}).get(measure, {})
+    if entry.get("row") != row.settings or known.get("run") != list(run):
+        return False
+    row.values[measure] = known["values"]
+    return True
+
+
+def compared(rows: Sequence[Row], entries: Entries) -> tuple[int, list[str]]:
+    """How many numbers with standard errors there were before, too, and which moved by more than two errors."""
+    count, moved = 0, []
+    for row in rows:
+        for measure, known in entries.get(row.key, {}).get("measures", {}).items():
+            for title, before in known["values"].items():
+                now = row.values.get(measure, {}).get(title)
+                if not (isinstance(before, list) and isinstance(now, list)):
+                    continue
+                count += 1
+                if abs(now[0] - before[0]) > 2 * hypot(now[1] or 0, before[1] or 0):
+                    moved.append(f"{row.key}: {measure}: {title}: {cell(now)}, was {cell(before)}")
+    return count, moved
+
+
+def entries_of(rows: Sequence[Row], measures: Mapping[str, Any]) -> Entries:
+    """What the file says of these rows."""
+    runs = {"": []} | {name: settings["run"] for name, settings in measures.items()}
+    return {
+        row.key: {
+            "row": row.settings,
+            "measures": {name: {"run": runs[name], "values": values} for name, values in row.values.items()},
+        }
+        for row in rows
+        if row.values
+    }
