@@ -10,9 +10,10 @@ and a program that fails is reported at the end.
 The settings are ``sections`` and the ``measures`` that all of them have. A section has ``title``, ``dataset`` and
 ``rows``: name -> ``model``, a weight file or the name of a row above, or ``train``, options of scripts.train, with
 ``seeds``. A measure is ``run``, commands with places like {model}, {dataset} and {out}; ``report``, the JSON that they
-write; ``table``; ``columns``, title -> where in the JSON a number stands, or where it and its deviation do; perhaps
-``sections`` and ``rows`` that it is for. ``places`` of a section, and of a row, are more places, e.g. {"features":
-"pixels"}.
+write; ``table``; ``columns``, title -> where in the JSON a number stands, or where it and its error do; perhaps
+``sections`` and ``rows`` that it is for; and perhaps ``lines``, title -> more places, sections and rows, each of which
+makes it a measure of its own (the same commands run once). ``places`` of a section, and of a row, are more places,
+e.g. {"features": "pixels"}.
 """
 
 import csv
@@ -134,7 +135,8 @@ def measure(
     done = read_json(row.done) if os.path.exists(row.done) else {}
     key = {name: settings[name] for name in ("run", "report")}
     key |= {"weights": fingerprint(row.model), "places": own_places(row, section)}
-    if done.get(name, {}).get("made_from") != key:
+    known = next((entry for entry in done.values() if entry["made_from"] == key), None)
+    if known is None:
         if idle(row, options):
             raise Failure("not run")
         begin = time.monotonic()
@@ -142,9 +144,9 @@ def measure(
             program(filled(line, row, section, options))
         seconds = round(time.monotonic() - begin, 1)
         content = read_json(filled(settings["report"], row, section, options)[0])
-        done[name] = {"made_from": key, "seconds": seconds, "content": content}
+        done[name] = known = {"made_from": key, "seconds": seconds, "content": content}
         write_json(row.done, done)
-    content = done[name]["content"]
+    content = known["content"]
     try:
         row.values[name] = {
             title: at(content, path) if isinstance(path, str) else [at(content, each) for each in path]

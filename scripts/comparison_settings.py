@@ -1,5 +1,6 @@
 """What is compared: the settings of a comparison, read and checked, and their rows."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,15 @@ from dbae.io import read_json
 SETTINGS = dict.fromkeys(("measures", "sections"), True)
 SECTION = dict.fromkeys(("title", "dataset", "rows"), True) | dict.fromkeys(("note", "places", "claims"), False)
 ROW = dict.fromkeys(("model", "train", "seeds", "places"), False)
-MEASURE = {"table": True, "run": True, "report": True, "columns": True, "line": False, "rows": False, "sections": False}
+MEASURE = {
+    "table": True,
+    "run": True,
+    "report": True,
+    "columns": True,
+    "lines": False,
+    "rows": False,
+    "sections": False,
+}
 
 
 @dataclass(frozen=True)
@@ -77,14 +86,30 @@ def read_settings(options: CompareOptions) -> dict[str, dict[str, Any]]:
             if ("model" in checked(content, ROW, f"{where}: {row}")) == ("train" in content):
                 raise UserError(f"{where}: {row}: expected a model or how to train one")
         known |= dict.fromkeys(section["rows"])
+    measures = dict(lines_of(measures, options.settings))
     for name, measure in measures.items():
-        checked(measure, MEASURE, f"{options.settings}: {name}")
         for part, names in (("rows", known), ("sections", sections)):
             if unknown := set(measure.get(part, ())) - set(names):
                 raise UserError(f"{options.settings}: {name}: expected names of {part}, got {min(unknown)!r}")
     if unknown := set(options.rows) - set(known):
         raise UserError(f"rows: expected some of {', '.join(known)}, got {min(unknown)!r}")
     return {name: sections[name] | {"measures": measures} for name in options.sections or sections}
+
+
+def lines_of(measures: Mapping[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The measures; of one with lines, a measure for each, named after both, with the line's places filled in."""
+    for name, measure in measures.items():
+        checked(measure, MEASURE, f"{where}: {name}")
+        if "lines" not in measure:
+            yield name, measure
+            continue
+        whole = {part: content for part, content in measure.items() if part != "lines"}
+        for line, places in objects(measure, "lines", f"{where}: {name}").items():
+            text = json.dumps(whole)
+            for place, value in places.items():
+                text = text.replace(f"{{{place}}}", str(value))
+            own = {part: places[part] for part in ("rows", "sections") if part in places}
+            yield f"{name}: {line}", json.loads(text) | own | {"line": line}
 
 
 def objects(content: Mapping[str, Any], part: str, where: str) -> dict[str, Any]:

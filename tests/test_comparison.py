@@ -86,6 +86,21 @@ def test_rows_of_one_model_differ_by_their_places_and_run_apart(setup):
         comparison.main([*words, "--rows", "B"])
 
 
+def test_lines_are_measures_of_their_own_and_the_same_commands_run_once(setup):
+    words, write, ran, folder = setup
+    lines = {
+        "a, 3": {"rows": ["A"], "how": "--sampler=a --steps=3", "score": "ap"},
+        "a, zero": {"rows": ["A"], "how": "--sampler=a --steps=3", "score": "zero"},
+        "b": {"how": "--sampler=b", "score": "ap"},
+    }
+    run = ["scripts.probe {how} --out={out}"]
+    write(measures={"m": MEASURE | {"run": run, "columns": {"AP": "test.0.{score}"}, "lines": lines}}, claims=[])
+    comparison.main(words)
+    assert [command[1:-1] for command in ran] == [["--sampler=a", "--steps=3"], ["--sampler=b"], ["--sampler=b"]]
+    text = (folder / "t.md").read_text()
+    assert "| A | a, 3 | 0.25 |" in text and "| A | a, zero | 0 |" in text and "| B | b | 0.75 |" in text
+
+
 def test_what_fails_is_said_and_the_rest_goes_on(setup):
     words, write, ran, folder = setup
     lacking = MEASURE | {"run": ["x {inception}"], "table": "Generation"}
