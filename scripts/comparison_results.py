@@ -21,7 +21,7 @@ def recall(row: Row, measure: str, run: Sequence[str], entries: Entries) -> bool
     """Give the row what a measure found earlier by the same commands, and say whether it found anything."""
     entry = entries.get(row.key, {})
     known = entry.get("measures", {}).get(measure, {})
-    if entry.get("row") != row.settings or known.get("run") != list(run):
+    if entry.get("row") != row.model_settings or known.get("run") != list(run):
         return False
     row.values[measure] = known["values"]
     return True
@@ -47,7 +47,7 @@ def entries_of(rows: Sequence[Row], measures: Mapping[str, Any]) -> Entries:
     runs = {"": []} | {name: settings["run"] for name, settings in measures.items()}
     return {
         row.key: {
-            "row": row.settings,
+            "row": row.model_settings,
             "measures": {name: {"run": runs[name], "values": values} for name, values in row.values.items()},
         }
         for row in rows

@@ -59,6 +59,11 @@ class Row:
         return os.path.basename(self.folder)
 
     @property
+    def model_settings(self) -> dict[str, Any]:
+        """What its model and its places are, whatever other seeds there may be."""
+        return {name: value for name, value in self.settings.items() if name != "seeds"}
+
+    @property
     def done(self) -> str:
         """File of the commands that ended, with what they gave."""
         return os.path.join(self.folder, "measures.json")
