@@ -226,7 +226,7 @@ def main(args: list[str] | None = None) -> None:
                 f"{name}: {count} numbers with an error were there before, {len(moved)} moved by more than two errors"
             )
             print("".join(f"  {line}\n" for line in moved), end="")
-            results[name] = entries | entries_of(rows, section["measures"])
+            results[name] = entries_of(rows, section["measures"], entries)
             write_json(options.results, results)
     text = HEAD + "\n".join(texts) + failed(failures + missing)
     if options.table:

@@ -19,19 +19,24 @@ def read_results(path: str | None) -> dict[str, Any]:
 
 def recall(row: Row, measure: str, run: Sequence[str], entries: Entries) -> bool:
     """Give the row what a measure found earlier by the same commands, and say whether it found anything."""
-    entry = entries.get(row.key, {})
-    known = entry.get("measures", {}).get(measure, {})
-    if entry.get("row") != row.model_settings or known.get("run") != list(run):
+    known = measures_of(row, entries).get(measure, {})
+    if known.get("run") != list(run):
         return False
     row.values[measure] = known["values"]
     return True
+
+
+def measures_of(row: Row, entries: Entries) -> dict[str, Any]:
+    """What is known of the same model and places."""
+    entry = entries.get(row.key, {})
+    return entry["measures"] if entry.get("row") == row.model_settings else {}
 
 
 def compared(rows: Sequence[Row], entries: Entries) -> tuple[int, list[str]]:
     """How many numbers with standard errors there were before, too, and which moved by more than two errors."""
     count, moved = 0, []
     for row in rows:
-        for measure, known in entries.get(row.key, {}).get("measures", {}).items():
+        for measure, known in measures_of(row, entries).items():
             for title, before in known["values"].items():
                 now = row.values.get(measure, {}).get(title)
                 if not (isinstance(before, list) and isinstance(now, list)):
@@ -42,14 +47,12 @@ def compared(rows: Sequence[Row], entries: Entries) -> tuple[int, list[str]]:
     return count, moved
 
 
-def entries_of(rows: Sequence[Row], measures: Mapping[str, Any]) -> Entries:
-    """What the file says of these rows."""
-    runs = {"": []} | {name: settings["run"] for name, settings in measures.items()}
-    return {
-        row.key: {
-            "row": row.model_settings,
-            "measures": {name: {"run": runs[name], "values": values} for name, values in row.values.items()},
-        }
-        for row in rows
-        if row.values
-    }
+def entries_of(rows: Sequence[Row], measures: Mapping[str, Any], earlier: Entries) -> Entries:
+    """What the file is to say of these rows; what failed now stays as it was."""
+    runs, entries = {"": []} | {name: settings["run"] for name, settings in measures.items()}, {}
+    for row in rows:
+        found = {name: {"run": runs[name], "values": values} for name, values in row.values.items()}
+        known = {name: each for name, each in measures_of(row, earlier).items() if name in runs}
+        if known | found:
+            entries[row.key] = {"row": row.model_settings, "measures": known | found}
+    return earlier | entries
