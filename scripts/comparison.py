@@ -52,16 +52,11 @@ def program(words: Sequence[str]) -> None:
         raise Failure(f"{shlex.join(words)}: {last[0]}")
 
 
-def idle(row: Row, options: CompareOptions) -> bool:
-    """Whether no program is to run for a row."""
-    return options.collect or (bool(options.rows) and row.name not in options.rows)
-
-
 def train(row: Row, section: Mapping[str, Any], options: CompareOptions) -> str:
     """The average of a row's finished training, which goes on where it was interrupted."""
     seed = [] if row.seed is None else [f"--seed={row.seed}"]
     where = [f"--workdir={row.folder}", f"--data_root={options.data_root}", "--quiet"]
-    if not idle(row, options):
+    if not row.idle:
         program(
             ["scripts.train", f"--dataset={section['dataset']}", *shlex.split(row.settings["train"]), *seed, *where]
         )
@@ -137,7 +132,7 @@ def measure(
     key |= {"weights": fingerprint(row.model), "places": own_places(row, section)}
     known = next((entry for entry in done.values() if entry["made_from"] == key), None)
     if known is None:
-        if idle(row, options):
+        if row.idle:
             raise Failure("not run")
         begin = time.monotonic()
         for line in settings["run"]:
@@ -200,7 +195,7 @@ def fill(name: str, section: Mapping[str, Any], options: CompareOptions, entries
                     look(row, section, options, made)
             except (Failure, UserError, OSError) as error:
                 problem = ": ".join(filter(None, (name, row.name, title, str(error))))
-                if not idle(row, options):
+                if not row.idle:
                     failures.append(problem)
                 elif not recall(row, title, settings["run"], entries):
                     missing.append(problem)
@@ -215,16 +210,16 @@ def main(args: list[str] | None = None) -> None:
     for name, section in sections.items():
         entries = results.get(name, {})
         rows, *problems = fill(name, section, options, entries)
-        for found, more in zip((failures, missing), problems, strict=True):
-            found += more
-        texts.append(
-            section_text(section, {row: over_seeds([r for r in rows if r.name == row]) for row in section["rows"]})
-        )
-        if options.results:
+        asked = name in (options.sections or [name])
+        if not asked and not any(title for row in rows for title in row.values):
+            continue  # of its models alone there is no table
+        failures += problems[0]
+        missing += problems[1]
+        found = {row: over_seeds([each for each in rows if each.name == row]) for row in section["rows"]}
+        texts.append(section_text(section, found))
+        if options.results and asked:
             count, moved = compared(rows, entries)
-            print(
-                f"{name}: {count} numbers with an error were there before, {len(moved)} moved by more than two errors"
-            )
+            print(f"{name}: {count} numbers with an error were known, {len(moved)} moved by more than two errors")
             print("".join(f"  {line}\n" for line in moved), end="")
             results[name] = entries_of(rows, section["measures"], entries)
             write_json(options.results, results)

@@ -35,11 +35,11 @@ class CompareOptions:
         None,
         "JSON file of all numbers: those not taken here come from it, the others are compared with it and replaced",
     )
-    sections: tuple[str, ...] = option((), "these sections of the settings alone")
-    rows: tuple[str, ...] = option((), "run for these rows alone; tables have what is there of the others")
+    sections: tuple[str, ...] = option((), "run for these sections alone; tables have what is known of the others")
+    rows: tuple[str, ...] = option((), "run for these rows alone; tables have what is known of the others")
     files: tuple[str, ...] = option((), "files that measures ask for, as NAME=PATH, e.g. alexnet=weights.pth")
     data_root: str = option("data", "folder of the data sets")
-    collect: bool = option(False, "run nothing: tables of what is there")
+    collect: bool = option(False, "run nothing: tables of what is known")
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Row:
     folder: str
     settings: dict[str, Any]
     seed: int | None = None
+    idle: bool = False  # no program is to run for it
     model: str | None = None
     values: dict[str, dict[str, Any]] = field(default_factory=dict)  # measure -> column -> value
 
@@ -79,7 +80,7 @@ def checked(content: Any, known: Mapping[str, bool], where: str) -> dict[str, An
 
 
 def read_settings(options: CompareOptions) -> dict[str, dict[str, Any]]:
-    """The sections that are asked for, each with the measures. Raises UserError for a file that says something else."""
+    """The sections, each with the measures. Raises UserError for a file that says something else."""
     settings = checked(read_json(options.settings), SETTINGS, options.settings)
     measures, sections = (objects(settings, part, options.settings) for part in ("measures", "sections"))
     if unknown := set(options.sections) - set(sections):
@@ -98,7 +99,7 @@ def read_settings(options: CompareOptions) -> dict[str, dict[str, Any]]:
                 raise UserError(f"{options.settings}: {name}: expected names of {part}, got {min(unknown)!r}")
     if unknown := set(options.rows) - set(known):
         raise UserError(f"rows: expected some of {', '.join(known)}, got {min(unknown)!r}")
-    return {name: sections[name] | {"measures": measures} for name in options.sections or sections}
+    return {name: section | {"measures": measures} for name, section in sections.items()}
 
 
 def lines_of(measures: Mapping[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -126,7 +127,9 @@ def objects(content: Mapping[str, Any], part: str, where: str) -> dict[str, Any]
 
 def rows_of(name: str, section: Mapping[str, Any], options: CompareOptions) -> Iterator[Row]:
     """The rows of a section, one for each seed."""
+    wanted = not options.collect and name in (options.sections or [name])
     for row, settings in section["rows"].items():
+        idle = not wanted or row not in (options.rows or [row])
         for seed in settings.get("seeds", [None]):
             stem = row.replace(" ", "_") + ("" if seed is None else f"_seed{seed}")
-            yield Row(row, os.path.join(options.out, name, stem), settings, seed, settings.get("model"))
+            yield Row(row, os.path.join(options.out, name, stem), settings, seed, idle, settings.get("model"))

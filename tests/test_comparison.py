@@ -86,6 +86,23 @@ def test_rows_of_one_model_differ_by_their_places_and_run_apart(setup):
         comparison.main([*words, "--rows", "B"])
 
 
+def test_sections_that_are_not_asked_for_keep_what_is_known_of_them(setup):
+    words, write, ran, folder = setup
+    path, content = folder / "settings.json", json.loads((folder / "settings.json").read_text())
+    content["sections"]["more"] = content["sections"]["toys"] | {"title": "More", "claims": []}
+    path.write_text(json.dumps(content))
+    words += [f"--results={folder}/results.json"]
+    comparison.main([*words, "--sections", "toys"])
+    text = (folder / "t.md").read_text()
+    assert len(ran) == 4 and "## Toys" in text and "## More" not in text and "Not measured" not in text
+    shutil.rmtree(folder / "out")
+    comparison.main([*words, "--sections", "more"])
+    text = (folder / "t.md").read_text()
+    assert len(ran) == 8 and "| A | 0.25 |" in text.split("## More")[0] and "| A | 1.25 |" in text.split("## More")[1]
+    with pytest.raises(UserError, match="sections: expected some of toys more, got 'most'"):
+        comparison.main([*words, "--sections", "most"])
+
+
 def test_lines_are_measures_of_their_own_and_the_same_commands_run_once(setup):
     words, write, ran, folder = setup
     lines = {
@@ -198,7 +215,7 @@ def test_numbers_of_an_earlier_comparison_stand_in_for_what_is_not_run_and_are_c
     measures = {"exact": MEASURE | {"columns": {"AP": ["test.0.ap", "test.0.ap"]}}}
     write(measures=measures)
     comparison.main(words)
-    assert "0 numbers with an error were there before" in capsys.readouterr().out
+    assert "0 numbers with an error were known" in capsys.readouterr().out
     text, found = (folder / "t.md").read_text(), json.loads(path.read_text())
     assert found["toys"]["A"]["measures"]["exact"]["values"] == {"AP": [0.25, 0.25]}
 
@@ -209,7 +226,7 @@ def test_numbers_of_an_earlier_comparison_stand_in_for_what_is_not_run_and_are_c
 
     comparison.main([*words, "--rows", "B"])  # gives 1.25, twice 0.75 with an error as large
     said = capsys.readouterr().out
-    assert "toys: 2 numbers with an error were there before, 0 moved" in said
+    assert "toys: 2 numbers with an error were known, 0 moved" in said
     found["toys"]["B"]["measures"]["exact"]["values"]["AP"] = [0.75, 0.01]
     path.write_text(json.dumps(found))
     shutil.rmtree(folder / "out")
