@@ -87,7 +87,7 @@ def test_rows_of_one_model_differ_by_their_places_and_run_apart(setup):
 
 
 def test_sections_that_are_not_asked_for_keep_what_is_known_of_them(setup):
-    words, write, ran, folder = setup
+    words, _, ran, folder = setup
     path, content = folder / "settings.json", json.loads((folder / "settings.json").read_text())
     content["sections"]["more"] = content["sections"]["toys"] | {"title": "More", "claims": []}
     path.write_text(json.dumps(content))
