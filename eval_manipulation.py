@@ -183,7 +183,7 @@ def main(args: list[str] | None = None) -> None:
     embedder = load_network(options.embedder, options.embedder_weights, device) if options.embedder else None
     size, where = trained.model.config.image_size, (options.data_root, options.data_dir, options.labels)
     splits = labelled_splits(options.dataset, "binary", size, *where)
-    classifier = find_classifier(trained, options.model_path, options.classifier)
+    classifier = find_classifier(trained, options.model_path, options.classifier, options.out)
     if classifier is None:
         raise UserError("classifier: no best.pt beside the checkpoint and no probe of it; run infer_class_dbae.sh")
     names = [classifier.names[classifier.index(attribute)] for attribute in options.attributes.split(",")]

@@ -144,15 +144,18 @@ def different(names: list[str]) -> list[str]:
     return found
 
 
-def find_classifier(trained: TrainedModel, model_path: str, typed: str | None) -> AttributeClassifier | None:
+def find_classifier(
+    trained: TrainedModel, model_path: str, typed: str | None, out: str | None = None
+) -> AttributeClassifier | None:
     """The linear classifier of the model's codes: as typed, beside the checkpoint, or of a probe of it, or None.
 
-    Of the probes that of the official protocol comes before the exact one.
+    Probes are looked for below ``out``, then beside the checkpoint; the official protocol's comes before the exact one.
     40 unnamed rows are CelebA's attributes, as officially. Raises UserError where all there are are of other weights.
     """
     beside = os.path.join(os.path.dirname(model_path), "best.pt")
-    folder = os.path.join(result_folder(glob.escape(model_path), "downstream_inference"), "multitask_ema*")
-    probes = (os.path.join(folder, name) for name in ("best.pt", "best_model_exact.pt"))
+    places = [glob.escape(out), None] if out else [None]
+    folders = [result_folder(glob.escape(model_path), "downstream_inference", "multitask_ema*", out=o) for o in places]
+    probes = (os.path.join(folder, name) for folder in folders for name in ("best.pt", "best_model_exact.pt"))
     found = [beside, *chain.from_iterable(sorted(glob.glob(path)) for path in probes)]
     weights, refused = fingerprint(model_path), ""
     for path in [typed] if typed else filter(os.path.exists, found):

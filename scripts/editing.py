@@ -175,7 +175,7 @@ def open_job(trained: TrainedModel, options: ImageOptions, how: Any, action: str
     """The job, with everything that its results depend on. Raises UserError where it lacks a classifier."""
     classifier = None
     if action == "manipulate":
-        classifier = find_classifier(trained, options.model_path, how.classifier)
+        classifier = find_classifier(trained, options.model_path, how.classifier, options.out)
         if classifier:
             print(f"along the classifier {classifier.path}")
         if classifier is None:

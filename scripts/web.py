@@ -101,7 +101,7 @@ def studio_of(options: PageOptions, model: DiffusionModel, sampling: SampleConfi
     if not isinstance(model, AutoEncoder):
         raise UserError(f"also: expected a model with a code, {options.model_path} is {type(model).__name__}")
     trained = TrainedModel.of(model, options, sampling or starting(type(model), model.SAMPLING, set()))
-    return Studio(trained, find_classifier(trained, options.model_path, options.classifier), folder)
+    return Studio(trained, find_classifier(trained, options.model_path, options.classifier, options.out), folder)
 
 
 def serve(studios: dict[str, Studio], options: PageOptions) -> None:

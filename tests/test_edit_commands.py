@@ -199,6 +199,9 @@ def test_a_classifier_of_other_weights(checkpoint, classifier, call, tmp_path):
     assert "is of the weights 0000" in call(edit, *words, status=2)
     (tmp_path / "best.pt").unlink()
     assert "weights that its JSON does not state" in call(edit, *words, status=2)
+    shutil.copy(checkpoint.parent / "best.json", probe)
+    shutil.move(tmp_path / "sample_20", tmp_path / "out")  # of a probe with the same --out
+    assert f"along the classifier {tmp_path / 'out'}" in call(edit, *words)
 
 
 @pytest.mark.parametrize(
