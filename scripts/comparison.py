@@ -183,9 +183,8 @@ def look(row: Row, section: Mapping[str, Any], options: CompareOptions, made: di
 def fill(name: str, section: Mapping[str, Any], options: CompareOptions, entries: Entries) -> tuple[list[Row], ...]:
     """The rows of a section, what failed, and what was not run and is not in the entries of an earlier comparison."""
     rows, made, failures, missing = list(rows_of(name, section, options)), {}, [], []
-    measures = {title: each for title, each in section["measures"].items() if name in each.get("sections", [name])}
     for row in rows:
-        for title, settings in {"": {"run": []}, **measures}.items():
+        for title, settings in {"": {"run": []}, **section["measures"]}.items():
             if row.name not in settings.get("rows", section["rows"]) or (title and "" not in row.values):
                 continue
             try:

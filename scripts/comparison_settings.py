@@ -80,7 +80,7 @@ def checked(content: Any, known: Mapping[str, bool], where: str) -> dict[str, An
 
 
 def read_settings(options: CompareOptions) -> dict[str, dict[str, Any]]:
-    """The sections, each with the measures. Raises UserError for a file that says something else."""
+    """The sections, each with the measures for it. Raises UserError for a file that says something else."""
     settings = checked(read_json(options.settings), SETTINGS, options.settings)
     measures, sections = (objects(settings, part, options.settings) for part in ("measures", "sections"))
     if unknown := set(options.sections) - set(sections):
@@ -99,7 +99,10 @@ def read_settings(options: CompareOptions) -> dict[str, dict[str, Any]]:
                 raise UserError(f"{options.settings}: {name}: expected names of {part}, got {min(unknown)!r}")
     if unknown := set(options.rows) - set(known):
         raise UserError(f"rows: expected some of {', '.join(known)}, got {min(unknown)!r}")
-    return {name: section | {"measures": measures} for name, section in sections.items()}
+    return {
+        name: section | {"measures": {title: m for title, m in measures.items() if name in m.get("sections", [name])}}
+        for name, section in sections.items()
+    }
 
 
 def lines_of(measures: Mapping[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
