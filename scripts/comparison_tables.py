@@ -8,6 +8,9 @@ from scripts.tables import markdown
 
 Values = Mapping[str, Mapping[str, Mapping[str, Any]]]  # row -> measure -> column -> value
 MODELS = ("parameters", "numbers of the representation", "training images", "minutes", "images/s")
+CAUTION = (
+    "A difference of less than two standard errors, taken as independent though the images are the same, tells nothing."
+)
 HEAD = "# Comparison\n\nMade by `python -m scripts.comparison`; the commands of every number stand below its table.\n\n"
 
 
@@ -23,7 +26,7 @@ def section_text(section: Mapping[str, Any], found: Values) -> str:
         lines = (line for each in measures.values() for line in each["run"])
         parts += [(by_line if lined else by_row)(found, measures), commands(lines)]
     if section.get("claims"):
-        parts += ["### What the papers say", claims(section["claims"], found)]
+        parts += ["### What the papers say", CAUTION, claims(section["claims"], found)]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
 
