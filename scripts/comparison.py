@@ -210,12 +210,13 @@ def main(args: list[str] | None = None) -> None:
         entries = results.get(name, {})
         rows, *problems = fill(name, section, options, entries)
         asked = name in (options.sections or [name])
-        if not asked and not any(title for row in rows for title in row.values):
-            continue  # of its models alone there is no table
+        if any(title for row in rows for title in row.values):  # of models alone there is no table
+            found = {row: over_seeds([each for each in rows if each.name == row]) for row in section["rows"]}
+            texts.append(section_text(section, found))
+        elif not asked:
+            continue
         failures += problems[0]
         missing += problems[1]
-        found = {row: over_seeds([each for each in rows if each.name == row]) for row in section["rows"]}
-        texts.append(section_text(section, found))
         if options.results and asked:
             count, moved = compared(rows, entries)
             print(f"{name}: {count} numbers with an error were known, {len(moved)} moved by more than two errors")

@@ -21,6 +21,8 @@ def section_text(section: Mapping[str, Any], found: Values) -> str:
     parts = [f"## {section['title']}", section.get("note", ""), models(found), trainings]
     for title in dict.fromkeys(each["table"] for each in section["measures"].values()):
         measures = {name: each for name, each in section["measures"].items() if each["table"] == title}
+        if not any(name in values for values in found.values() for name in measures):
+            continue
         parts.append(f"### {title}")
         lined = any("line" in each for each in measures.values())
         lines = (line for each in measures.values() for line in each["run"])

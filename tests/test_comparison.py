@@ -126,7 +126,7 @@ def test_what_fails_is_said_and_the_rest_goes_on(setup):
     with pytest.raises(UserError, match=r"3 measures were not taken.*needs --files inception=PATH"):
         comparison.main(words)
     text = (folder / "t.md").read_text()
-    assert "| A | 0.25 |" not in text.split("### Generation")[1].split("###")[0]
+    assert "### Generation" not in text  # a table without a number
     assert "toys: B: wrong: {out}/sample_*/report.json: nothing stands at 'last'" in text and "| B |" in text
 
     (folder / "A" / "ema_0.9999_000020.pt").write_bytes(b"?")
@@ -238,4 +238,5 @@ def test_numbers_of_an_earlier_comparison_stand_in_for_what_is_not_run_and_are_c
 
     write(measures={"exact": MEASURE | {"run": ["scripts.probe --solver=exact --out={out}"]}})
     comparison.main([*words, "--collect"])  # other commands: what they would give is not known
-    assert "| A |" not in (folder / "t.md").read_text().split("### Probes")[1]
+    text = (folder / "t.md").read_text()
+    assert "### Probes" not in text and "toys: B: exact: not run" in text, text
