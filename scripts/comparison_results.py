@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from math import hypot
 from typing import Any
 
+from dbae.config import UserError
 from dbae.io import read_json
 from scripts.comparison_settings import Row
 from scripts.comparison_tables import cell
@@ -13,8 +14,16 @@ Entries = dict[str, Any]  # row -> its settings, and by measure the commands and
 
 
 def read_results(path: str | None) -> dict[str, Any]:
-    """Entries by section; none where there is no file yet."""
-    return read_json(path) if path and os.path.exists(path) else {}
+    """Entries by section; none where there is no file yet. Raises UserError for what this module did not write."""
+    results = read_json(path) if path and os.path.exists(path) else {}
+    for section, entries in results.items():
+        try:
+            for measures in (entry["measures"] for entry in entries.values()):
+                for each in measures.values():
+                    each["values"].items()
+        except (AttributeError, KeyError, TypeError):
+            raise UserError(f"{path}: {section}: expected rows with measures, as a comparison writes them") from None
+    return results
 
 
 def recall(row: Row, measure: str, run: Sequence[str], entries: Entries) -> bool:

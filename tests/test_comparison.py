@@ -103,6 +103,15 @@ def test_sections_that_are_not_asked_for_keep_what_is_known_of_them(setup):
         comparison.main([*words, "--sections", "most"])
 
 
+@pytest.mark.parametrize("entries", [3, {"A": {"row": {}}}, {"A": {"measures": {"exact": {"values": [1]}}}}])
+def test_results_of_another_form_are_refused(setup, entries):
+    words, _, ran, folder = setup
+    (folder / "results.json").write_text(json.dumps({"toys": entries}))
+    with pytest.raises(UserError, match=r"results.json: toys: expected rows with measures"):
+        comparison.main([*words, f"--results={folder}/results.json"])
+    assert not ran
+
+
 def test_lines_are_measures_of_their_own_and_the_same_commands_run_once(setup):
     words, write, ran, folder = setup
     lines = {
