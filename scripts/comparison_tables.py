@@ -9,7 +9,8 @@ from scripts.tables import markdown
 Values = Mapping[str, Mapping[str, Mapping[str, Any]]]  # row -> measure -> column -> value
 MODELS = ("parameters", "numbers of the representation", "training images", "minutes", "images/s")
 CAUTION = (
-    "A difference of less than two standard errors, taken as independent though the images are the same, tells nothing."
+    "A difference of less than two standard errors, taken as independent though the images are the same, tells "
+    "nothing; a number without an error counts as exact."
 )
 HEAD = "# Comparison\n\nMade by `python -m scripts.comparison`; the commands of every number stand below its table.\n\n"
 

@@ -403,11 +403,12 @@ def test_reconstruction_files_and_evaluation(checkpoint, program):
 
     report = json.loads((folder / "metrics.json").read_text())
     assert report["complete"] and report["settings"]["limit"] == 5 and report["images_evaluated"] == 5
-    assert set(report["metrics"]) == {"MSE", "SSIM", "SSIM_official"}
+    assert set(report["metrics"]) == set(report["standard_errors"]) == {"MSE", "SSIM", "SSIM_official"}
     status, shown, _ = program(eval_reconstruction, f"--sample_path={folder}", "--metrics=mse,ssim,ssim_official")
     assert status == 0 and "(5 images)" in shown
     again = json.loads((folder / "metrics.json").read_text())
     assert again["metrics"] == pytest.approx(report["metrics"], rel=1e-6) and again["settings"] == report["settings"]
+    assert again["standard_errors"] == pytest.approx(report["standard_errors"], rel=1e-3)
 
 
 def test_reconstruction_continues_and_does_not_mix(checkpoint, program, monkeypatch):

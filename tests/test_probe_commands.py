@@ -70,6 +70,7 @@ def test_classification_on_a_released_file(released, tmp_path, capsys):
     report = results(released, "multitask_ema")
     assert report["images"] == {"train": 32, "valid": 4, "test": 4} and len(report["epochs"]) == 2
     assert report["attributes"]["Male"].keys() == {"ap", "auroc", "positives"}
+    assert all(report["standard_errors"][name] > 0 for name in ("ap", "auroc"))
     beside = results(released, "multitask_ema", "best.json")
     assert beside["attributes"][20] == "Male" and len(beside["codes"]["std"]) == 512
     assert f"ap: {report['test']['ap']}" in (folder / "test.txt").read_text()
