@@ -515,12 +515,13 @@ def test_inspect_reports_bad_records(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["celeba", "--source", "/nowhere"], "source /nowhere: expected a folder of images, a zip or an LMDB"),
+        (["celeba", "--source", "none"], "source none: expected a folder of images, a zip or an LMDB"),
         (["lsun", "--source", "x", "--category", "cat"], "invalid choice: 'cat'"),
         (["folder", "--source", "x", "--size", "big"], "expected a positive whole number, got 'big'"),
     ],
 )
-def test_wrong_usage_is_one_line(words, message, capsys):
+def test_wrong_usage_is_one_line(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     try:
         status = prepare.main(words)
     except SystemExit as exit_:
