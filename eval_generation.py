@@ -44,6 +44,8 @@ class MeasureOptions(ComparisonOptions):
         require_positive("k", self.k)
         if unknown := set(self.metrics) - set(METRICS):
             raise UserError(f"metrics: expected some of {', '.join(METRICS)}, got {', '.join(sorted(unknown))}")
+        if not self.real and self.floor in FLOORS[2:] and self.split in (self.floor, "all"):
+            raise UserError(f"floor: expected other images than the real ones, which are of {self.split}")
         if self.real and self.floor not in ("none", "halves"):
             raise UserError(f"floor: expected none or halves with --real, which has no splits, got {self.floor}")
 

@@ -7,12 +7,11 @@ example:
 Test images without an attribute are edited along the classifier of the codes, each until its logit is the median of
 positives (Preechakul et al., CVPR 2022) or by --scale. A judge that knows nothing of the codes, a logistic regression
 on the --features of real training images, looks at reconstruction and edit. Frechet distances in the same space are
-from the edits to real images with (FD to positives) and without the attribute (FD to negatives), beside those of the
-unedited reconstructions. With --embedder, cosines of face embeddings: of an image and its edit, its reconstruction,
-and another image. Everything goes to sample_STEP/edits_FEATURES_SETTINGS.json, too.
+from the edits to real images with (FD to positives) and to others without the attribute (FD to negatives), beside those
+of the unedited reconstructions. With --embedder, cosines of face embeddings: of an image and its edit, its
+reconstruction, and another image. Everything goes to sample_STEP/edits_FEATURES_SETTINGS.json, too.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from datasets import Labelled, labelled_splits
 from dbae import runtime
 from dbae.config import RuntimeConfig, UserError, check_numbers, option
-from dbae.io import atomic_write, fingerprint
+from dbae.io import fingerprint, with_command, write_json
 from dbae.methods.codes import attribute_step
 from eval.classifier import AttributeClassifier
 from eval.features import encode_dataset
@@ -39,6 +38,7 @@ from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print
 from scripts.edit_inputs import find_classifier
 from scripts.measures import network_encoder
 from scripts.options import ModelOptions
+from scripts.results import check_report
 from scripts.tables import write_table
 
 HEADER = (
@@ -56,7 +56,9 @@ class EditMeasureOptions(ModelOptions, RuntimeConfig):
     fix_xT: bool | None = option(
         None, "keep x_T of the unedited image (default: DBAE decodes x_T from the edited code, DiffAE keeps it)"
     )
-    limit: int = option(200, "at most so many images are edited per attribute, and as many positives compared with")
+    limit: int = option(
+        200, "at most so many images are edited per attribute, and compared with as many others with it and without it"
+    )
     classifier: str | None = option(None, "best.pt of a linear probe (default: beside the checkpoint, or its probe's)")
     labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv)")
     features: str = option("pixels", f"space of judge and distances: {', '.join(NETWORKS)}", tuple(NETWORKS))
@@ -133,13 +135,14 @@ def measure(
     """All numbers of one attribute. Raises UserError where too few test images have it, or have it not."""
     column = judge.names.index(name)
     has = part.targets.values[:, column] > 0
-    without, having = (rows.nonzero().flatten()[: options.limit] for rows in (~has, has))
-    if min(len(without), len(having)) < 2:
-        raise UserError(f"attributes: {name}: expected two test images or more with it and without it")
-    images, positives = pixels(part, without), pixels(part, having)
+    having, without = has.nonzero().flatten()[: options.limit], (~has).nonzero().flatten()
+    n = min(options.limit, len(without) // 2)  # a distance to the originals of the edits would be no fair one
+    if min(n, len(having)) < 2:
+        raise UserError(f"attributes: {name}: expected two test images with it and four without it, or more")
+    images, negatives, positives = (pixels(part, rows) for rows in (without[:n], without[n : 2 * n], having))
     made = edit(trained, images, classifier, name, options)
-    (real, _), (rebuilt, before), (edited, after), (positive, there) = map(
-        judge, (images, made[:, 0], made[:, 1], positives)
+    (negative, _), (rebuilt, before), (edited, after), (positive, there) = map(
+        judge, (negatives, made[:, 0], made[:, 1], positives)
     )
     others = [i for i in range(len(judge.names)) if i != column]
     flips = (before != after)[:, others].float().mean(dim=0)
@@ -149,10 +152,10 @@ def measure(
         "reached": after[:, column].float().mean().item(), "reached_unedited": before[:, column].float().mean().item(),
         "reached_positives": there[:, column].float().mean().item(), "others_flipped": flips.mean().item(),
         "most_flipped": {judge.names[others[i]]: flips[i].item() for i in most},
-        "FD_to_positives": frechet_distance(edited, positive), "FD_to_negatives": frechet_distance(edited, real),
+        "FD_to_positives": frechet_distance(edited, positive), "FD_to_negatives": frechet_distance(edited, negative),
         "FD_unedited_to_positives": frechet_distance(rebuilt, positive),
-        "FD_unedited_to_negatives": frechet_distance(rebuilt, real),
-        "FD_positives_to_negatives": frechet_distance(positive, real),
+        "FD_unedited_to_negatives": frechet_distance(rebuilt, negative),
+        "FD_positives_to_negatives": frechet_distance(positive, negative),
         "cosine": cosines(embedder, images, made) if embedder else None,
     }  # fmt: skip
 
@@ -189,6 +192,14 @@ def main(args: list[str] | None = None) -> None:
     names = [classifier.names[classifier.index(attribute)] for attribute in options.attributes.split(",")]
     if unknown := set(names) - set(splits["test"].targets.names):
         raise UserError(f"attributes: {options.dataset} has no label {min(unknown)}")
+    settings = {
+        "weights": fingerprint(options.model_path), "classifier": fingerprint(classifier.path),
+        **splits["test"].dataset.identity(), "features": network.about, "embedder": embedder and embedder.about,
+        "strength": "median" if options.scale is None else options.scale, "fix_xT": trained.keeps_xT(options.fix_xT),
+        "attributes": names, "limit": options.limit, **trained.identity(),
+        "judge": {"training_images": min(options.judged, len(splits["train"].targets))},
+    }  # fmt: skip
+    check_report(path, [], settings, [options.model_path], "measures", options.overwrite, key="settings")
     if options.check:
         return None
 
@@ -196,14 +207,7 @@ def main(args: list[str] | None = None) -> None:
     found = {name: measure(name, trained, splits["test"], classifier, judge, embedder, options) for name in names}
     print(f"{options.features}, judge's mean AUROC on real test images {np.nanmean(judge.areas):.3f}")
     write_table(HEADER, [tuple(cells(name, each)) for name, each in found.items()])
-    settings = {
-        "weights": fingerprint(options.model_path), "classifier": fingerprint(classifier.path),
-        **splits["test"].dataset.identity(), "features": network.about, "embedder": embedder and embedder.about,
-        "strength": "median" if options.scale is None else options.scale, "fix_xT": trained.keeps_xT(options.fix_xT),
-        "judge": {"training_images": min(options.judged, len(splits["train"].targets))}, **trained.identity(),
-    }  # fmt: skip
-    with atomic_write(path, "w") as out:
-        out.write(json.dumps({"settings": settings, "attributes": found}, indent=2) + "\n")
+    write_json(path, {"settings": with_command(settings), "attributes": found})
     print("wrote", path)
     return None
 

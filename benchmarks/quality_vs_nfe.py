@@ -173,9 +173,15 @@ def main(args: list[str] | None = None) -> None:
             options, about, settings=[each.as_dict() for each in settings(options, METHODS[options.method])]
         )
 
+    files = [f"{options.out}.{ending}" for ending in ("json", "png")]
+    there = [path for path in files if os.path.exists(path)]
+    if there and not options.overwrite:
+        raise UserError(f"out: {there[0]} is there already; give another --out, or --overwrite true to replace it")
     device = runtime.setup(options.device)
     trained = TrainedModel.of(load_autoencoder(options, about, device), options)
     data = build_data(options, trained.model.config.image_size)
+    if options.check:
+        return None
     images = torch.stack([data[i][0] for i in range(min(options.limit or len(data), len(data)))])
     first = replace(trained.model.SAMPLING, steps=2)
     measure(trained, first, images[: options.batch_size], None)  # the first calls of a process are slow
@@ -190,8 +196,8 @@ def main(args: list[str] | None = None) -> None:
     weights = os.path.basename(options.model_path)
     title = f"{weights}: {len(images)} {options.split} images of {options.dataset}, seed {options.seed}"
     facts = {"checkpoint": weights, "images": len(images)}
-    report(title, device, with_savings(table, official), f"{options.out}.json", COLUMNS, **facts)
-    plot(table, f"{options.out}.png")
+    report(title, device, with_savings(table, official), files[0], COLUMNS, **facts)
+    plot(table, files[1])
     return None
 
 

@@ -278,3 +278,9 @@ def randn_like(x: Tensor, generator: Generators = None) -> Tensor:
     for row, own in zip(noise, generator, strict=True):
         row.normal_(generator=own)
     return noise.to(x.device, non_blocking=True)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A CPU's tensor on the device, by way of pinned memory, so that a GPU is not waited for."""
+    pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=device.type == "cuda").copy_(x)
+    return pinned.to(device, non_blocking=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from datasets.loader import CachedImages, Order, gather
 from dbae import runtime
 from dbae.config import UserError
-from dbae.io import Generators, image_generators, is_other, lock_folder, seed_for
+from dbae.io import Generators, image_generators, is_other, lock_folder, require_finite, seed_for
 from dbae.progress import progress_bar
 from dbae.state import EMA
 from dbae.tensors import read_tensors, write_tensors
@@ -226,7 +226,7 @@ def logits(
 ) -> dict[str, Tensor]:
     """Outputs [n, classes] of the classifiers on the CPU, for images as they are; image i draws from (seed, i).
 
-    Every process computes its share, and all get the whole.
+    Every process computes its share, and all get the whole. Raises UserError where an output is not finite.
     """
     rank, world = runtime.rank(), runtime.world()
     mine = range(rank, len(images), world)
@@ -238,12 +238,13 @@ def logits(
             given = inputs(x, image_generators(seed, rows))
             parts.append({name: network(*given[name]).float() for name, network in classifiers.items()})
             bar.update(min(world * len(rows), len(images) - bar.n))
-    mixed = runtime.all_gather({name: torch.cat([part[name] for part in parts]).cpu() for name in classifiers})
+    share = {name: torch.cat([part[name] for part in parts]).cpu() for name in classifiers if parts}
+    mixed = runtime.all_gather(share)
     found = {name: torch.empty(len(images), mixed[0][name].shape[1]) for name in classifiers}
     for r, part in enumerate(mixed):
         for name, values in part.items():
             found[name][r::world] = values
-    return found
+    return {name: require_finite(f"outputs of the {name}", output) for name, output in found.items()}
 
 
 def accuracies(outputs: Mapping[str, Tensor], classes: Tensor) -> dict[str, float]:

@@ -7,7 +7,7 @@ Models that have no file are trained first; then every measure of a section is t
 program that ended is not run again unless its command or the weights have changed, an interrupted training goes on,
 and a program that fails is reported at the end.
 
-The settings are ``sections`` and the ``measures`` that all of them have. A section has ``title``, ``dataset`` and
+The settings are ``sections``, and ``measures`` and ``claims`` of all of them. A section has ``title``, ``dataset`` and
 ``rows``: name -> ``model``, a weight file or the name of a row above, or ``train``, options of scripts.train, with
 ``seeds``. A measure is ``run``, commands with places like {model}, {dataset} and {out}; ``report``, the JSON that they
 write; ``table``; ``columns``, title -> where in the JSON a number stands, or where it and its error do; perhaps
@@ -54,12 +54,14 @@ def program(words: Sequence[str]) -> None:
 
 def train(row: Row, section: Mapping[str, Any], options: CompareOptions) -> str:
     """The average of a row's finished training, which goes on where it was interrupted."""
-    seed = [] if row.seed is None else [f"--seed={row.seed}"]
-    where = [f"--workdir={row.folder}", f"--data_root={options.data_root}", "--quiet"]
+    how = ["scripts.train", f"--dataset={section['dataset']}", *shlex.split(row.settings["train"])]
+    how += [] if row.seed is None else [f"--seed={row.seed}"]
+    note = os.path.join(row.folder, "train.json")
+    if os.path.exists(row.folder) and not (os.path.exists(note) and read_json(note) == {"command": how}):
+        raise Failure(f"{note}: expected the command {shlex.join(how)}; move the folder away, or give another --out")
     if not row.idle:
-        program(
-            ["scripts.train", f"--dataset={section['dataset']}", *shlex.split(row.settings["train"]), *seed, *where]
-        )
+        write_json(note, {"command": how})
+        program([*how, f"--workdir={row.folder}", f"--data_root={options.data_root}", "--quiet"])
     for run_dir in glob(os.path.join(row.folder, "*", "")):
         training = (read_config(run_dir) or {}).get("train", {})
         last, rate = training.get("total_steps", 0), training.get("ema_rate", 0.0)
@@ -69,22 +71,23 @@ def train(row: Row, section: Mapping[str, Any], options: CompareOptions) -> str:
 
 
 def about_model(row: Row) -> dict[str, Any]:
-    """Parameters, numbers of a code, and training, of the row's weight file."""
+    """Parameters, dimension of the features, and training, of the row's weight file."""
     model = load_model(row.model)
     size = model.config.image_size
     with torch.no_grad():
         code = model.encode_arrays(torch.zeros(1, 3, size, size), None)
     found = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "numbers of the representation": next(iter(code.values())).shape[1] if code else None,
+        "feature dimension": next(iter(code.values())).shape[1] if code else None,
     }
     log = os.path.join(os.path.dirname(row.model), "progress.csv")
     if os.path.exists(log):
         with open(log, encoding="utf-8") as file:
             logged = list(csv.DictReader(file))
         found["training images"] = int(logged[-1]["images"])
-        found["minutes"] = round(float(logged[-1]["seconds"]) / 60)
-        found["images/s"] = statistics.median(float(line["images_per_second"]) for line in logged)
+        if len(logged) > 1:  # the first steps alone have no rate
+            found["minutes"] = round(float(logged[-1]["seconds"]) / 60)
+            found["images/s"] = statistics.median(float(line["images_per_second"]) for line in logged)
     return found
 
 
@@ -219,7 +222,7 @@ def main(args: list[str] | None = None) -> None:
         missing += problems[1]
         if options.results and asked:
             count, moved = compared(rows, entries)
-            print(f"{name}: {count} numbers with an error were known, {len(moved)} moved by more than two errors")
+            print(f"{name}: {count} of the numbers taken here were known, {len(moved)} moved by more than two errors")
             print("".join(f"  {line}\n" for line in moved), end="")
             results[name] = entries_of(rows, section["measures"], entries)
             write_json(options.results, results)

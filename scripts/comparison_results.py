@@ -32,6 +32,7 @@ def recall(row: Row, measure: str, run: Sequence[str], entries: Entries) -> bool
     if known.get("run") != list(run):
         return False
     row.values[measure] = known["values"]
+    row.recalled.add(measure)
     return True
 
 
@@ -42,12 +43,13 @@ def measures_of(row: Row, entries: Entries) -> dict[str, Any]:
 
 
 def compared(rows: Sequence[Row], entries: Entries) -> tuple[int, list[str]]:
-    """How many numbers with standard errors there were before, too, and which moved by more than two errors."""
+    """How many numbers with standard errors, taken now, were known, and which moved by more than two errors."""
     count, moved = 0, []
     for row in rows:
         for measure, known in measures_of(row, entries).items():
+            taken = {} if measure in row.recalled else row.values.get(measure, {})
             for title, before in known["values"].items():
-                now = row.values.get(measure, {}).get(title)
+                now = taken.get(title)
                 if not (isinstance(before, list) and isinstance(now, list)):
                     continue
                 count += 1

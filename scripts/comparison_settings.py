@@ -10,8 +10,8 @@ from dbae.config import UserError, option
 from dbae.io import read_json
 
 # Names of entries -> whether they are needed
-SETTINGS = dict.fromkeys(("measures", "sections"), True)
-SECTION = dict.fromkeys(("title", "dataset", "rows"), True) | dict.fromkeys(("note", "places", "claims"), False)
+SETTINGS = {"measures": True, "sections": True, "claims": False}
+SECTION = dict.fromkeys(("title", "dataset", "rows"), True) | dict.fromkeys(("note", "places"), False)
 ROW = dict.fromkeys(("model", "train", "seeds", "places"), False)
 MEASURE = {
     "table": True,
@@ -53,6 +53,7 @@ class Row:
     idle: bool = False  # no program is to run for it
     model: str | None = None
     values: dict[str, dict[str, Any]] = field(default_factory=dict)  # measure -> column -> value
+    recalled: set[str] = field(default_factory=set)  # measures whose values are of an earlier comparison
 
     @property
     def key(self) -> str:
@@ -80,7 +81,7 @@ def checked(content: Any, known: Mapping[str, bool], where: str) -> dict[str, An
 
 
 def read_settings(options: CompareOptions) -> dict[str, dict[str, Any]]:
-    """The sections, each with the measures for it. Raises UserError for a file that says something else."""
+    """The sections, each with its measures and claims. Raises UserError for a file that says something else."""
     settings = checked(read_json(options.settings), SETTINGS, options.settings)
     measures, sections = (objects(settings, part, options.settings) for part in ("measures", "sections"))
     if unknown := set(options.sections) - set(sections):
@@ -99,10 +100,10 @@ def read_settings(options: CompareOptions) -> dict[str, dict[str, Any]]:
                 raise UserError(f"{options.settings}: {name}: expected names of {part}, got {min(unknown)!r}")
     if unknown := set(options.rows) - set(known):
         raise UserError(f"rows: expected some of {', '.join(known)}, got {min(unknown)!r}")
-    return {
-        name: section | {"measures": {title: m for title, m in measures.items() if name in m.get("sections", [name])}}
-        for name, section in sections.items()
-    }
+    for name, section in sections.items():
+        section["measures"] = {title: m for title, m in measures.items() if name in m.get("sections", [name])}
+        section["claims"] = settings.get("claims", [])
+    return sections
 
 
 def lines_of(measures: Mapping[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any]]]:

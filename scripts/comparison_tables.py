@@ -7,10 +7,11 @@ from typing import Any
 from scripts.tables import markdown
 
 Values = Mapping[str, Mapping[str, Mapping[str, Any]]]  # row -> measure -> column -> value
-MODELS = ("parameters", "numbers of the representation", "training images", "minutes", "images/s")
+MODELS = ("parameters", "feature dimension", "training images", "minutes", "images/s")
 CAUTION = (
-    "A difference of less than two standard errors, taken as independent though the images are the same, tells "
-    "nothing; a number without an error counts as exact."
+    "Less than two standard errors, taken as independent though the images are the same, are inconclusive; a number "
+    "without an error counts as exact. Errors are over test images: each model was trained once, and another training "
+    "may differ by more."
 )
 HEAD = "# Comparison\n\nMade by `python -m scripts.comparison`; the commands of every number stand below its table.\n\n"
 
@@ -28,7 +29,7 @@ def section_text(section: Mapping[str, Any], found: Values) -> str:
         lined = any("line" in each for each in measures.values())
         lines = (line for each in measures.values() for line in each["run"])
         parts += [(by_line if lined else by_row)(found, measures), commands(lines)]
-    if section.get("claims"):
+    if section["claims"]:
         parts += ["### What the papers say", CAUTION, claims(section["claims"], found)]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
@@ -74,7 +75,7 @@ def commands(given: Iterable[str]) -> str:
 def claims(given: Iterable[Mapping[str, Any]], found: Values) -> str:
     """A line per claim, ``left`` above ``right`` (each a model, a measure, and a column), and whether it holds here.
 
-    A difference of less than two standard errors tells nothing.
+    A difference of less than two standard errors is inconclusive.
     """
     lines = []
     for claim in given:
@@ -84,7 +85,7 @@ def claims(given: Iterable[Mapping[str, Any]], found: Values) -> str:
         else:
             (left_mean, left_error), (right_mean, right_error) = with_error(left), with_error(right)
             above, error = left_mean - right_mean, hypot(left_error, right_error)
-            known = "not to be told" if abs(above) < 2 * error else "holds" if above > 0 else "does not hold"
+            known = "inconclusive" if abs(above) < 2 * error else "holds" if above > 0 else "does not hold"
             verdict = f"{known} here ({cell(left)} against {cell(right)})"
         lines.append(f"- {claim['text']}: **{verdict}**.")
     return "\n".join(lines)

@@ -32,6 +32,7 @@ from eval.contrastive import alignment, uniformity
 from scripts.cli import Parser, peek, run
 from scripts.common import TrainedModel, build_data, feature_time, load, parse, print_dry_run, result_folder
 from scripts.contrastive_figure import draw
+from scripts.encoding import noise_settings
 from scripts.options import DataOptions
 from scripts.results import check_report
 from scripts.runs import Checkpoint, checkpoints, thinned
@@ -168,8 +169,8 @@ def main(args: list[str] | None = None) -> None:
         raise UserError(f"{data.title}: expected two images or more, as uniformity is of pairs, got {len(data)}")
     settings = {
         "method": model.method, **data.identity(), "split": options.split, "time": time, "blocks": blocks,
-        "batch_size": options.batch_size, "draws": DRAWS, "seed": options.seed, "latent": options.latent,
-        "precision": model.precision,
+        "batch_size": options.batch_size, "draws": DRAWS, "latent": options.latent, "precision": model.precision,
+        **noise_settings(trained, time),
     }  # fmt: skip
     path = os.path.join(folder, f"contrastive_{time:g}.json")
     picture = path.removesuffix(".json") + ".png"

@@ -81,12 +81,17 @@ def build(model: DDAE, options: FinetuneOptions, classes: tuple[str, ...]) -> Fi
     return FineTuned(model, *model.FEATURES, options.noise, classes)
 
 
-def recipe_of(options: FinetuneOptions, precision: str) -> Recipe:
+def processes(options: FinetuneOptions) -> int:
+    """How many there are, or are to be."""
+    return options.check or runtime.world()
+
+
+def recipe_of(options: FinetuneOptions, model: DDAE) -> Recipe:
     """How it is trained."""
     return Recipe(
-        options.epochs, options.batch_size * runtime.world(), partial(torch.optim.AdamW, lr=options.lr),
+        options.epochs, options.batch_size * processes(options), partial(torch.optim.AdamW, lr=options.lr),
         cosine(options.epochs, options.warmup, by_step=True), label_smoothing=options.label_smoothing,
-        ema_rate=options.ema_rate, ema_rule="warmup", scaled=precision == "fp16", seed=options.seed,
+        ema_rate=options.ema_rate, ema_rule="warmup", scaled=torch.float16 in model.amp.values(), seed=options.seed,
     )  # fmt: skip
 
 
@@ -109,13 +114,14 @@ def settings_of(
 ) -> dict[str, Any]:
     """What the result depends on, ready for JSON."""
     model = network.encoder
-    names = ("batch_size", "warmup", "lr", "weight_decay", "label_smoothing", "ema_rate", "noise")
+    names = ("warmup", "lr", "weight_decay", "label_smoothing", "ema_rate", "noise")
     return {
         "protocol": "ours", "method": model.method, "model": asdict(model.config), "classes": network.classes,
         "weights": fingerprint(options.model_path), "from_scratch": options.from_scratch, "block": network.block,
         "time": network.time.item(), "layer_decay": 1.0 if options.from_scratch else options.layer_decay,
-        "optimizer": "adamw", "ema_rule": recipe.ema_rule, "precision": model.precision, "processes": runtime.world(),
-        **recipe.identity(), **{name: getattr(options, name) for name in names}, **about(splits),
+        "optimizer": "adamw", "ema_rule": recipe.ema_rule, "precision": model.precision,
+        "processes": processes(options), **recipe.identity(), **about(splits),
+        **{name: getattr(options, name) for name in names},
     }  # fmt: skip
 
 
@@ -148,7 +154,7 @@ def main(args: list[str] | None = None) -> None:
     splits, classes = splits_of(options, model.config.image_size)
     whole = count(model)
     network = build(model, options, classes).to(device)
-    recipe = recipe_of(options, model.precision)
+    recipe = recipe_of(options, model)
     settings = with_command(settings_of(network, recipe, splits, options))
     layer_decay = settings["layer_decay"]
     groups = network.param_groups(options.lr, layer_decay, options.weight_decay)

@@ -65,8 +65,9 @@ def read_baseline(options: RegressionOptions) -> dict[str, Any] | None:
         found = score_of(report)
     except (OSError, ValueError, TypeError, AttributeError, StopIteration):
         raise UserError(f"baseline: expected the results.json of a probe, got {options.baseline}") from None
-    if found != expected:
-        raise UserError(f"baseline: expected a probe scored by {expected}, {options.baseline} is by {found}")
+    if (found, report.get("data")) != (expected, options.data):
+        got = f"{options.baseline} is one of {report.get('data')} by {found}"
+        raise UserError(f"baseline: expected a probe of {options.data} scored by {expected}, {got}")
     return report
 
 
@@ -181,10 +182,11 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
         }
         if result.layer is not None:
             report["standard_errors"] = standard_errors(options.kind, parts["test"], names, result.layer)
+        path = write(result, report, baseline, parts["train"], names, options)
         if options.label_fraction:
             shares = (options.label_fraction, options.repeats, options.seed)
             report["label_fractions"] = fit_fractions(options.kind, parts, names, *shares, **how)
-        path = write(result, report, baseline, parts["train"], names, options)
+            write(result, report, baseline, parts["train"], names, options)
         print(f"{describe(summary(report), report.get('standard_errors', {}))}{coverage(report)}", f"({path})")
         if options.solver == "adam":
             used = report["settings"]

@@ -45,9 +45,10 @@ def published_rows() -> Iterator[tuple[str, ...]]:
 def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
     """A row per kind of features and solver; only linear probes of attributes have a place in the table.
 
-    Raises UserError where a folder holds none.
+    Where there are several probes of a kind, on other data or at other settings, each has its row. Raises UserError
+    where a folder holds none.
     """
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for root, _, names in sorted(os.walk(run_dir)):
         for name in sorted(names):
             if "downstream_inference" in root and name.startswith("results") and name.endswith(".json"):
@@ -55,28 +56,33 @@ def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
                 try:
                     with open(path, "rb") as file:
                         report = json.loads(file.read())
-                    key = (report["checkpoint"], report["features"], report["solver"])
+                    key = tuple(report[part] for part in ("checkpoint", "features", "solver")) + (report.get("time"),)
                     task = report["task"]
                 except (ValueError, KeyError, TypeError):
                     raise UserError(f"{path}: expected the results of a probe") from None
                 if report["solver"] != "knn" and task in ("classification", "regression"):
-                    found.setdefault(key, {})[task] = report
+                    rows = found.setdefault(key, [])
+                    row = next((row for row in rows if task not in row), {})
+                    rows += [] if row else [row]
+                    row[task] = report
     if not found:
         expected = f"expected probes below {run_dir} (sample_*/downstream_inference/*/results.json)"
         raise UserError(f"runs: {expected}, none there")
-    for (checkpoint, features, solver), tasks in found.items():
-        classes, real = tasks.get("classification"), tasks.get("regression")
-        yield (
-            f"{os.path.basename(run_dir.rstrip('/'))} {features} {solver}",
-            (read_config(os.path.dirname(checkpoint)) or {}).get("dataset", ""),
-            f"{classes['test']['ap']:.3f}{coverage(classes)}" if classes else "",
-            f"{real['last']['r']:.3f}{coverage(real)}" if real else "",
-            f"{real['last']['mse']:.3f}" if real else "",
-            f"{real['best']['r']:.3f}" if real and "best" in real else "",
-            ", ".join(task["data"] for task in tasks.values()),
-            ", ".join(f"{task['images']['test']:,}" for task in tasks.values()),
-            "ours",
-        )
+    for (checkpoint, features, solver, time), rows in found.items():
+        about = [os.path.basename(run_dir.rstrip("/")), features, *([] if time is None else [f"time {time:g}"]), solver]
+        for tasks in rows:
+            classes, real = tasks.get("classification"), tasks.get("regression")
+            yield (
+                " ".join(about),
+                (read_config(os.path.dirname(checkpoint)) or {}).get("dataset", ""),
+                f"{classes['test']['ap']:.3f}{coverage(classes)}" if classes else "",
+                f"{real['last']['r']:.3f}{coverage(real)}" if real else "",
+                f"{real['last']['mse']:.3f}" if real else "",
+                f"{real['best']['r']:.3f}" if real and "best" in real else "",
+                ", ".join(task["data"] for task in tasks.values()),
+                ", ".join(f"{task['images']['test']:,}" for task in tasks.values()),
+                "ours",
+            )
 
 
 main = partial(collect, __doc__, "probed checkpoints", HEADER, published_rows, rows_of)

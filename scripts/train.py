@@ -239,6 +239,9 @@ def fit(
     resumed = state.restore_newest(run_dir)
     if resumed is None and resume_checkpoint:
         resumed = state.restore_from(resume_checkpoint)
+        if state.step >= config.total_steps:
+            total = f"total_steps: expected more than the {state.step} of {resume_checkpoint}, got {config.total_steps}"
+            raise UserError(f"{total}; to begin at step 0 give a copy of that file alone")
     runtime.barrier()
     if runtime.rank() == 0:
         write_config(run_dir, with_command(content))

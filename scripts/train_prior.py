@@ -55,6 +55,9 @@ class PriorOptions(DataOptions):
             raise UserError(f"compared: expected 2 or more, got {self.compared}")
 
 
+OFFERED = tuple(f.name for f in dataclasses.fields(PriorOptions) if f.name != "overwrite")  # a run is never replaced
+
+
 def code_batches(
     codes: CachedFeatures, n: int, config: TrainConfig, state: TrainState, device: torch.device
 ) -> Iterator[tuple[Tensor, None]]:
@@ -97,7 +100,7 @@ def main(args: list[str] | None = None) -> None:
     taken = {f.name for f in dataclasses.fields(PriorOptions)}
     training = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name not in taken)
     parser.add_config("training", TrainConfig, training)
-    options, about, typed = parse(parser, PriorOptions, "codes", args)
+    options, about, typed = parse(parser, PriorOptions, "codes", args, OFFERED)
     config = preset(LatentPrior, TrainConfig, options.dataset, given(typed, TrainConfig, training))
     both = given(typed, TrainConfig, ("batch_size", "seed"))  # of the encoding, too
     config = dataclasses.replace(config, **both).resolved()
@@ -119,6 +122,7 @@ def main(args: list[str] | None = None) -> None:
 
     def begin() -> dict[str, str]:
         entry = {"weights": fingerprint(options.model_path), **data.identity()}
+        entry |= {"latent": options.latent} if trained.model.stochastic else {}
         check_run_folder(run_dir, "prior", prior_config, config, entry, elsewhere="--out")
         return entry
 

@@ -325,6 +325,10 @@ def test_quality_against_calls(method, calls, samplers, request, capsys, tmp_pat
     assert len({row["setting"] for row in rows}) == len(rows)
     assert all(row["setting"] in shown and row["MSE"] > 0 for row in rows)
     assert (tmp_path / "quality.png").exists()
+    with pytest.raises(UserError, match=r"quality.json is there already; give another --out, or --overwrite true"):
+        quality_vs_nfe.main([*words, f"--out={tmp_path / 'quality'}", "--device=cpu"])
+    quality_vs_nfe.main([*words, f"--out={tmp_path / 'other'}", "--device=cpu", "--check=1"])
+    assert not (tmp_path / "other.json").exists()
 
 
 @pytest.mark.parametrize("method", [DBAE, DiffAE])

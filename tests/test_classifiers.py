@@ -135,6 +135,24 @@ def test_limits(tmp_path):
     assert few.dataset.indices != drawn(parts["train"], 7, seed=2).dataset.indices and len(few.targets) == 7
 
 
+def test_outputs_that_are_not_finite_have_no_accuracy(tmp_path, data):
+    training = made(tmp_path / "state.pt")
+    with torch.no_grad():
+        next(training.networks.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="outputs of the a"):
+        logits(training.classifiers, data[0], noisy, CPU, desc="")
+
+
+def test_a_process_without_images_has_no_outputs(tmp_path, data, monkeypatch):
+    training, one = made(tmp_path / "state.pt"), CachedImages(data[0].images[:1], torch.arange(1))
+    alone = logits(training.classifiers, one, noisy, CPU, desc="")
+    monkeypatch.setattr(runtime, "world", lambda: 2)
+    monkeypatch.setattr(runtime, "rank", lambda: 1)
+    monkeypatch.setattr(runtime, "all_gather", lambda share: [alone, share])
+    found = logits(training.classifiers, one, noisy, CPU, desc="")
+    assert all(torch.equal(found[name], alone[name]) for name in alone)
+
+
 def test_outputs_do_not_depend_on_the_batch(tmp_path, data):
     training = made(tmp_path / "state.pt")
     one, many = (logits(training.classifiers, data[0], noisy, CPU, size, desc="") for size in (7, 64))

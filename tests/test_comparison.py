@@ -37,12 +37,13 @@ def setup(tmp_path, monkeypatch):
     for name in ("A", "B"):
         (tmp_path / name).mkdir()
         rows[name] = {"model": str(tiny.written(tmp_path / name, tiny.model()))}
-    claim = {"text": "B is better", "left": ["B", "exact", "AP"], "right": ["A", "exact", "AP"]}
-    section = {"title": "Toys", "dataset": "toyfaces", "rows": rows, "claims": [claim]}
+    claims = [{"text": "B is better", "left": ["B", "exact", "AP"], "right": ["A", "exact", "AP"]}]
+    section = {"title": "Toys", "dataset": "toyfaces", "rows": rows}
     path = tmp_path / "settings.json"
 
     def write(measures=None, **changes):
-        content = {"measures": measures or {"exact": MEASURE}, "sections": {"toys": section | changes}}
+        sections = {"toys": section | changes}
+        content = {"measures": measures or {"exact": MEASURE}, "sections": sections, "claims": claims}
         path.write_text(json.dumps(content))
 
     write()
@@ -75,7 +76,7 @@ def test_rows_of_one_model_differ_by_their_places_and_run_apart(setup):
     rows = {"code": {"model": model}, "pixels": {"model": "code", "places": {"features": "pixels"}}}
     columns = {"AP": ["test.0.ap", "test.0.ap"]}
     measures = {"m": MEASURE | {"run": run, "columns": columns}}
-    write(rows=rows, places={"features": "model"}, measures=measures, claims=[])
+    write(rows=rows, places={"features": "model"}, measures=measures)
     comparison.main([*words, "--rows", "pixels"])
     assert [command[2] for command in ran] == ["--features=pixels"]
     text = (folder / "t.md").read_text()
@@ -89,7 +90,7 @@ def test_rows_of_one_model_differ_by_their_places_and_run_apart(setup):
 def test_sections_that_are_not_asked_for_keep_what_is_known_of_them(setup):
     words, _, ran, folder = setup
     path, content = folder / "settings.json", json.loads((folder / "settings.json").read_text())
-    content["sections"]["more"] = content["sections"]["toys"] | {"title": "More", "claims": []}
+    content["sections"]["more"] = content["sections"]["toys"] | {"title": "More"}
     path.write_text(json.dumps(content))
     words += [f"--results={folder}/results.json"]
     comparison.main([*words, "--sections", "toys"])
@@ -120,7 +121,7 @@ def test_lines_are_measures_of_their_own_and_the_same_commands_run_once(setup):
         "b": {"how": "--sampler=b", "score": "ap"},
     }
     run = ["scripts.probe {how} --out={out}"]
-    write(measures={"m": MEASURE | {"run": run, "columns": {"AP": "test.0.{score}"}, "lines": lines}}, claims=[])
+    write(measures={"m": MEASURE | {"run": run, "columns": {"AP": "test.0.{score}"}, "lines": lines}})
     comparison.main(words)
     assert [command[1:-1] for command in ran] == [["--sampler=a", "--steps=3"], ["--sampler=b"], ["--sampler=b"]]
     text = (folder / "t.md").read_text()
@@ -164,7 +165,7 @@ def test_wrong_settings_are_refused_before_anything_runs(setup, change, message)
 
 def test_a_model_without_a_file_is_trained_and_only_a_finished_run_counts(setup, monkeypatch):
     words, write, ran, folder = setup
-    write(rows={"A": {"train": "--sto=false", "seeds": [0, 1]}}, claims=[])
+    write(rows={"A": {"train": "--sto=false", "seeds": [0, 1]}})
     probe = comparison.program
 
     def program(command):
@@ -184,6 +185,15 @@ def test_a_model_without_a_file_is_trained_and_only_a_finished_run_counts(setup,
     assert ran[0][:3] == ["scripts.train", "--dataset=toyfaces", "--sto=false"]
     assert "| A | 0.875 ± 0.53 |" in (folder / "t.md").read_text()  # 0.5 and 1.25, by the number of the program
 
+    write(rows={"A": {"train": "--sto=true", "seeds": [0]}})
+    with pytest.raises(
+        UserError, match=r"A_seed0/train.json: expected the command scripts.train .*--sto=true --seed=0"
+    ):
+        comparison.main(words)
+    assert len(ran) == 6  # the model of other options is neither trained on nor shown
+    assert "0.5" not in (folder / "t.md").read_text()
+
+    write(rows={"A": {"train": "--sto=false", "seeds": [0, 1]}})
     for path in folder.glob("out/toys/A_seed1/*/opt_*.pt"):
         path.unlink()
     comparison.main([*words, "--collect"])
@@ -214,7 +224,7 @@ def test_a_claim_is_judged_by_more_than_two_errors():
     assert judged("A", "B") == "- t: **not measured here**."
     assert judged("C", "A") == "- t: **holds here (0.75 ± 0.05 against 0.5 ± 0.1)**."
     assert judged("A", "C") == "- t: **does not hold here (0.5 ± 0.1 against 0.75 ± 0.05)**."
-    assert judged("D", "C") == "- t: **not to be told here (0.7 against 0.75 ± 0.05)**."
+    assert judged("D", "C") == "- t: **inconclusive here (0.7 against 0.75 ± 0.05)**."
 
 
 def test_numbers_of_an_earlier_comparison_stand_in_for_what_is_not_run_and_are_compared_with_what_is(setup, capsys):
@@ -224,7 +234,7 @@ def test_numbers_of_an_earlier_comparison_stand_in_for_what_is_not_run_and_are_c
     measures = {"exact": MEASURE | {"columns": {"AP": ["test.0.ap", "test.0.ap"]}}}
     write(measures=measures)
     comparison.main(words)
-    assert "0 numbers with an error were known" in capsys.readouterr().out
+    assert "0 of the numbers taken here were known" in capsys.readouterr().out
     text, found = (folder / "t.md").read_text(), json.loads(path.read_text())
     assert found["toys"]["A"]["measures"]["exact"]["values"] == {"AP": [0.25, 0.25]}
 
@@ -235,7 +245,7 @@ def test_numbers_of_an_earlier_comparison_stand_in_for_what_is_not_run_and_are_c
 
     comparison.main([*words, "--rows", "B"])  # gives 1.25, twice 0.75 with an error as large
     said = capsys.readouterr().out
-    assert "toys: 2 numbers with an error were known, 0 moved" in said
+    assert "toys: 1 of the numbers taken here were known, 0 moved" in said
     found["toys"]["B"]["measures"]["exact"]["values"]["AP"] = [0.75, 0.01]
     path.write_text(json.dumps(found))
     shutil.rmtree(folder / "out")

@@ -192,6 +192,14 @@ def test_checkpoints_of_a_run(run, tmp_path):
     ]
 
 
+def test_another_time_of_the_end_is_another_measure(tmp_path):
+    words = [f"--model_path={tiny.written(tmp_path, tiny.model())}", "--dataset=toyfaces", "--device=cpu", "--limit=3"]
+    words += ["--batch_size=3", "--time=0.9", "--blocks=middle_block"]
+    contrastive.main(words)
+    with pytest.raises(UserError, match=r"measures with another end_data \(0.5, now 0.0\)"):
+        contrastive.main([*words, "--end_data=0"])
+
+
 def test_launcher(run):
     """Paths as seen from the caller's folder, each of several."""
     done = subprocess.run(

@@ -187,17 +187,29 @@ def test_program(run, tmp_path, capsys, monkeypatch):
 
     finetune.main(words(run, tmp_path))
     assert "complete already" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"another .*processes \(1, now 2\)"):  # those that are to be, in the launcher
+        finetune.main(words(run, tmp_path, "--check=2"))
+    finetune.main(words(run, tmp_path / "new", "--check=3", "--batch_size=4"))  # 4 on each of the 3
     with pytest.raises(UserError, match=r"results.json holds a classifier with another lr .*, made by: python3 "):
         finetune.main(words(run, tmp_path, "--lr=0.01"))
 
 
 def test_the_average_is_evaluated(tmp_path):
     network = build(ddae(), options(), CLASSES)
-    training = Training({"classifier": network}, recipe_of(options(), "fp32"), torch.device("cpu"), str(tmp_path), {})
+    training = Training(
+        {"classifier": network}, recipe_of(options(), network.encoder), torch.device("cpu"), str(tmp_path), {}
+    )
     assert training.classifiers["classifier"] is training.ema.module[0] and training.ema.rate == 0.999
     assert training.ema.rule(0.999, 1) < 0.2 and training.ema.rule(0.999, 35_000) == 0.999
     assert training.recipe.factor(0) == 0 and training.recipe.factor(5) == 1 and training.recipe.factor(100) < 1e-9
     assert training.recipe.label_smoothing == 0.1 and not training.scaler.is_enabled()
+
+
+def test_half_precision_is_trained_with_a_loss_scale():
+    model = ddae()
+    for dtype, scaled in ((torch.float16, True), (torch.bfloat16, False), (None, False)):
+        model.use_amp(dtype)
+        assert recipe_of(options(), model).scaled == scaled
 
 
 def test_the_control_with_all_training_images(run, tmp_path):

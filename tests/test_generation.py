@@ -75,6 +75,18 @@ def test_a_prior_resumes_and_is_compared(prior):
     assert [row.split(",")[0] for row in (prior / "progress.csv").read_text().splitlines()] == ["step", "4", "8"]
 
 
+def test_a_prior_of_drawn_codes_does_not_go_on_with_means(tmp_path, monkeypatch):
+    real = train_prior.build
+    monkeypatch.setattr(train_prior, "build", lambda *args: real(*args).part(range(24)))
+    path = tiny.written(tmp_path, tiny.model(stochastic=True))
+    more = [word for word in prior_words(path, "--total_steps=2") if word not in ("--method=diffae", "--total_steps=8")]
+    train_prior.main(more)
+    with pytest.raises(UserError, match=r"latent"):
+        train_prior.main([*more, "--latent=mean"])
+    with pytest.raises(SystemExit):  # a run is not replaced
+        train_prior.main([*more, "--overwrite=true"])
+
+
 def test_images_that_are_not_held_out_are_told(diffae, tmp_path, monkeypatch, capsys):
     real = train_prior.build
     monkeypatch.setattr(train_prior, "build", lambda *args: real(*args).part(range(30)))

@@ -8,12 +8,14 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks import memory
 from benchmarks.fake_gpu import CUDA, fake_gpu, fake_model, saved_bytes, training
 from dbae.config import SampleConfig, TrainConfig, UserError
 from dbae.diffusion import SOLVERS
 from dbae.methods import DBAE, DDAE, DiffAE
+from dbae.methods.augment import augment, draw_parameters
 from dbae.methods.dbae import DBAEConfig
 from dbae.methods.ddae import DDPMConfig
 from dbae.methods.diffae import DiffAEConfig
@@ -50,6 +52,16 @@ def test_a_step_waits_once_and_starts_so_many_kernels(name):
     assert found["waits"] == {"tolist": 1}
     kernels = sum(count for operation, count in found["kernels"].items() if operation not in UPDATE)
     assert 0.8 * KERNELS[name] < kernels <= KERNELS[name]
+
+
+def test_augmentation_does_not_wait(monkeypatch):
+    """Its parameters are the host's; what the network sees of them is copied behind its back."""
+    parameters = draw_parameters(4)
+    with fake_gpu() as watch, monkeypatch.context() as patch:
+        patch.setattr(FakeTensor, "tolist", lambda x: [[7.0, 7.0], [7.0, 7.0]])  # the host's, which has no values here
+        x = torch.empty(4, 3, SIZE, SIZE, device=CUDA)
+        augment(x, parameters)
+        assert not +watch.waits
 
 
 @methods

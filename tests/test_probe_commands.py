@@ -136,6 +136,19 @@ def test_table_and_baseline_picture(checkpoint, photos, tmp_path):
         probe_table.main([f"--runs={checkpoint.parent}", f"--out={tmp_path / name}"])
         text = (tmp_path / name).read_text()
         assert "DBAE-d" in text and "0.650" in text and "toyfaces" in text
+    report = json.loads((folder / "results.json").read_text())
+    rows = len(list(probe_table.rows_of(str(checkpoint.parent))))
+    for name, changes in (("celeba", {"data": "celeba"}), ("time", {"time": 400.0})):  # each has a row of its own
+        other = folder / f"results_{name}.json"
+        other.write_text(json.dumps(report | changes))
+        rows += 1
+        assert len(list(probe_table.rows_of(str(checkpoint.parent)))) == rows
+    assert any("time 400" in row[0] for row in probe_table.rows_of(str(checkpoint.parent)))
+    baseline = f"--baseline={folder / 'results_celeba.json'}"
+    with pytest.raises(UserError, match=r"a probe of folder:.* scored by r, .*_celeba.json is one of celeba by r"):
+        infer_reg.main(small(checkpoint, photos, "--features=thumbnail", baseline))
+    for name in ("celeba", "time"):
+        (folder / f"results_{name}.json").unlink()
     words = [f"--runs={checkpoint.parent}", f"--out={tmp_path / 'table.md'}"]
     probe_table.main(words)  # the same again
     (tmp_path / "table.md").write_text("mine")

@@ -17,7 +17,7 @@ from dbae.methods import DBAE, DDIM, DiffAE, preset
 from dbae.runtime import Stop, amp_dtype
 from dbae.state import EMA, EMA_RULES, OPTIMIZERS, TrainState
 from dbae.training import take_step, train
-from scripts.train import summary
+from scripts.train import fit, summary
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -103,6 +103,13 @@ def test_weights_alone_start_a_run(tmp_path):
     assert state.step == 0
     assert_same(first.model.state_dict(), state.model.state_dict())
     assert_same(first.model.state_dict(), state.ema.module.state_dict())
+
+
+def test_a_set_that_has_taken_all_steps_is_no_start(tmp_path):
+    run(tmp_path / "first")
+    path, model = str(tmp_path / "first" / "model_000004.pt"), tiny.model(stochastic=True)
+    with pytest.raises(UserError, match=r"total_steps: expected more than the 4 of .*model_000004.pt, got 4; to begin"):
+        fit(model, TrainConfig(**SETTINGS), str(tmp_path / "new"), {}, "", iter, print, path, quiet=True)
 
 
 def gradients(microbatch):

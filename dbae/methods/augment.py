@@ -6,10 +6,13 @@ Adversarial Networks with Limited Data, NeurIPS 2020.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dbae.io import to_device
 
 LABELS = 9
 PROBABILITY = 0.12  # of each transform but the horizontal flip, which half of the images have
@@ -52,14 +55,15 @@ def augment(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     Parameters on the CPU spare a GPU the wait for how far the transforms reach.
     """
     x_flip, y_flip, scale, rotation, stretch, axis, *shift = parameters.to(x.dtype).unbind(1)
-    turned = torch.where(x_flip.to(x.device).view(-1, 1, 1, 1) == 1, x.flip(3), x)
-    turned = torch.where(y_flip.to(x.device).view(-1, 1, 1, 1) == 1, turned.flip(2), turned)
+    flips = to_device(torch.stack([x_flip, y_flip]).view(2, -1, 1, 1, 1), x.device) == 1
+    turned = torch.where(flips[0], x.flip(3), x)
+    turned = torch.where(flips[1], turned.flip(2), turned)
     labels = [x_flip, y_flip, scale, rotation.cos() - 1, rotation.sin(), stretch * axis.cos(), stretch * axis.sin()]
     height, width = x.shape[2:]
     s, a = 2 ** (SIGMA * scale), 2 ** (SIGMA * stretch)
     G = _stretched(1 / s, 1 / s) @ _rotated(rotation) @ _rotated(-axis) @ _stretched(1 / a, a) @ _rotated(axis)
     G = G @ _shifted(-SHIFT * width * shift[0], -SHIFT * height * shift[1])
-    return resampled(turned, G), torch.stack([*labels, *shift], dim=1).to(x.device)
+    return resampled(turned, G), to_device(torch.stack([*labels, *shift], dim=1), x.device)
 
 
 def resampled(x: Tensor, G: Tensor) -> Tensor:
@@ -88,7 +92,7 @@ def resampled(x: Tensor, G: Tensor) -> Tensor:
     size = (2 * (height + MARGIN), 2 * (width + MARGIN))
     into = _stretched(*G.new_tensor([2 / x.shape[3], 2 / x.shape[2]]))
     G = into @ G @ _stretched(*G.new_tensor([size[1] / 2, size[0] / 2]))
-    grid = F.affine_grid(G[:, :2].to(x.device), [len(x), channels, *size], align_corners=False)
+    grid = F.affine_grid(to_device(G[:, :2], x.device), [len(x), channels, *size], align_corners=False)
     x = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     cut = MARGIN // 2
     return _halved(x)[:, :, cut:-cut, cut:-cut]
@@ -99,17 +103,17 @@ def _doubled(x: Tensor) -> Tensor:
     n, channels, height, width = x.shape
     sparse = x.new_zeros(n, channels, 2 * height - 1, 2 * width - 1)
     sparse[:, :, ::2, ::2] = x
-    return _filtered(sparse, x.new_tensor(SYM6).flip(0), padding=6, stride=1)
+    return _filtered(sparse, SYM6[::-1], padding=6, stride=1)
 
 
 def _halved(x: Tensor) -> Tensor:
-    return _filtered(x, x.new_tensor(SYM6), padding=5, stride=2)
+    return _filtered(x, SYM6, padding=5, stride=2)
 
 
-def _filtered(x: Tensor, taps: Tensor, padding: int, stride: int) -> Tensor:
+def _filtered(x: Tensor, taps: Sequence[float], padding: int, stride: int) -> Tensor:
     """Correlation of both axes with ``taps``."""
     channels = x.shape[1]
-    kernel = taps.expand(channels, 1, 1, -1)
+    kernel = to_device(torch.tensor(taps, dtype=x.dtype), x.device).expand(channels, 1, 1, -1)
     x = F.conv2d(x, kernel, padding=(0, padding), stride=(1, stride), groups=channels)
     return F.conv2d(x, kernel.mT, padding=(padding, 0), stride=(stride, 1), groups=channels)
 
