@@ -44,8 +44,6 @@ class MeasureOptions(ComparisonOptions):
         require_positive("k", self.k)
         if unknown := set(self.metrics) - set(METRICS):
             raise UserError(f"metrics: expected some of {', '.join(METRICS)}, got {', '.join(sorted(unknown))}")
-        if not self.real and self.floor in FLOORS[2:] and self.split in (self.floor, "all"):
-            raise UserError(f"floor: expected other images than the real ones, which are of {self.split}")
         if self.real and self.floor not in ("none", "halves"):
             raise UserError(f"floor: expected none or halves with --real, which has no splits, got {self.floor}")
 
@@ -128,6 +126,10 @@ def main(args: list[str] | None = None) -> None:
         if len(data) < least:
             raise UserError(f"{data.title}: expected {least} images or more for these measures, there are {len(data)}")
     held_out = open_reals(options, samples.size, options.floor) if options.floor in FLOORS[2:] else None
+    if held_out:  # sets with one part have the same images in several splits
+        held_out, names = first(held_out, min(len(held_out), len(samples))), set(map(reals.name_of, range(len(reals))))
+        if any(held_out.name_of(i) in names for i in range(len(held_out))):
+            raise UserError(f"floor: expected other images than the real ones, which are of {options.split}")
     path = report_path(options.sample_path)
     entries(path)
     network = load_network(options.features, options.weights, device, options.resizing)
@@ -138,7 +140,6 @@ def main(args: list[str] | None = None) -> None:
     real = features_of(options, network, reals, "real", options.flip)
     pairs = [(described(samples, "samples"), fake, described(reals, split), real)]
     if held_out:
-        held_out = first(held_out, min(len(held_out), len(samples)))
         what = described(held_out, f"of {options.dataset} {options.floor}{kind}")
         pairs.append((what, features_of(options, network, held_out, "real"), pairs[0][2], real))
     elif options.floor == "halves":
