@@ -51,21 +51,28 @@ data_from_here() {
     fi
 }
 
-# options_from_here WORD...: fills OPTIONS with the words, those that name a file (with a dot or a slash) as seen from the root.
+# value_from_here OPTION VALUE: a value that names a file (with a dot or a slash) as seen from the root.
+value_from_here() {
+    case $1 in
+        --dataset) data_from_here "$2" ;;
+        --out | --workdir) # may not be there yet
+            if [[ -z $2 || $2 == /* || $2 == "~"* || $2 == *://* ]]; then echo "$2"; else echo "$HERE/$2"; fi
+            ;;
+        *) if [[ $2 == *[./]* ]]; then from_here "$2"; else echo "$2"; fi ;;
+    esac
+}
+
+# options_from_here WORD...: fills OPTIONS with the words, their values as seen from the root.
 options_from_here() {
     OPTIONS=()
     local word before=
     for word in "$@"; do
-        if [[ $word == --out=[!/]* && $word != *://* ]]; then # may not be there yet
-            OPTIONS+=("--out=$HERE/${word#*=}")
-        elif [[ $before == --out && $word != /* && $word != *://* ]]; then
-            OPTIONS+=("$HERE/$word")
-        elif [[ $word == --*=*[./]* ]]; then
-            OPTIONS+=("${word%%=*}=$(from_here "${word#*=}")")
-        elif [[ $word != --* && $word == *[./]* ]]; then
-            OPTIONS+=("$(from_here "$word")")
-        else
+        if [[ $word == --*=* ]]; then
+            OPTIONS+=("${word%%=*}=$(value_from_here "${word%%=*}" "${word#*=}")")
+        elif [[ $word == --* ]]; then
             OPTIONS+=("$word")
+        else
+            OPTIONS+=("$(value_from_here "$before" "$word")")
         fi
         before=$word
     done
@@ -87,7 +94,7 @@ launch() {
         [[ $RDZV_ENDPOINT ]] || fail "RDZV_ENDPOINT: expected HOST:PORT for $NNODES nodes, got nothing"
         meet=(--nnodes="$NNODES" --rdzv-id="$RDZV_ID" --rdzv-backend=c10d --rdzv-endpoint="$RDZV_ENDPOINT")
     fi
-    exec "$PYTHON" -m scripts.launch "${meet[@]}" --max-restarts="$RESTARTS" --nproc-per-node="$NPROC" -m "$module" "$@"
+    exec "$PYTHON" -m scripts.launch "${meet[@]}" --max-restarts="$RESTARTS" --nproc-per-node="$NPROC" -m -- "$module" "$@"
 }
 
 # expect MODULE "NAME NAME ..." WORD...: the program's help where it is asked for; fails unless a value is there for every name.

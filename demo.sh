@@ -12,7 +12,7 @@ environment requirements.txt
 export NPROC=1
 
 step() { printf '\n== %s\n' "$*"; }
-newest() { find "$1" -name 'ema_*.pt' | sort -V | tail -n 1; }
+newest() { find "$1" -name 'ema_*.pt' -not -path '*/sample_*' | sort -V | tail -n 1; } # a prior is below sample_STEP
 
 if (($#)); then
     step "reconstruct, interpolate, edit, generate and probe toy faces with every method"

@@ -194,10 +194,13 @@ def main(args: list[str] | None = None) -> None:
         raise UserError(f"attributes: {options.dataset} has no label {min(unknown)}")
     settings = {
         "weights": fingerprint(options.model_path), "classifier": fingerprint(classifier.path),
-        **splits["test"].dataset.identity(), "features": network.about, "embedder": embedder and embedder.about,
+        **splits["test"].identity(), "features": network.about, "embedder": embedder and embedder.about,
         "strength": "median" if options.scale is None else options.scale, "fix_xT": trained.keeps_xT(options.fix_xT),
         "attributes": names, "limit": options.limit, **trained.identity(),
-        "judge": {"training_images": min(options.judged, len(splits["train"].targets))},
+        "judge": {
+            "training_images": min(options.judged, len(splits["train"].targets)),
+            **{split: splits[split].identity() for split in ("train", "valid")},
+        },
     }  # fmt: skip
     check_report(path, [], settings, [options.model_path], "measures", options.overwrite, key="settings")
     if options.check:

@@ -92,7 +92,11 @@ def build(
     if found is None:
         command = f"python -m datasets.prepare {source.prepare} --source ORIGINALS --out {tried[0]}"
         raise UserError(f"no LMDB of {name} at {', '.join(tried)}: make one with `{command}`")
-    return LmdbImages(found, source, split, size, split_range, whole)
+    data = LmdbImages(found, source, split, size, split_range, whole)
+    if not given and data.stored_size and data.stored_size < size:
+        problem = f"expected images of {size} pixels or more, they have {data.stored_size}"
+        raise UserError(f"{found}: {problem}; make an LMDB of larger ones, or name it by --data_dir to enlarge them")
+    return data
 
 
 def labelled_splits(

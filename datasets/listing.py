@@ -9,7 +9,7 @@ from datasets.images import EXTENSIONS, log_once
 from dbae.config import UserError
 
 SHOWN = 8  # kinds of files that the line on those left out names
-UNCOUNTED = {"labels.csv", "thumbs.db", "desktop.ini"}  # known not to be images
+UNCOUNTED = {"labels.csv", "parts.csv", "thumbs.db", "desktop.ini"}  # known not to be images
 
 
 def image_names(root: str) -> list[str]:

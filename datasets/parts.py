@@ -17,6 +17,7 @@ TENTHS = {"train": (0, 8), "valid": (8, 9), "test": (9, 10)}
 FEW = 30  # images below which a part would say nothing
 FEW_OF_CLASS = 5  # images of a class below which it is not split for itself
 OWN_LABELS = "labels.csv"
+STATED = "parts.csv"  # column part: train, valid or test; of an LMDB the parts of the folder that it was made of
 
 
 @dataclass(frozen=True)
@@ -35,24 +36,52 @@ class OwnParts:
 def own_parts(folder: str, names: Sequence[str]) -> OwnParts:
     """How the images of a folder, or of an LMDB of own images, are split.
 
-    No person is in two parts where ``labels.csv`` in the folder has a column ``person`` or ``group``. Else classes,
-    which are sub-folders or the only column ``class``, are split each for itself. Labels that cannot be read do not
-    count.
+    As ``parts.csv`` there states, which an LMDB has from its folder. Without it, no person is in two parts where
+    ``labels.csv`` in the folder has a column ``person`` or ``group``. Else classes, which are sub-folders or the only
+    column ``class``, are split each for itself. Labels that cannot be read do not count. Raises UserError for stated
+    parts that leave an image out.
     """
     n, path = len(names), find_beside(folder, OWN_LABELS)
     whole = "train, valid and test are all of them"
     table = path and _readable(path)
     column = next((name for name in table.names if name in table.PEOPLE), None) if table else None
     people = _people(table.column(column), names) if column else None
+    if parts := _stated(folder, names):
+        return OwnParts(f"{n} images: {_sizes(parts)}, as {STATED} states", parts, people)
     if n < FEW:
         return OwnParts(f"{n} images, fewer than {FEW}: {whole}", None, people)
     if people and (count := len(set(people))) < len(SPLITS):
         return OwnParts(f"{n} images of {count} in column {column}, fewer than 3: {whole}", None, people)
     classes = None if people else _classes(folder, names, table)
     parts = shuffled_parts(n, classes, people)
-    how = f"by {column}" if people else "class by class" if classes else ""
-    sizes = ", ".join(f"{len(parts[split])} {split}" for split in SPLITS)
-    return OwnParts(f"{n} images: {sizes}, shuffled with seed {SPLIT_SEED}{f', {how}' * bool(how)}", parts, people)
+    how = f", by {column}" if people else ", class by class" if classes else ""
+    return OwnParts(f"{n} images: {_sizes(parts)}, shuffled with seed {SPLIT_SEED}{how}", parts, people)
+
+
+def stated_parts(folder: str, names: Sequence[str]) -> LabelTable | None:
+    """The parts of a folder as a table, to be kept beside an LMDB of its images; None where it is not split."""
+    parts = own_parts(folder, names).indices
+    table = LabelTable(STATED, ("part",))
+    for split, indices in (parts or {}).items():
+        for i in indices:
+            table.add(0, names[i], [split])
+    return table if parts else None
+
+
+def _stated(folder: str, names: Sequence[str]) -> dict[str, list[int]] | None:
+    path = find_beside(folder, STATED)
+    if path is None:
+        return None
+    table = parse_labels(path, read_text(path)).column("part")
+    found = [table.rows.get(image_key(name), (0, ["nothing"]))[1][0] for name in names]
+    for name, part in zip(names, found, strict=True):
+        if part not in SPLITS:
+            raise UserError(f"{path}: expected {', '.join(SPLITS)} for every image, {name} has {part}")
+    return {split: [i for i, part in enumerate(found) if part == split] for split in SPLITS}
+
+
+def _sizes(parts: dict[str, list[int]]) -> str:
+    return ", ".join(f"{len(parts[split])} {split}" for split in SPLITS)
 
 
 def shuffled_parts(
@@ -70,10 +99,12 @@ def shuffled_parts(
         rest = [i for group in of_class.values() if len(group) < FEW_OF_CLASS for i in group]
         groups = [group for group in of_class.values() if len(group) >= FEW_OF_CLASS] + [rest] * bool(rest)
     groups = [rng.permutation(group).tolist() for group in groups]
-    return {
+    parts = {
         split: sorted(i for group in groups for i in group[len(group) * first // 10 : len(group) * last // 10])
         for split, (first, last) in TENTHS.items()
     }
+    # Classes that are all as small as 5 images have none for valid
+    return parts if classes is None or all(parts.values()) else shuffled_parts(n)
 
 
 def _by_person(people: Sequence[str], rng: np.random.Generator) -> dict[str, list[int]]:

@@ -22,6 +22,7 @@ from datasets.inspection import PROBLEM, inspect_lmdb
 from datasets.label_files import decode_text, label_names, parse_labels, parse_partition, read_file
 from datasets.labels import LabelTable, class_folders
 from datasets.originals import DrawnFaces, Originals, open_originals
+from datasets.parts import STATED, stated_parts
 from datasets.sets import DATASETS, SIZES
 from datasets.writer import ENCODINGS, Job, write_lmdb
 from dbae.config import UserError
@@ -164,12 +165,14 @@ def prepare(recipe: Recipe, options: argparse.Namespace) -> None:
     else:
         originals = DrawnFaces("", options.count, size) if is_drawn else open_originals(options.source)
         names, tables = choose(originals, recipe), {}
-    names = names[: given.get("limit")]
+    everything, names = names, names[: given.get("limit")]
 
     # Label files are parsed before the long work
     labels = {**published_labels(originals, recipe, options, len(names)), **tables}
     if options.command == "folder" and (table := own_labels(originals, names)):
         labels["labels.csv"] = table
+    if type(originals) is Originals and options.command == "folder":  # archives cannot be read as folder:PATH
+        labels |= {STATED: parts} if (parts := stated_parts(options.source, everything)) else {}
     job = Job(originals, names, recipe.key.format(size=size), size, encoding, keep_holes=recipe.first is not None)
     record, worked, written = write_lmdb(out, job, options.workers, labels)
     state = "finished" if worked else "was finished before, nothing to do"

@@ -139,6 +139,12 @@ class LmdbImages(OwnImages):
         return [self.store.file]
 
     @property
+    def stored_size(self) -> int | None:
+        """Pixels on a side, where the keys begin with them."""
+        begin = self.key_format.partition("-")[0]
+        return int(begin) if begin.isdecimal() else None
+
+    @property
     def has_labels(self) -> bool:
         return os.path.isfile(self.labels_path)
 

@@ -95,7 +95,10 @@ class Tolerant(Dataset):
             self.faults |= part
 
     def check_kept(self, kept: Collection[int], images: int) -> None:
-        """Note what is wrong with those of the first ``images`` that were not kept; UserError where none was."""
+        """Note what is wrong with those of the first ``images`` that were not kept.
+
+        Raises UserError where none was, and with the policy ``fail`` for any.
+        """
         self.faults = {}
         for i in sorted(set(range(images)).difference(kept)):
             name, (_, fault) = self.dataset.name_of(i), self._read(i)
@@ -103,6 +106,8 @@ class Tolerant(Dataset):
             if not len(kept):
                 expected = f"{self.dataset.title}: expected a good image, all {images} are bad"
                 raise UserError(f"{expected}; the first: {self.faults[name].problem}")
+            if self.policy == "fail":
+                raise UserError(f"{self.faults[name].problem} (it was left out before)")
 
     def report(self, path: str, images: int | None = None) -> None:
         """Print how many of the ``images`` (default: all) were bad, and write position, name and problem of each."""

@@ -26,6 +26,8 @@ from dbae.tensors import describe_foreign, read_head, read_tensors, write_tensor
 
 NAME = re.compile(r"(?P<prefix>freq_)?(?P<kind>model|opt|ema_(?P<rate>[0-9.eE+-]+))_(?P<step>\d+)\.pt")
 PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model.")  # of wrapped modules: DistributedDataParallel, compile...
+SAFE = re.compile(rb".{7}\0\{", re.S)  # a .safetensors file begins with the length of a header that is JSON
+LONGEST = 100_000_000  # bytes of a header, as the package has it
 METADATA = "dbae"  # where a .safetensors file carries its configuration
 
 State = Mapping[str, Tensor]
@@ -134,7 +136,7 @@ def read_weights(path: str) -> tuple[dict[str, State], dict[str, Any] | None]:
     The content tells the format, not the name. Raises UserError for any other file.
     """
     head, named = read_head(path), path.endswith(".safetensors")
-    safe = re.match(rb".{7}\0\{", head, re.S)  # the length of a header that is JSON
+    safe = SAFE.match(head)
     if named and not safe and describe_foreign(head):
         raise UserError(f"{path}: refused: {describe_foreign(head)}; expected weights")
     safe = safe or (named and not head.startswith(b"PK"))
@@ -213,19 +215,41 @@ def _checked(content: Any, where: str) -> dict[str, Any]:
     return content
 
 
+def stated_config(path: str) -> dict[str, Any] | None:
+    """The configuration of a weight file: what a ``.safetensors`` carries, else ``config.json`` beside it.
+
+    None where there is neither. No tensors are read, and the file need not be there. Raises UserError where it is
+    damaged.
+    """
+    carries = bf.exists(path) and SAFE.match(read_head(path))
+    return (_carried(path) if carries else None) or read_config(bf.dirname(path))
+
+
 def _read_safetensors(path: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     library = safetensors_library(path)
     try:
         with bf.BlobFile(path, "rb") as file:
-            data = file.read()
-        state = library.load(data)  # checks the header, too
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            state = library.load(file.read())  # checks the header, too
+    except Exception as error:  # the library raises its own kind, and what Python and torch raise for odd headers
+        raise _damaged(path, error) from None
+    return state, _carried(path)
+
+
+def _carried(path: str) -> dict[str, Any] | None:
+    """The configuration in the header of a ``.safetensors`` file, if there is one."""
+    try:
+        with bf.BlobFile(path, "rb") as file:
+            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), LONGEST)))
         text = header.get("__metadata__", {}).get(METADATA)
         content = text and json.loads(text)
-    except Exception as error:  # the library raises its own kind, and what Python and torch raise for odd headers
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path}: refused: damaged or no safetensors file ({reason})") from None
-    return state, None if content is None else _checked(content, path)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    return None if content is None else _checked(content, path)
+
+
+def _damaged(path: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{path}: refused: damaged or no safetensors file ({reason})")
 
 
 def safetensors_library(path: str) -> ModuleType:

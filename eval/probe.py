@@ -162,8 +162,9 @@ def _exact(task: Task, parts: Parts, names: Names, device: Device) -> tuple[Laye
 
 
 def _knn(task: Task, parts: Parts, names: Names, device: Device, k: int = 20) -> tuple[Layers, Report]:
-    """The ``k`` nearest training codes vote; there is no layer."""
+    """The ``k`` nearest training codes vote, all where there are fewer; there is no layer."""
     train, test = parts["train"], parts["test"]
+    k = min(k, len(train.targets))
     votes = neighbour_votes(train.codes("train"), train.targets, test.codes("test"), k, device)
     settings = {"k": k, "distance": "Euclidean, standardised codes"}
     return {}, {"settings": settings} | task.votes(names, test.targets, votes, train.targets.mean(dim=0))

@@ -17,7 +17,7 @@ from torch import Tensor
 from datasets import build
 from datasets.base import ImageDataset
 from dbae import runtime
-from dbae.checkpoint import NAME, load_model, read_config, step_of
+from dbae.checkpoint import NAME, load_model, stated_config, step_of
 from dbae.config import RuntimeConfig, SampleConfig, UserError
 from dbae.io import Generators, image_generators, randn_like, require_finite, to_float, to_uint8
 from dbae.methods import METHODS, AutoEncoder, DiffusionModel, preset
@@ -35,7 +35,7 @@ def parse(
     one typed, in the variant that the configuration is of; the data set is that of the configuration, or the one typed.
     """
     path = peek(args, "model_path") or peek(args, "model")
-    content = read_config(os.path.dirname(path)) if path else None
+    content = stated_config(path) if path else None
     name = peek(args, "method", "dbae", METHODS)
     row = peek(args, "config")
     stated = content.get("method", "dbae") if content else name
@@ -68,8 +68,7 @@ def load(options: ModelOptions, about: dict[str, Any], device: torch.device | No
     For ``--compile auto`` see ``compile_for``.
     """
     dataset = None if "image_size" in about or options.row.startswith("folder:") else options.row
-    method = None if options.model_path.endswith(".safetensors") else options.method  # such a file states its own
-    model = load_model(options.model_path, method, dataset, device, **about)
+    model = load_model(options.model_path, options.method, dataset, device, **about)
     if device and isinstance(options, RuntimeConfig):
         model.use_amp(runtime.amp_dtype(options.precision, device), options.autocast)
         runtime.use_compile(model, options.compile, device, calls=0)
@@ -232,12 +231,17 @@ class TrainedModel:
             made.append([to_uint8(y).cpu() for y in self.model.reconstruction(x, sample, generators, **self.settings)])
         return tuple(map(torch.cat, zip(*made, strict=True)))
 
-    def interpolate(self, images: Tensor, frames: int, path: str) -> tuple[Tensor, Tensor]:
+    def interpolate(
+        self, images: Tensor, frames: int, path: str, index: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """States and images [n - 1, frames, 3, H, W] on the CPU, from each image to the next."""
-        x, z = to_float(images.to(self.device)), self.encode(images)
+        x, z = to_float(images.to(self.device)), self.encode(images, index)
         fractions = torch.linspace(0, 1, frames, device=self.device)
-        parts = self._split(frames, x[:-1], x[1:], z[:-1], z[1:])
-        return self._render([self.model.interpolation(*part, fractions, path, **self.settings) for part in parts])
+        numbers, parts = torch.tensor(range(len(x)) if index is None else index), []
+        for first, last, *ends in self._split(frames, numbers[:-1], numbers[1:], x[:-1], x[1:], z[:-1], z[1:]):
+            drawn = [image_generators(self.seed, end.tolist()) for end in (first, last)]
+            parts.append(self.model.interpolation(*ends, fractions, path, drawn, **self.settings))
+        return self._render(parts)
 
     def keeps_xT(self, asked: bool | None) -> bool:
         """Whether an edit keeps x_T: as asked, or where the model infers it from the image and not from the code."""

@@ -4,8 +4,8 @@ example:
   python -m scripts.comparison --settings docs/comparison.json --out workdir/comparison --table docs/comparison.md
 
 Models that have no file are trained first; then every measure of a section is taken of every row that it is for. A
-program that ended is not run again unless its command or the weights have changed, an interrupted training goes on,
-and a program that fails is reported at the end.
+program that ended is not run again unless its command, the files that it is given or the weights have changed, an
+interrupted training goes on, and a program that fails is reported at the end.
 
 The settings are ``sections``, and ``measures`` and ``claims`` of all of them. A section has ``title``, ``dataset`` and
 ``rows``: name -> ``model``, a weight file or the name of a row above, or ``train``, options of scripts.train, with
@@ -52,9 +52,9 @@ def program(words: Sequence[str]) -> None:
         raise Failure(f"{shlex.join(words)}: {last[0]}")
 
 
-def train(row: Row, section: Mapping[str, Any], options: CompareOptions) -> str:
+def train(row: Row, options: CompareOptions) -> str:
     """The average of a row's finished training, which goes on where it was interrupted."""
-    how = ["scripts.train", f"--dataset={section['dataset']}", *shlex.split(row.settings["train"])]
+    how = ["scripts.train", f"--dataset={row.settings['dataset']}", *shlex.split(row.settings["train"])]
     how += [] if row.seed is None else [f"--seed={row.seed}"]
     note = os.path.join(row.folder, "train.json")
     if os.path.exists(row.folder) and not (os.path.exists(note) and read_json(note) == {"command": how}):
@@ -91,11 +91,20 @@ def about_model(row: Row) -> dict[str, Any]:
     return found
 
 
-def filled(line: str, row: Row, section: Mapping[str, Any], options: CompareOptions) -> list[str]:
+def files_of(options: CompareOptions) -> dict[str, str]:
+    """The files that were given, by their names in the settings."""
+    return dict(entry.partition("=")[::2] for entry in options.files)
+
+
+def places_of(row: Row, options: CompareOptions) -> dict[str, str]:
+    """What stands at the places of the row's commands, but for its model and its folder."""
+    known = {"dataset": row.settings["dataset"], "data_root": options.data_root}
+    return known | row.settings["places"] | files_of(options)
+
+
+def filled(line: str, row: Row, options: CompareOptions) -> list[str]:
     """The words of a command, its places filled in. A word with * in it stands for the one path that there is."""
-    files = dict(entry.partition("=")[::2] for entry in options.files)
-    places = {"model": row.model, "dataset": section["dataset"], "out": row.folder, "data_root": options.data_root}
-    places |= own_places(row, section) | files
+    places = {"model": row.model, "out": row.folder} | places_of(row, options)
     try:
         words = [word.format_map(places) for word in shlex.split(line)]
     except KeyError as place:
@@ -103,9 +112,12 @@ def filled(line: str, row: Row, section: Mapping[str, Any], options: CompareOpti
     return [only(word) if "*" in word else word for word in words]
 
 
-def own_places(row: Row, section: Mapping[str, Any]) -> dict[str, str]:
-    """Places that the settings name."""
-    return section.get("places", {}) | row.settings.get("places", {})
+def made_from(settings: Mapping[str, Any], row: Row, options: CompareOptions) -> dict[str, Any]:
+    """What a measure's numbers depend on: its commands, what stands at their places, and the contents of files."""
+    text, files = " ".join([*settings["run"], settings["report"]]), files_of(options)
+    places = {name: value for name, value in places_of(row, options).items() if f"{{{name}}}" in text}
+    places |= {name: fingerprint(path) for name, path in places.items() if name in files}
+    return {name: settings[name] for name in ("run", "report")} | {"weights": fingerprint(row.model), "places": places}
 
 
 def only(pattern: str) -> str:
@@ -124,24 +136,21 @@ def at(content: Any, path: str) -> Any:
     return content
 
 
-def measure(
-    name: str, settings: Mapping[str, Any], row: Row, section: Mapping[str, Any], options: CompareOptions
-) -> None:
+def measure(name: str, settings: Mapping[str, Any], row: Row, options: CompareOptions) -> None:
     """Run the programs of a measure unless they were run on these weights, and keep what they found."""
     if row.model is None:
         raise Failure("not run")
     done = read_json(row.done) if os.path.exists(row.done) else {}
-    key = {name: settings[name] for name in ("run", "report")}
-    key |= {"weights": fingerprint(row.model), "places": own_places(row, section)}
+    key = made_from(settings, row, options)
     known = next((entry for entry in done.values() if entry["made_from"] == key), None)
     if known is None:
         if row.idle:
             raise Failure("not run")
         begin = time.monotonic()
         for line in settings["run"]:
-            program(filled(line, row, section, options))
+            program(filled(line, row, options))
         seconds = round(time.monotonic() - begin, 1)
-        content = read_json(filled(settings["report"], row, section, options)[0])
+        content = read_json(filled(settings["report"], row, options)[0])
         done[name] = known = {"made_from": key, "seconds": seconds, "content": content}
         write_json(row.done, done)
     content = known["content"]
@@ -176,7 +185,7 @@ def spread(values: Sequence[Any]) -> Any:
 def look(row: Row, section: Mapping[str, Any], options: CompareOptions, made: dict[str, str]) -> None:
     """Find the row's weight file, by training if need be, and what is to be known of it."""
     named = row.settings.get("model") in section["rows"]
-    row.model = made.get(row.model) if named else row.model or train(row, section, options)
+    row.model = made.get(row.model) if named else row.model or train(row, options)
     if row.model is None:
         raise Failure(f"there is no model of {row.settings['model']}")
     made.setdefault(row.name, row.model)
@@ -192,7 +201,7 @@ def fill(name: str, section: Mapping[str, Any], options: CompareOptions, entries
                 continue
             try:
                 if title:
-                    measure(title, settings, row, section, options)
+                    measure(title, settings, row, options)
                 else:
                     look(row, section, options, made)
             except (Failure, UserError, OSError) as error:

@@ -62,7 +62,7 @@ class Row:
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """What its model and its places are, whatever other seeds there may be."""
+        """What its data set, its model and its places are, whatever other seeds there may be."""
         return {name: value for name, value in self.settings.items() if name != "seeds"}
 
     @property
@@ -133,6 +133,8 @@ def rows_of(name: str, section: Mapping[str, Any], options: CompareOptions) -> I
     """The rows of a section, one for each seed."""
     wanted = not options.collect and name in (options.sections or [name])
     for row, settings in section["rows"].items():
+        places = section.get("places", {}) | settings.get("places", {})
+        settings = {**settings, "dataset": section["dataset"], "places": places}
         idle = not wanted or row not in (options.rows or [row])
         for seed in settings.get("seeds", [None]):
             stem = row.replace(" ", "_") + ("" if seed is None else f"_seed{seed}")

@@ -82,7 +82,7 @@ def features_of_draws(
         x, cond = to_float(part.to(trained.device)), None
         if isinstance(trained.model, AutoEncoder):
             cond = trained.model.condition(x, z=trained.encode_arrays(part, numbers)["z"])
-        noises = (image_generators(trained.seed, numbers, draw) for draw in range(DRAWS))
+        noises = (image_generators(trained.seed, numbers, 1 + draw) for draw in range(DRAWS))  # 0 is the code's
         pieces.append([trained.model.features(x, time, blocks, generator=each, cond=cond) for each in noises])
     joined = [
         {name: torch.cat([piece[name] for piece in draw]) for name in blocks} for draw in zip(*pieces, strict=True)

@@ -11,12 +11,13 @@ holds live and averaged weights, of which the average is taken, and in that of a
 a model_EPOCH.pth of DDAE (--method ddae --dataset EDM_ddpm, or the path of its yaml file).
 """
 
+import dataclasses
 import os
 from dataclasses import dataclass
 
 import blobfile as bf
 
-from dbae.checkpoint import config_content, load_model, read_config, read_weights, save_weights, write_config
+from dbae.checkpoint import config_content, load_model, save_weights, stated_config, write_config
 from dbae.config import UserError, option
 from dbae.io import check_outputs
 from dbae.methods import METHODS
@@ -64,14 +65,14 @@ def main(args: list[str] | None = None) -> None:
             raise UserError(f"out: {path} is there already; give --overwrite true to replace it, or another name")
 
     check_outputs([options.out, *([bf.join(folder, "config.json")] * plain)], [options.model_path])
-    found = read_weights(options.model_path)[1] or read_config(bf.dirname(options.model_path))
+    found = stated_config(options.model_path)
     model = load_model(
         options.model_path,
         None if found else options.method,
         options.dataset,
         **given(typed, method.Config, method.CHECKED),
     )
-    content = found or config_content(model, options.dataset or "")
+    content = {**(found or config_content(model, options.dataset or "")), "model": dataclasses.asdict(model.config)}
     save_weights(options.out, model, content)
     if plain:
         write_config(folder, content)

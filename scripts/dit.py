@@ -165,8 +165,9 @@ def read_folder(folder: str, copies: int = 0) -> CodeFolder:
     names = tuple(map(str, about.get("classes", range(last + 1))))
     if min(int(values.min()) for values in classes.values()) < 0 or last >= len(names):
         raise UserError(f"codes: {folder}: expected labels from 0 and below {len(names)}, got others")
-    files = [path for split in SPLITS for path in (*paths[split], label_file(folder, split))]
-    digest = digest_of(map(os.path.basename, files), files, times=False)
+    # Labels and the names of classes first: of many large files the contents of the first alone count
+    files = [label_file(folder, split) for split in SPLITS] + [path for split in SPLITS for path in paths[split]]
+    digest = digest_of([*map(os.path.basename, files), *names], files, times=False)
     tensors = {split: torch.from_numpy(np.array(values)) for split, values in classes.items()}
     return CodeFolder(codes, tensors, names, about.get("made_from"), digest)
 

@@ -113,7 +113,7 @@ def main(args: list[str] | None = None) -> None:
     factor = 2 ** (len(vae.encoder.down_blocks) - 1)
     if options.size % factor:
         raise UserError(f"size: expected a multiple of {factor}, got {options.size}")
-    splits = {split: spread(each, options.limit) for split, each in class_splits(options).items()}
+    splits = {split: spread([each], options.limit)[0] for split, each in class_splits(options).items()}
     settings = {"scale": SCALE, "size": options.size, "margin": options.native // MARGIN, "seed": options.seed}
     settings |= {"weights": runtime.on_first(lambda: fingerprint(options.vae_path))}
     settings |= {"precision": precision_name(options.precision, dtype)}

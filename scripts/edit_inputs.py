@@ -5,7 +5,7 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from math import isfinite
@@ -96,6 +96,7 @@ class Images:
     """Images to edit. Photos are read again where a result is pasted, so that many large ones take no memory."""
 
     names: list[str]  # different ones, for the results
+    index: Sequence[int]  # numbers for the random values: in the data set, or in the list of files
     pixels: Tensor  # uint8 [n, 3, H, W]: the squares that the model sees
     files: list[str]  # that the images are read from
     digest: str  # of the squares, and of whole photos
@@ -117,7 +118,7 @@ def read_images(options: ImageOptions, size: int) -> Images:
         pixels = torch.stack([data[i][0] for i in options.indices])
         names = different([data.name_of(i) for i in options.indices])
         digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:16]
-        return Images(names, pixels, list(data.files()), digest)
+        return Images(names, options.indices, pixels, list(data.files()), digest)
 
     paths = photo_paths(options.images)[: options.limit]
     files = [os.path.basename(path) for path in paths]
@@ -129,7 +130,7 @@ def read_images(options: ImageOptions, size: int) -> Images:
     names = different([os.path.splitext(name)[0] for name in files])
     pixels = torch.stack([square(photo(i), size) for i in range(len(paths))])
     digest = hashlib.sha256("\0".join(map(fingerprint, paths)).encode() + pixels.numpy().tobytes()).hexdigest()[:16]
-    return Images(names, pixels, paths, digest, photo)
+    return Images(names, range(len(paths)), pixels, paths, digest, photo)
 
 
 def different(names: list[str]) -> list[str]:

@@ -49,7 +49,9 @@ class Job(NamedTuple):
 
     def path(self, names: Sequence[str], *details: str) -> str:
         """Path of a picture without its ending: what it shows, then how."""
-        shown = "-".join(names) if len(names) <= 4 else f"{names[0]}-to-{names[-1]}-of-{len(names)}"
+        shown = "-".join(names)
+        if len(names) > 4 or len(shown) > 120:
+            shown = f"{names[0]}-to-{names[-1]}-of-{len(names)}"
         name = "_".join(part for part in (shown, *details) if part).replace("/", "_")
         return os.path.join(self.results.folder, name)
 
@@ -72,7 +74,7 @@ def encode(job: Job) -> list[str]:
     """Codes of all images to one file."""
     path = os.path.join(job.results.folder, "codes.npz")
     job.results.check([path])
-    z = job.trained.encode(job.images.pixels).cpu().numpy()
+    z = job.trained.encode(job.images.pixels, job.images.index).cpu().numpy()
     with atomic_write(path) as file:
         np.savez(file, z=z, name=np.array(job.images.names))
     return [path]
@@ -83,7 +85,7 @@ def reconstruct(job: Job) -> list[str]:
     names = job.images.names[:SHOWN]
     path, paths = f"{job.path(names, 'reconstruction')}.png", job.image_paths()
     job.results.check([*paths, path])
-    states, made = job.trained.reconstruct(job.images.pixels)
+    states, made = job.trained.reconstruct(job.images.pixels, job.images.index)
     rows = [
         Row("input", job.images.pixels[:SHOWN], names),
         Row("$x_T$", states[:SHOWN]),
@@ -104,7 +106,7 @@ def interpolate(job: Job) -> list[str]:
     path = job.path(names, how.path, str(how.frames))
     paths = [f"{path}.png", f"{path}.gif"]
     job.results.check(paths)
-    states, made = job.trained.interpolate(pixels, how.frames, how.path)
+    states, made = job.trained.interpolate(pixels, how.frames, how.path, job.images.index)
     fractions = [f"{i / (how.frames - 1):.2g}" for i in range(how.frames)]
     rows = []
     for i in range(len(pixels) - 1):
@@ -119,7 +121,7 @@ def interpolate(job: Job) -> list[str]:
 def manipulate(job: Job) -> list[str]:
     """Strip and animation along attributes of every image; with ``--paste`` each edited photo, too."""
     names, pixels, how, trained = job.images.names, job.images.pixels, job.how, job.trained
-    z = trained.encode(pixels)
+    z = trained.encode(pixels, job.images.index)
     edits = plan(z, job.classifier, how)
     check_rows(len(pixels) * len(edits) * (1 if how.fix_xT else 2))
     attributes = "-".join(edit.name.replace(" ", "") for edit in edits)

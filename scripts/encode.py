@@ -20,11 +20,10 @@ from datasets.tolerant import FILE, POLICIES, Tolerant
 from dbae import runtime
 from dbae.config import PRECISIONS, RuntimeConfig, UserError, option
 from dbae.io import check_outputs, fingerprint
-from dbae.methods import AutoEncoder
 from eval.arrays import Arrays, read_arrays
 from scripts.cli import Parser, run
 from scripts.common import TrainedModel, build_data, compile_for, load, parse, print_dry_run
-from scripts.encoding import encode_to_file, precision_setting
+from scripts.encoding import encode_to_file, noise_settings, precision_setting
 from scripts.options import DataOptions
 
 
@@ -70,11 +69,11 @@ def main(args: list[str] | None = None) -> None:
         return {"labels": targets.values.numpy()[kept]}, text | {"label_names": json.dumps(targets.names)}
 
     settings = runtime.on_first(lambda: {"weights": fingerprint(options.model_path), **data.identity()})
-    settings |= {"flip": options.flip} | precision_setting(trained)
+    settings |= {"flip": options.flip} | precision_setting(trained) | noise_settings(trained, None)
     if data.has_labels:
         settings["labels"] = data.labels_digest()
     example = trained.encode_arrays(torch.zeros(1, 3, size, size, dtype=torch.uint8), [0])
-    if "mu" in example or not isinstance(trained.model, AutoEncoder):  # the code depends on random numbers
+    if "mu" in example:  # the code depends on random numbers
         settings |= {"latent": options.latent, "seed": options.seed}
     readable = Tolerant(data, options.on_bad_image)
     compile_for(trained.model, options, len(data))
@@ -83,11 +82,12 @@ def main(args: list[str] | None = None) -> None:
         beside=beside,
         overwrite=options.overwrite,
     )
-    if runtime.rank() == 0 and computed:
+    if runtime.rank() == 0:
         kept = read_arrays(options.out)[0]["index"].tolist()
-        readable.check_kept(kept, len(data))
-        readable.report(bad, len(data))
-        print(f"wrote the codes of {len(kept)} images to {options.out}")
+        readable.check_kept(kept, len(data))  # those that are there may be of a command that left bad images out
+        if computed:
+            readable.report(bad, len(data))
+            print(f"wrote the codes of {len(kept)} images to {options.out}")
     return runtime.cleanup()
 
 

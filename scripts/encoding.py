@@ -144,9 +144,11 @@ def read_features(path: str) -> Arrays:
 
 def noise_settings(trained: TrainedModel, time: float | None) -> dict[str, Any]:
     """What features of images with noise depend on beside the images; codes need none."""
-    names = trained.model.OVERRIDABLE
-    noisy = time is not None or not isinstance(trained.model, AutoEncoder)
-    return {name: getattr(trained.model.config, name) for name in names} | {"seed": trained.seed} if noisy else {}
+    model, coded = trained.model, isinstance(trained.model, AutoEncoder)
+    if time is None and coded:
+        return {}
+    drawn = {"latent": trained.latent} if coded and model.stochastic else {}  # the network is told the code
+    return {name: getattr(model.config, name) for name in model.OVERRIDABLE} | {"seed": trained.seed} | drawn
 
 
 def drawn_code(trained: TrainedModel) -> Code:

@@ -30,7 +30,7 @@ from dbae.methods import DDAE
 from scripts.classifiers import Recipe, Training, accuracies, cosine, logits
 from scripts.cli import Parser, run
 from scripts.common import load, parse, print_dry_run, result_folder
-from scripts.labelled import Data, about, files, first, read
+from scripts.labelled import Data, about, files, read, spread
 from scripts.options import ModelOptions
 from scripts.results import begin
 
@@ -54,7 +54,7 @@ class FinetuneOptions(ModelOptions, RuntimeConfig):
     from_scratch: bool = option(False, "the control: random weights, all with the same learning rate")
     held_out: bool = option(True, "hold the images of valid out, to choose by; false: train on them, too")
     labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv, or its folders)")
-    limit: int | None = option(None, "only the first N images of train")
+    limit: int | None = option(None, "only N images of train, evenly spread over them")
     quiet: bool = option(False, "show no progress")
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ def recipe_of(options: FinetuneOptions, model: DDAE) -> Recipe:
 def splits_of(options: FinetuneOptions, size: int) -> tuple[dict[str, list[Labelled]], tuple[str, ...]]:
     """Images with their classes: train, valid unless that is trained on, and test; and names of the classes."""
     parts = labelled_splits(options.dataset, "class", size, options.data_root, options.data_dir, options.labels)
-    splits = {split: [part] for split, part in parts.items()} | {"train": first([parts["train"]], options.limit)}
+    splits = {split: [part] for split, part in parts.items()} | {"train": spread([parts["train"]], options.limit)}
     if not options.held_out:
         splits["train"] += splits.pop("valid")
     return splits, parts["train"].targets.names

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dbae import runtime
-from dbae.checkpoint import NAME, load_model, read_config
+from dbae.checkpoint import NAME, load_model, stated_config
 from dbae.config import RuntimeConfig, UserError, option, require_positive
 from dbae.io import image_generators, listdir
 from dbae.methods import LatentPrior
@@ -44,7 +44,7 @@ def load_prior(options: FromPriorOptions, weights: str, device: torch.device) ->
     path = find_prior(options)
     prior = load_model(path, "prior", device=device)
     prior.check_sampling(prior.sampling(steps=options.latent_steps))
-    content, match = read_config(os.path.dirname(path)) or {}, NAME.fullmatch(os.path.basename(path))
+    content, match = stated_config(path) or {}, NAME.fullmatch(os.path.basename(path))
     total = content.get("train", {}).get("total_steps", 0)
     if match and int(match["step"]) < total:
         runtime.warn0(f"prior: {path} is not the last of {total} steps: its training has not ended")

@@ -20,21 +20,17 @@ Data = tuple[CachedImages, Tensor]  # images and their classes [n]
 # Limits
 
 
-def first(parts: Sequence[Labelled], limit: int | None) -> list[Labelled]:
-    """The parts up to their first ``limit`` images together; all for None."""
-    found, left = [], sum(len(part.targets) for part in parts) if limit is None else limit
-    for part in parts:
-        n = min(left, len(part.targets))
-        found += [part.part(range(n))] if n else []
-        left -= n
-    return found
-
-
-def spread(part: Labelled, limit: int | None) -> Labelled:
-    """``limit`` images, evenly spread over a split, as classes may stand one after another; all for None."""
-    whole = len(part.targets)
+def spread(parts: Sequence[Labelled], limit: int | None) -> list[Labelled]:
+    """``limit`` images, evenly spread over the parts, as classes may stand one after another; all for None."""
+    whole = sum(len(part.targets) for part in parts)
     n = min(whole, limit or whole)
-    return part.part([i * whole // n for i in range(n)])
+    chosen, found, begin = [i * whole // n for i in range(n)], [], 0
+    for part in parts:
+        end = begin + len(part.targets)
+        rows = [i - begin for i in chosen if begin <= i < end]
+        found += [part.part(rows)] if rows else []
+        begin = end
+    return found
 
 
 def drawn(part: Labelled, limit: int | None, seed: int) -> Labelled:

@@ -45,7 +45,7 @@ def of_cached_pixels(
         arrays["pca"] = project(torch.from_numpy(arrays["pixels"])).numpy()
     for name in ("pixels", "pca"):
         how = (name, options.how, options.seed)
-        parts = {s: part_of(splits[s], both[0], both[1] if both[1:] else None, *how) for s, both in found.items()}
+        parts = {s: part_of(s, splits[s], both[0], both[1] if both[1:] else None, *how) for s, both in found.items()}
         rows[name], _ = fit_row(parts, solver, refit)
     return rows
 

@@ -29,10 +29,12 @@ def solver_of(options: LinearOptions, device: torch.device) -> Solver | Descent:
     return Solver(options.targets, options.how, options.penalties, device)
 
 
-def part_of(labelled: Labelled, plain: Arrays, flipped: Arrays | None, name: str, how: str, seed: int) -> Part:
-    """Features under ``name``, with targets. Mirrored ones are drawn by adam, and rows of their own to the others."""
+def part_of(
+    split: str, labelled: Labelled, plain: Arrays, flipped: Arrays | None, name: str, how: str, seed: int
+) -> Part:
+    """Features of a split under ``name``, with targets. Adam draws mirrored ones, others have them as rows."""
     names, kind = labelled.targets.names, labelled.targets.kind
-    y = TASKS[kind].columns("labels", labelled.targets.values, names)
+    y = TASKS[kind].columns(split, labelled.targets.values, names)
     if flipped and how != "adam":
         z = torch.cat([torch.from_numpy(arrays[name]) for arrays in (plain, flipped)])
         return Part(lambda epoch: z, torch.cat([y, y]))
@@ -113,7 +115,7 @@ class CachedProbe:
                 yield (
                     Cell(block, time),
                     {
-                        split: part_of(each, arrays[split, False], arrays.get((split, True)), *how)
+                        split: part_of(split, each, arrays[split, False], arrays.get((split, True)), *how)
                         for split, each in self.splits.items()
                     },
                 )

@@ -23,7 +23,7 @@ from dbae.methods.ddae import CHAIN
 from dbae.methods.ddae_config import EDM_STEPS, sigma_of_step
 from dbae.progress import progress_bar
 from scripts.classifiers import Inputs, Recipe, Training, accuracies, logits
-from scripts.labelled import Data, about, files, first, read
+from scripts.labelled import Data, about, files, read, spread
 from scripts.noisy_figure import RESULT, draw, read_results
 from scripts.results import begin
 
@@ -56,8 +56,8 @@ class ClassifierOptions:
     batch_size: int = option(512, "images per step over all processes (official: 128 on each of 4)")
     lr: float = option(4e-3, "learning rate, of all processes together (official: 1e-3 on each of 4)")
     labels: str | None = option(None, "CSV of a folder of images (default: its labels.csv, or its folders)")
-    limit: int | None = option(None, "only the first N training images")
-    limit_test: int | None = option(None, "only the first N test images")
+    limit: int | None = option(None, "only N training images, evenly spread over them")
+    limit_test: int | None = option(None, "only N test images, evenly spread over them")
     compare: tuple[str, ...] = option((), "other results to draw beside: files, or folders that hold some")
     quiet: bool = option(False, "show no progress")
 
@@ -106,8 +106,8 @@ def splits_of(options: Any, size: int) -> tuple[dict[str, list[Labelled]], tuple
     Nothing is chosen by held-out images, so that those of valid are trained on, as officially. No image is read.
     """
     parts = labelled_splits(options.dataset, "class", size, options.data_root, options.data_dir, options.labels)
-    train = first([parts["train"], parts["valid"]], options.limit)
-    return {"train": train, "test": first([parts["test"]], options.limit_test)}, parts["train"].targets.names
+    train = spread([parts["train"], parts["valid"]], options.limit)
+    return {"train": train, "test": spread([parts["test"]], options.limit_test)}, parts["train"].targets.names
 
 
 @torch.no_grad()
@@ -172,12 +172,13 @@ def train_and_test(job: Job, options: Any, device: torch.device) -> None:
 def _train(training: Training, task: NoisyTask, data: Mapping[str, Data], options: Any) -> None:
     """Train to the end. A few test images tell how it goes."""
     images, classes = data["test"]
-    some = CachedImages(images.images[:WATCHED], images.positions[:WATCHED])
+    step = -(-len(images) // WATCHED)  # evenly spread, as classes may stand one after another
+    some = CachedImages(images.images[::step], images.positions[::step])
     numbers, seed = list(task.tested), training.recipe.seed
     watched = sorted({numbers[i * (len(numbers) - 1) // (WATCHED_LEVELS - 1)] for i in range(WATCHED_LEVELS)})
 
     def watch(classifiers: Mapping[str, nn.Module]) -> dict[str, float]:
-        rates = recognition(task, classifiers[NAME], some, classes[:WATCHED], watched, training.device, seed)
+        rates = recognition(task, classifiers[NAME], some, classes[::step], watched, training.device, seed)
         return {f"[timestep {number}]": rate for number, rate in rates.items()}
 
     training.run(*data["train"], task.inputs(), watch, options.quiet)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from datasets import build
 from datasets.loader import ordered_batches
-from dbae import load_model
+from dbae import LatentPrior, load_model
 from dbae.config import UserError, option, require_positive
 from dbae.io import check_outputs, to_float, to_uint8
 from dbae.methods.autoencoder import AutoEncoder
@@ -75,6 +75,11 @@ def has_code(model: Any) -> bool:
     return isinstance(model, AutoEncoder)
 
 
+def seeded(seed: int) -> torch.Generator:
+    """Random numbers that begin with the seed."""
+    return torch.Generator().manual_seed(seed)
+
+
 def few(model: Any) -> dict[str, Any]:
     """Settings of few network calls that suit the method: 10, and 20 where x_T is inferred by as many."""
     chosen = model.FEW_STEPS or model.sampling(sampler="dbim2", steps=10, grid="logsnr")
@@ -86,17 +91,18 @@ def reconstructions(models: Named, x: Tensor, seed: int) -> Iterator[Row]:
     """The images, and each model's from their codes; where x_T is inferred, also from the code alone."""
     yield Row("input", to_uint8(x))
     for name, model in models:
-        yield Row(f"{name}:\ncode and $x_T$" if model.INVERTS else name, to_uint8(model.reconstruct(x, **few(model))))
+        label = f"{name}:\ncode and $x_T$" if model.INVERTS else name
+        yield Row(label, to_uint8(model.reconstruct(x, generator=seeded(seed), **few(model))))
         if model.INVERTS:
-            noise = torch.Generator().manual_seed(seed)
-            alone = model.generate_from(model.encode(x), generator=noise, **few(model))
+            alone = model.generate_from(model.encode(x), generator=seeded(seed), **few(model))
             yield Row(f"{name}: code,\nrandom $x_T$", to_uint8(alone))
 
 
-def interpolations(models: Named, x: Tensor) -> Iterator[Row]:
+def interpolations(models: Named, x: Tensor, seed: int) -> Iterator[Row]:
     """From the first image to the last; the ends are reconstructions."""
     for name, model in models:
-        yield Row(name, to_uint8(model.interpolate(x[:1], x[-1:], frames=COLUMNS, **few(model))[0]))
+        way = model.interpolate(x[:1], x[-1:], frames=COLUMNS, generator=seeded(seed), **few(model))
+        yield Row(name, to_uint8(way[0]))
 
 
 def edits(models: Named, paths: Sequence[str], x: Tensor, attributes: Sequence[str]) -> Iterator[Row]:
@@ -121,7 +127,7 @@ def edits(models: Named, paths: Sequence[str], x: Tensor, attributes: Sequence[s
 def samples(models: Named, x: Tensor, seed: int) -> Iterator[Row]:
     """Images of codes from one Gaussian of the codes of images x, or, without a code, from noise."""
     for name, model in models:
-        noise = torch.Generator().manual_seed(seed)
+        noise = seeded(seed)
         if has_code(model):
             z = features(model, x, seed)[CODE]
             drawn = gaussian(z, torch.randn(COLUMNS, z.shape[1], generator=noise))
@@ -133,7 +139,7 @@ def samples(models: Named, x: Tensor, seed: int) -> Iterator[Row]:
 
 def features(model: Any, x: Tensor, seed: int) -> Features:
     """The code [n, d] of images, or the features of all blocks at the method's times."""
-    noise, batches = torch.Generator().manual_seed(seed), x.split(BATCH)
+    noise, batches = seeded(seed), x.split(BATCH)
     if has_code(model):
         return {CODE: torch.cat([model.encode(batch, sample=False) for batch in batches])}
     found = {}
@@ -210,6 +216,9 @@ def main(args: list[str] | None = None) -> None:
     options = options_of(__doc__, "overview", OverviewOptions, args)
     check_outputs([options.out], options.model_path)
     models = [(type(model).__name__, model) for model in map(load_model, options.model_path)]
+    for path, (name, model) in zip(options.model_path, models, strict=True):
+        if isinstance(model, LatentPrior):
+            raise UserError(f"model_path: expected models of images, {path} is a {name}")
     coded = [(name, model) for name, model in models if has_code(model)]
     paths = [path for path, (_, model) in zip(options.model_path, models, strict=True) if has_code(model)]
     size = models[0][1].config.image_size
@@ -222,7 +231,7 @@ def main(args: list[str] | None = None) -> None:
     x = splits["test"][0][options.index : options.index + COLUMNS]
     rows = {
         RECONSTRUCT: list(reconstructions(coded, x, options.seed)) if coded else [],
-        "Interpolate between the first and the last": list(interpolations(coded, x)),
+        "Interpolate between the first and the last": list(interpolations(coded, x, options.seed)),
         "Edit, to the median of real images with the attribute": list(edits(coded, paths, x, options.attributes)),
         GENERATE: list(samples(models, splits["train"][0], options.seed)),
     }

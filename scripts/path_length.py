@@ -11,6 +11,7 @@ example:
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +19,14 @@ import torch
 from datasets import CHOICES
 from dbae import runtime
 from dbae.config import RuntimeConfig, UserError, option
-from dbae.io import fingerprint, image_generators, require_finite, to_float, write_json
+from dbae.io import fingerprint, image_generators, require_finite, to_float, with_command, write_json
 from dbae.progress import progress_bar
 from eval.reconstruction import load_lpips
+from eval.scores import json_safe
 from scripts.cli import Parser, run
 from scripts.common import TrainedModel, build_data, load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.options import DataOptions
+from scripts.results import check_report
 
 FRACTION = 1  # stream of random numbers
 
@@ -59,6 +62,11 @@ def main(args: list[str] | None = None) -> None:
     data = build_data(options, trained.model.config.image_size, whole=True)
     if len(data) < 2 * options.pairs:
         raise UserError(f"pairs: expected at most {len(data) // 2}, half of the images, got {options.pairs}")
+    settings = {
+        "weights": fingerprint(options.model_path), **data.identity(), "pairs": options.pairs, **trained.identity(),
+        "calls": trained.model.nfe(sampling), "lpips": "vgg, v0.1", "epsilons": list(options.epsilons),
+    }  # fmt: skip
+    check_report(path, [], settings, [options.model_path, *data.files()], "path lengths", options.overwrite, "settings")
     if options.check:
         return None
 
@@ -74,7 +82,8 @@ def main(args: list[str] | None = None) -> None:
             ends = [torch.stack([data[i][0] for i in order[list(numbers), side]]) for side in (0, 1)]
             codes = [trained.encode(x, order[list(numbers), side].tolist()) for side, x in enumerate(ends)]
             x_1, x_2 = (to_float(x.to(device)) for x in ends)
-            z, x_T = trained.model.interpolation(x_1, x_2, *codes, fractions, **trained.settings)
+            drawn = [image_generators(options.seed, order[list(numbers), side].tolist()) for side in (0, 1)]
+            z, x_T = trained.model.interpolation(x_1, x_2, *codes, fractions, generators=drawn, **trained.settings)
             noise = image_generators(options.seed, numbers)
             images = (trained.model.render(z, x_T, noise, **trained.settings) + 1) / 2
             near = [distance(images[:, 0], images[:, k]) for k in range(1, len(epsilons))]
@@ -82,14 +91,11 @@ def main(args: list[str] | None = None) -> None:
             bar.update(len(numbers))
 
     values = torch.cat(lengths)
-    report = {
-        "weights": fingerprint(options.model_path), **data.identity(), "pairs": options.pairs, **trained.identity(),
-        "calls": trained.model.nfe(sampling), "lpips": "vgg, v0.1", "ppl": [],
-    }  # fmt: skip
+    report: dict[str, Any] = {"settings": with_command(settings), "ppl": []}
     for epsilon, column in zip(options.epsilons, values.T, strict=True):
         low, high = column.quantile(0.01), column.quantile(0.99)
         inner = column[(column >= low) & (column <= high)].mean().item()
-        entry = {"epsilon": epsilon, "mean": column.mean().item(), "mean of percentiles 1 to 99": inner}
+        entry = {"epsilon": epsilon, "mean": column.mean().item(), "mean of percentiles 1 to 99": json_safe(inner)}
         entry["standard error"] = (column.std() / len(column) ** 0.5).item() if len(column) > 1 else None
         report["ppl"].append(entry)
         print(f"epsilon {epsilon:g}  PPL {entry['mean']:.2f}  percentiles 1 to 99 {inner:.2f}  ({options.pairs} pairs)")

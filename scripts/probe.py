@@ -18,7 +18,7 @@ from eval.features import CachedFeatures, Encode, encode_dataset, pca, reduced
 from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, predict, standard_errors, summary
 from eval.scores import json_safe
 from scripts.cli import Parser
-from scripts.common import TrainedModel, load, parse, print_dry_run
+from scripts.common import TrainedModel, check_time, load, parse, print_dry_run
 from scripts.encoding import drawn_code, noise_settings, read_features, write_features
 from scripts.probe_figure import draw, score_of
 from scripts.probe_options import BASELINES, RegressionOptions
@@ -125,6 +125,9 @@ def main(cls: type[RegressionOptions], doc: str, args: list[str] | None = None) 
         return print_dry_run(options, about, probe_data=options.data, output=options.folder)
     baseline = read_baseline(options)  # a wrong one ends before any work
     trained = TrainedModel.of(load(options, about, runtime.setup(options.device)), options)
+    if options.time is not None:  # features of a block, at that time
+        check_time(trained.model, options.time)
+        trained.model.check_blocks([options.features])
     size = trained.model.config.image_size
     splits = labelled_splits(options.data, options.kind, size, options.data_root, options.data_dir, options.labels)
 

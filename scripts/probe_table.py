@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from dbae.checkpoint import read_config
+from dbae.checkpoint import stated_config
 from dbae.config import UserError
 from eval.probe import coverage
 from scripts.cli import run
@@ -74,7 +74,7 @@ def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
             classes, real = tasks.get("classification"), tasks.get("regression")
             yield (
                 " ".join(about),
-                (read_config(os.path.dirname(checkpoint)) or {}).get("dataset", ""),
+                (stated_config(checkpoint) or {}).get("dataset", ""),
                 f"{classes['test']['ap']:.3f}{coverage(classes)}" if classes else "",
                 f"{real['last']['r']:.3f}{coverage(real)}" if real else "",
                 f"{real['last']['mse']:.3f}" if real else "",

@@ -9,10 +9,11 @@ A run is a folder below which reconstructions lie that were evaluated; rows of t
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from dbae.config import UserError
+from dbae.config import SampleConfig, UserError
 from eval.samples import read_report
 from scripts.cli import run
 from scripts.tables import collect
@@ -27,6 +28,9 @@ BY_STEPS = {
     ("DiffAE", "random"): (".707 .695 .683 .677", ".085 .078 .074 .073", ".006 .007 .007 .007"),
     ("DDIM", "inferred"): (".600 .760 .878 .917", ".227 .148 .087 .063", ".019 .008 .003 .002"),
 }
+# Settings that a row names where they differ from these
+NAMED = ("sampler", "steps", "grid", "xT")
+BESIDE = {name: value for name, value in asdict(SampleConfig()).items() if name not in NAMED} | {"latent": "sample"}
 DBAE = {"DBAE": ("0.920", "0.094", "4.81e-3"), "DBAE-d": ("0.953", "0.072", "2.49e-3")}
 
 
@@ -47,16 +51,28 @@ def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
     for root, folders, names in os.walk(run_dir):
         folders.sort()
         if "metrics.json" in names and (report := read_report(root)).get("metrics") and report.get("complete"):
-            found.append((os.path.basename(root), report))
+            found.append((root, report))
     if not found:
         raise UserError(f"runs: expected reconstructions with metrics below {run_dir} (recon --evaluate), none there")
-    for folder, report in sorted(found, key=lambda each: (each[1].get("nfe", 0), each[0])):
+    for root, report in sorted(found, key=lambda each: (each[1].get("nfe", 0), each[0])):
+        where, folder = os.path.split(root)
+        step = os.path.basename(where).removeprefix("sample_")
         settings, metrics = report["settings"], report["metrics"]
         values = [format(metrics[name], form) if name in metrics else "" for name, form in METRICS.items()]
         data = f"{report['images_evaluated']:,} {settings['split']} of {settings['dataset']}"
         start = settings.get("xT", "") if "_xT=" in folder else "decoded"
         label = f"{settings['sampler']} {settings['steps']}, {settings['grid']}"
-        yield (os.path.basename(run_dir.rstrip("/")), label, start, str(report["nfe"]), *values, data, "ours")
+        others = [f"{name} {settings[name]}" for name in BESIDE if settings.get(name, BESIDE[name]) != BESIDE[name]]
+        label = ", ".join([label, *others])
+        yield (
+            f"{os.path.basename(run_dir.rstrip('/'))}, step {step}",
+            label,
+            start,
+            str(report["nfe"]),
+            *values,
+            data,
+            "ours",
+        )
 
 
 main = partial(collect, __doc__, "evaluated reconstructions", HEADER, published_rows, rows_of)

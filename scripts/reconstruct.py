@@ -119,12 +119,12 @@ def main(args: list[str] | None = None) -> None:
     images, rank, world = len(data), runtime.rank(), runtime.world()
     compile_for(trained.model, options, images * calls)
     start = time.monotonic()
-    readable, kept, computed = Tolerant(data, options.on_bad_image), [], False
+    readable, kept, computed, resumed = Tolerant(data, options.on_bad_image), [], False, False
     batches = ordered_batches(readable, options.batch_size, rank, world, num_workers=options.num_workers)
     with progress_bar(images, "image", "reconstruct", enabled=rank == 0) as bar:
         for real, fake, numbers, new in reconstruct_all(trained, batches, folder):
             kept += numbers
-            computed |= new
+            computed, resumed = computed or new, resumed or not new
             if metrics:
                 metrics.update(real, fake)
                 bar.set_postfix_str(describe(metrics.means()), refresh=False)
@@ -133,7 +133,7 @@ def main(args: list[str] | None = None) -> None:
     # Combine and report
     runtime.barrier()
     kept = list(itertools.chain(*runtime.all_gather(kept)))
-    computed = any(runtime.all_gather(computed))
+    computed, resumed = map(any, zip(*runtime.all_gather((computed, resumed)), strict=True))
     if metrics:
         metrics.merge(runtime.all_gather((metrics.images, metrics.sums)))
     if rank == 0:
@@ -141,7 +141,7 @@ def main(args: list[str] | None = None) -> None:
         n, seconds = len(kept), round(time.monotonic() - start, 1)
         combined = os.path.join(folder, f"samples_{n}x{size}x{size}x3_nfe{calls}.npz")
         samples.write_combined(combined, samples.fake_images(folder), (n, size, size, 3))
-        cost = {"seconds": seconds, "device": str(device)} if computed else {}
+        cost = {"seconds": seconds, "device": str(device)} if computed and not resumed else {}  # of all images
         samples.update_report(folder, complete=True, nfe=calls, bad_images=images - n, **cost)
         if metrics:
             samples.add_metrics(

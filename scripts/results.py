@@ -11,6 +11,7 @@ from dbae.config import UserError
 from dbae.io import check_outputs, is_other, read_json, with_command, write_json
 from scripts.classifiers import Training
 
+LONGEST = 240  # bytes of a file's name: 255, less what a file that is being written is called
 FILE = "edits.json"  # {"edits": [{"settings": {...}, "files": [name, ...]}, ...]}, each file in one edit
 
 
@@ -82,6 +83,8 @@ class Results:
         """Raise UserError where a file to be written is an input, is written twice, or is there from other settings."""
         paths = list(paths)
         names = [os.path.basename(path).casefold() for path in paths]
+        if long := next((name for name in names if len(os.fsencode(name)) > LONGEST), None):
+            raise UserError(f"images: expected shorter names of files, the result would be called {long}")
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"out: expected another name for every result, two would be {twice}")
         check_outputs([*paths, os.path.join(self.folder, FILE)], self.inputs)

@@ -155,6 +155,12 @@ def others_in(folder: str, settings: dict[str, Any], overwrite: bool) -> list[st
     return [] if same else images
 
 
+def missing_in(folder: str, num: int) -> list[int]:
+    """Numbers of the images that are not there yet."""
+    names = set(listdir(folder))
+    return [i for i in range(num) if f"{i:06d}.png" not in names]
+
+
 def open_folder(folder: str, settings: dict[str, Any], others: list[str]) -> None:
     """Remove the ``others`` and write the settings."""
     for name in others:
@@ -194,8 +200,8 @@ def main(args: list[str] | None = None) -> None:
     runtime.on_first(lambda: open_folder(folder, settings, others))
 
     # Each process its share of what is missing, image i under its number
-    names = set(listdir(folder))
-    missing = [i for i in range(options.num) if f"{i:06d}.png" not in names][runtime.rank() :: runtime.world()]
+    missing = runtime.on_first(lambda: missing_in(folder, options.num))  # one list for all of them
+    missing, made = missing[runtime.rank() :: runtime.world()], len(missing)
     compile_for(trained.model, options, len(missing) * runtime.world() * method.nfe(sampling))
     shown = progress_bar(len(missing), "image", "sample", enabled=runtime.rank() == 0)
     with shown as bar, Background(waiting=4) as writer:
@@ -208,8 +214,7 @@ def main(args: list[str] | None = None) -> None:
         first = [Image.open(os.path.join(folder, f"{i:06d}.png")) for i in range(min(SHOWN, options.num))]
         rows = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in first]).split(8)
         save_grid(os.path.join(folder, "grid.png"), [("", row) for row in rows])
-        done = "nothing computed, all are there" if len(names) > options.num else f"wrote {options.num} images"
-        print(f"{done}: {folder}")
+        print(f"wrote {made} images: {folder}" if made else f"nothing computed, all are there: {folder}")
     return runtime.cleanup()
 
 

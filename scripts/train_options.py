@@ -10,20 +10,21 @@ import torch
 from datasets import build
 from datasets.cache import PLACES
 from datasets.tolerant import POLICIES
-from dbae.checkpoint import read_config
-from dbae.config import TrainConfig, UserError, from_json, option, require_from_zero
+from dbae.checkpoint import read_config, stated_config
+from dbae.config import TrainConfig, UserError, check_numbers, from_json, option
 from dbae.methods import METHODS, DiffusionModel, preset
 from dbae.methods.sizes import SIZES, choose
 from scripts.cli import Parser, given, peek
 
 TRAINED_ON = ("train", "all")
+TRAINED = tuple(name for name in METHODS if name != "prior")  # which scripts.train_prior fits
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """Where a run reads and writes."""
 
-    method: str = option("dbae", f"what is trained: {', '.join(METHODS)}")
+    method: str = option("dbae", f"what is trained: {', '.join(TRAINED)}")
     config: str = option("", "configuration of DDAE: a name like EDM_ddpm, or the path of an official yaml file")
     dataset: str = option(
         "",
@@ -65,7 +66,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         METHODS[self.method].preset_row(self.row)
-        require_from_zero("epochs", self.epochs)
+        check_numbers(self, from_zero=["num_workers", "epochs"])
         if not 0 < self.timeout <= 10_000:
             raise UserError(f"timeout: expected minutes above 0 and up to 10000, got {self.timeout}")
         start = self.resume_checkpoint
@@ -86,7 +87,7 @@ def parse(description: str, args: list[str] | None = None) -> tuple[RunOptions, 
     In the run options, ``preset`` is the size in effect, None where the data set's own row is, and ``split`` is set.
     """
     row = peek(args, "config")
-    method = METHODS[peek(args, "method", "dbae", METHODS)].variant(row)
+    method = METHODS[peek(args, "method", "dbae", TRAINED)].variant(row)
     parser = Parser(description, "The preset overrides the defaults shown; --dry_run prints what results.")
     parser.add_config("run", RunOptions)
     parser.add_config("model", method.Config)
@@ -95,7 +96,8 @@ def parse(description: str, args: list[str] | None = None) -> tuple[RunOptions, 
     known = {"dataset": method.preset_row(row).get("dataset", "")} if row else {}
     options = RunOptions(**{**known, **given(typed, RunOptions), "method": method.method})
     start, fields = networks_of(options.resume_checkpoint, method), given(typed, method.Config)
-    for name in fields.keys() & start.keys() & {"image_size", "latent_dim"}:
+    fixed = {"latent_dim", *method.CHECKED} - set(method.OVERRIDABLE)
+    for name in sorted(fields.keys() & start.keys() & fixed):
         if fields[name] != start[name]:
             raise UserError(f"{name}: {options.resume_checkpoint} has {start[name]}, got {fields[name]}")
     fields = start | fields
@@ -107,12 +109,16 @@ def parse(description: str, args: list[str] | None = None) -> tuple[RunOptions, 
 
 
 def networks_of(checkpoint: str | None, method: type[DiffusionModel]) -> dict[str, Any]:
-    """Fields of the method's Config that the config.json beside a checkpoint states; none without such a file."""
-    where = os.path.dirname(checkpoint or "")
-    content = read_config(where) if checkpoint else None
-    if content is None or content.get("method", "dbae") != method.method:
+    """Fields of the method's Config that the configuration of a checkpoint states; none without one.
+
+    Raises UserError for a checkpoint of another method, whose optimizer and steps are not this one's either.
+    """
+    content = stated_config(checkpoint) if checkpoint else None
+    if content is None:
         return {}
-    return asdict(from_json(method.Config, content["model"], f"{where}/config.json"))
+    if (stated := content.get("method", "dbae")) != method.method:
+        raise UserError(f"resume_checkpoint: {checkpoint} is of {stated}, got {method.method}")
+    return asdict(from_json(method.Config, content["model"], f"the configuration of {checkpoint}"))
 
 
 def size_in_effect(method: type[DiffusionModel], options: RunOptions, fields: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ that it was trained on. Running the command again goes on where it stopped. Exit
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -22,9 +23,9 @@ from torch import Tensor
 from datasets import build
 from datasets.loader import Order, gather
 from dbae import runtime
-from dbae.checkpoint import config_content
+from dbae.checkpoint import config_content, load_model, set_names
 from dbae.config import TrainConfig, UserError, option
-from dbae.io import fingerprint, write_json
+from dbae.io import fingerprint, read_json, write_json
 from dbae.methods import LatentPrior, preset
 from dbae.methods.prior import PriorConfig
 from dbae.state import TrainState
@@ -97,7 +98,7 @@ def main(args: list[str] | None = None) -> None:
     """Parse, encode what is not cached, train, compare."""
     parser = Parser(__doc__, "The data set's preset overrides the defaults shown; --dry_run prints what results.")
     parser.add_config("prior", PriorConfig, ("layers", "width"))
-    taken = {f.name for f in dataclasses.fields(PriorOptions)}
+    taken = {"autocast", "checkpointing", *(f.name for f in dataclasses.fields(PriorOptions))}  # of a U-Net, or here
     training = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name not in taken)
     parser.add_config("training", TrainConfig, training)
     options, about, typed = parse(parser, PriorOptions, "codes", args, OFFERED)
@@ -162,8 +163,10 @@ def main(args: list[str] | None = None) -> None:
     def stream(state: TrainState) -> Batches:
         return code_batches(codes["train"], len(unflipped), config, state, device)
 
+    asked = {"codes": min(options.compared, len(unflipped)), "held_out": options.held_out}
+
     def report(model: LatentPrior, step: int) -> None:
-        n = min(options.compared, len(unflipped))
+        n = asked["codes"]
         found = {"step": step, "codes": n} | compare(model, unflipped, codes[options.held_out].draw(0), n, options.seed)
         write_json(f"{run_dir}/codes.json", found | {"held_out": options.held_out, **about_held_out})
         if not options.quiet:
@@ -176,6 +179,11 @@ def main(args: list[str] | None = None) -> None:
                 runtime.print0(f"  {name}: {', '.join(measures)} (k = {found['k']})")
 
     signum, step = fit(prior, config, run_dir, content, text, stream, report, quiet=options.quiet)
+    if not signum and runtime.rank() == 0:  # a prior that was finished before is compared with what is asked for now
+        known = read_json(f"{run_dir}/codes.json") if os.path.exists(f"{run_dir}/codes.json") else {}
+        if any(known.get(name) != value for name, value in {**asked, "step": step}.items()):
+            average = os.path.join(run_dir, set_names(step, config.ema_rate)["ema"])
+            report(load_model(average, "prior", device=device), step)
     return end(run_dir, step, signum, options.quiet)
 
 

@@ -7,6 +7,7 @@ A row is a number of the code: those given, or those that move the image the mos
 sample_STEP/traverse_SPLIT_INDEX_SETTINGS.png.
 """
 
+import json
 import os
 from dataclasses import dataclass
 
@@ -15,11 +16,14 @@ import torch
 from datasets import CHOICES
 from dbae import runtime
 from dbae.config import RuntimeConfig, UserError, check_numbers, option
-from dbae.io import check_outputs
+from dbae.io import fingerprint
 from scripts.cli import Parser, run
 from scripts.common import TrainedModel, build_data, load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.figures import Row, check_rows, strip
 from scripts.options import DataOptions
+from scripts.results import Results
+
+TURNED = ("index", "numbers", "rows", "reach", "columns", "spread", "fix_xT")  # options that the figure depends on
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,10 @@ def main(args: list[str] | None = None) -> None:
     if wrong := [number for number in options.numbers if not 0 <= number < latent]:
         raise UserError(f"numbers: expected some from 0 to {latent - 1}, got {wrong[0]}")
     check_rows(len(options.numbers) or min(options.rows, latent))
-    check_outputs([path], [options.model_path])
+    settings = {"weights": fingerprint(options.model_path), **data.identity(), **trained.identity()}
+    settings |= {name: getattr(options, name) for name in TURNED}
+    results = Results(os.path.dirname(path), json.loads(json.dumps(settings)), [options.model_path], options.overwrite)
+    results.check([path])
     if options.check:
         return None
 
@@ -79,8 +86,9 @@ def main(args: list[str] | None = None) -> None:
     captions = [f"{round(step, 2):+g} std" for step in steps.tolist()]
     rows = [Row(f"$z_{{{k}}}$", images) for k, images in zip(chosen, made, strict=True)]
     rows[0] = rows[0]._replace(captions=captions)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.makedirs(results.folder, exist_ok=True)
     strip(path, rows, f"single numbers of a code of {latent}")
+    results.record([path])
     print("wrote", path)
     return None
 

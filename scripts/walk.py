@@ -15,13 +15,14 @@ import torch
 
 from dbae import runtime
 from dbae.config import UserError, option
-from dbae.io import check_outputs, fingerprint, image_generators, to_uint8
+from dbae.io import fingerprint, image_generators, to_uint8
 from dbae.methods.codes import slerp
 from dbae.progress import progress_bar
 from scripts.cli import Parser, run
 from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.figures import Row, animation, strip
 from scripts.from_prior import FromPriorOptions, load_prior, noise
+from scripts.results import Results
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,11 @@ def main(args: list[str] | None = None) -> None:
     trained = TrainedModel.of(load_autoencoder(options, about, device), options, sampling)
     model, latent = trained.model, {"steps": options.latent_steps}
     prior_path, prior = load_prior(options, fingerprint(options.model_path), device)
-    check_outputs([f"{path}.gif", f"{path}.png"], [options.model_path, prior_path])
+    settings = {"weights": fingerprint(options.model_path), "prior": fingerprint(prior_path), **trained.identity()}
+    settings |= {name: getattr(options, name) for name in ("latent_steps", "samples", "frames", "rows")}
+    results = Results(os.path.dirname(path), settings, [options.model_path, prior_path], options.overwrite)
+    paths = [f"{path}.{ending}" for ending in ("gif", "png")]
+    results.check(paths)
     if options.check:
         return None
 
@@ -67,11 +72,12 @@ def main(args: list[str] | None = None) -> None:
             images.append(to_uint8(model.generate_from(prior.decode(part, **latent), None, shared, **trained.settings)))
             bar.update(len(part))
     films = torch.cat(images).cpu().unflatten(0, (options.rows, -1))  # [rows, F, 3, H, W]
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    animation(f"{path}.gif", films[:, None])
-    strip(f"{path}.png", [Row("", film[:: options.frames - 1]) for film in films], "samples of the latent prior")
-    for ending in ("gif", "png"):
-        print("wrote", f"{path}.{ending}")
+    os.makedirs(results.folder, exist_ok=True)
+    animation(paths[0], films[:, None])
+    strip(paths[1], [Row("", film[:: options.frames - 1]) for film in films], "samples of the latent prior")
+    results.record(paths)
+    for path in paths:
+        print("wrote", path)
     return None
 
 

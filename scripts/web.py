@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+
 from dbae import runtime
 from dbae.checkpoint import load_model
 from dbae.config import RuntimeConfig, SampleConfig, UserError, option
@@ -68,8 +70,7 @@ def main(args: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="dbae_web_") as folder:
         first = open_studio(options, about, sampling, folder)
         others = [dataclasses.replace(options, model_path=path, classifier=None) for path in options.also]
-        models = (load_model(each.model_path, device=first.trained.device) for each in others)
-        more = [studio_of(each, model, None, folder) for each, model in zip(others, models, strict=True)]
+        more = [studio_of(each, loaded(each, first.trained.device), None, folder) for each in others]
         serve(named([first, *more], [options.model_path, *options.also]), options)
     return None
 
@@ -94,6 +95,13 @@ def starting(method: type[DiffusionModel], sampling: SampleConfig, typed: set[st
 def open_studio(options: PageOptions, about: dict[str, Any], sampling: SampleConfig, folder: str) -> Studio:
     """The model with all that the page needs beside it; its pictures go to ``folder``."""
     return studio_of(options, load_autoencoder(options, about, runtime.setup(options.device)), sampling, folder)
+
+
+def loaded(options: PageOptions, device: torch.device) -> DiffusionModel:
+    """A further model, of whatever method, in the precision of the page."""
+    model = load_model(options.model_path, device=device)
+    model.use_amp(runtime.amp_dtype(options.precision, device), options.autocast)
+    return model
 
 
 def studio_of(options: PageOptions, model: DiffusionModel, sampling: SampleConfig | None, folder: str) -> Studio:

@@ -96,7 +96,10 @@ def test_a_run_that_starts_from_another_has_its_networks(checkpoint):
     assert train.parse([*words, "--dropout=0.5"])[1].dropout == 0.5
     with pytest.raises(UserError, match=r"image_size: .*ema_0.9999_000020.pt has 32, got 64"):
         train.parse([*words, "--image_size=64"])
-    assert train.parse(["--method=diffae", *words])[1].num_channels == 64
+    with pytest.raises(UserError, match=r"resume_checkpoint: .* is of dbae, got diffae"):
+        train.parse(["--method=diffae", *words])
+    with pytest.raises(UserError, match=r"schedule: .*ema_0.9999_000020.pt has vp, got ve"):
+        train.parse([*words, "--schedule=ve"])
 
 
 def test_what_a_resumed_run_does_otherwise_is_said(tmp_path):
@@ -508,3 +511,41 @@ def test_an_image_does_not_depend_on_batches_or_processes(checkpoint, program):
     status, _, error = bash("recon_dbae.sh", *launcher, *flags, NPROC="2")
     assert status == 0, error
     assert_same_images()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--out=~/x", "--out", "~/x", "--out=new"], ["--out=~/x", "--out", "~/x", "--out=/here/new"]),
+        (["--workdir", "./runs", "--workdir=gs://b/c"], ["--workdir", "/here/./runs", "--workdir=gs://b/c"]),
+        (["--dataset=folder:photos", "--labels=a.csv"], ["--dataset=folder:/here/photos", "--labels=a.csv"]),
+        (["--limit", "3", "--overwrite"], ["--limit", "3", "--overwrite"]),
+    ],
+)
+def test_paths_are_as_seen_by_who_typed_them(tmp_path, words, expected):
+    (tmp_path / "photos").mkdir()
+    command = 'source args.sh; HERE=$1; shift; options_from_here "$@"; printf "%s\\n" "${OPTIONS[@]}"'
+    shown = bash("-c", command, "args", tmp_path, *words)
+    assert shown[1].splitlines() == [each.replace("/here", str(tmp_path)) for each in expected], shown
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_samples(tmp_path):
+    path = tiny.written(tmp_path, DiffAE(DiffAEConfig(**tiny.SMALL, latent_dim=6)))
+    words = ["--codes=gaussian", "--split_range=0:24", "--device=cpu", "--batch_size=2", "--method=diffae"]
+    done = bash("sample_dbae.sh", "toyfaces", path, "5", "ddim", "2", *words, NPROC="2")
+    assert done[0] == 0, done
+    (folder,) = (tmp_path / "sample_20").glob("generated_gaussian_*")
+    assert sorted(name.name for name in folder.glob("0*.png")) == [f"{i:06d}.png" for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method=prior"], "method: expected one of dbae"),
+        (["--num_workers=-1"], "num_workers: expected a number from 0"),
+    ],
+)
+def test_what_training_does_not_take(words, message):
+    with pytest.raises(UserError, match=message):
+        train.main(["--dataset=toyfaces", "--dry_run", *words])

@@ -33,6 +33,7 @@ def setup(tmp_path, monkeypatch):
 
     monkeypatch.setattr(comparison, "program", program)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").write_bytes(b"weights")
     rows = {}
     for name in ("A", "B"):
         (tmp_path / name).mkdir()
@@ -259,3 +260,20 @@ def test_numbers_of_an_earlier_comparison_stand_in_for_what_is_not_run_and_are_c
     comparison.main([*words, "--collect"])  # other commands: what they would give is not known
     text = (folder / "t.md").read_text()
     assert "### Probes" not in text and "toys: B: exact: not run" in text, text
+
+
+def test_other_data_and_other_files_are_measured_anew(setup):
+    words, write, ran, folder = setup
+    measure = {**MEASURE, "run": ["scripts.probe --dataset={dataset} --out={out}", "eval.py --weights={weights}"]}
+    write({"exact": measure})
+    comparison.main(words)
+    (folder / "w.pth").write_bytes(b"others")
+    comparison.main(words)
+    assert len(ran) == 8
+    comparison.main([*words, f"--results={folder}/results.json"])
+    assert len(ran) == 8  # nothing has changed
+    write({"exact": measure}, dataset="celeba")
+    comparison.main([*words, "--collect", f"--results={folder}/results.json"])
+    assert "toys: B: exact: not run" in (folder / "t.md").read_text()  # what is known is of toyfaces
+    comparison.main(words)
+    assert len(ran) == 12 and ran[-2][1] == "--dataset=celeba"

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from dbae.checkpoint import config_content, load_model, read_weights, save_weights, write_config
 from dbae.config import TrainConfig, UserError
 from dbae.hub import from_pretrained, push_to_hub, save_pretrained
+from dbae.methods.diffae import DiffAE, DiffAEConfig
 from dbae.tensors import read_tensors, write_tensors
-from scripts import convert
+from scripts import convert, reconstruct
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +296,22 @@ def test_the_real_client_without_network(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="me/absent: the Hub does not answer as expected: ") as caught:
         from_pretrained("me/absent")
     assert "\n" not in str(caught.value)
+
+
+def test_programs_are_told_the_method_by_the_file(tmp_path, capsys):
+    """Whatever run lies beside it."""
+    (tmp_path / "own").mkdir()
+    path = tiny.written(tmp_path / "own", DiffAE(DiffAEConfig(**tiny.SMALL, latent_dim=6)))
+    tiny.written(tmp_path, tiny.model())
+    whole = converted(path, tmp_path / "other.safetensors", "--method=diffae")
+    words = ["--dataset=toyfaces", "--split=test", "--limit=2", "--device=cpu", "--sampler=ddim", "--steps=3"]
+    reconstruct.main([*words, f"--model_path={whole}", "--evaluate", "--metrics=MSE"])
+    (report,) = tmp_path.rglob("metrics.json")
+    assert "xT=inferred" in str(report) and json.loads(report.read_text())["nfe"] == 6
+    with pytest.raises(UserError, match=r"method: .* is of diffae, got ddae"):
+        reconstruct.main([*words, f"--model_path={whole}", "--method=ddae"])
+
+
+def test_what_evaluation_may_change_is_kept(tmp_path, weights):
+    path = converted(weights, tmp_path / "a.safetensors", "--end_data=0.25")
+    assert load_model(path).config.end_data == 0.25

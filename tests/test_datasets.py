@@ -614,3 +614,11 @@ def test_images_of_equal_size_and_time_are_told_apart(tmp_path):
     (tmp_path / "x").rename(second)
     assert first.stat().st_mtime_ns == second.stat().st_mtime_ns
     assert build(f"folder:{tmp_path}", "train", 8).digest() != before
+
+
+def test_smaller_images_are_not_enlarged_in_silence(tmp_path):
+    path = image_lmdb(tmp_path / "ffhq64.lmdb", "64-%05d", 3)
+    with pytest.raises(UserError, match=r"ffhq64.lmdb: expected images of 128 pixels or more, they have 64;"):
+        build("ffhq", "train", 128, data_root=str(tmp_path))
+    assert build("ffhq", "train", 128, data_dir=path)[0][0].shape == (3, 128, 128)
+    assert build("ffhq", "train", 64, data_root=str(tmp_path))[0][0].shape == (3, 64, 64)

@@ -1,6 +1,7 @@
 """The probe of DiT from images to accuracies, with drawn networks small enough for a test."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from lmdb_fixtures import image_folder
 from PIL import Image
 from test_commands import assert_one_line_error, bash
 
-from datasets import build
+from datasets import base, build
 from dbae import runtime
 from dbae.config import UserError
 from dbae.diffusion import Diffusion, LinearBeta
@@ -18,7 +19,7 @@ from dbae.nn.dit import DiT
 from dbae.nn.vae import VAEEncoder
 from eval.features import FeatureCache
 from scripts import dit_latents, dit_linear
-from scripts.dit import Codes, load_dit, load_vae
+from scripts.dit import Codes, load_dit, load_vae, read_folder
 from scripts.dit_encoding import SCALE, Enlarged, posterior_encoder
 
 CPU = torch.device("cpu")
@@ -327,3 +328,17 @@ def test_dry_runs_show_the_protocol(program):
         assert (shown["time"], shown["layers"], shown["epochs"]) == (t, ["layer-13"], 30)
         assert (shown["batch_size"], shown["lr"]) == (512, 4e-3)
         assert shown["output"] == f"sample_DiT-XL-2-256x256/linear/{dataset}_t{t}/results.json"
+
+
+def test_other_labels_and_names_are_other_codes(codes, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "CHEAP", 1000)  # as of many images: the contents of the first files alone count
+    shutil.copytree(codes / "photos", tmp_path / "photos")
+    before = read_folder(str(tmp_path / "photos")).digest
+    labels = tmp_path / "photos" / "train_label.npy"
+    kept = np.load(labels)
+    np.save(labels, kept[::-1].copy())
+    changed = read_folder(str(tmp_path / "photos")).digest
+    np.save(labels, kept)
+    report = tmp_path / "photos" / "latents.json"
+    report.write_text(report.read_text().replace('"a"', '"c"'))
+    assert len({before, changed, read_folder(str(tmp_path / "photos")).digest}) == 3

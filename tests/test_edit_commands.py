@@ -351,3 +351,22 @@ def test_edits_sampled_together_equal_edits_sampled_apart(fix_xT, monkeypatch):
         split = together[k].split([3, 1, 2], dim=1)
         for image, expected in zip(split, (each[k] for each in apart), strict=True):
             assert image.shape == expected.shape and (image.int() - expected.int()).abs().max() <= 1
+
+
+def test_an_image_has_the_same_code_however_many_are_asked_for(checkpoint, call, tmp_path):
+    words = ["encode", f"--model={checkpoint}", "--dataset=toyfaces", "--split=test", "--device=cpu"]
+    for name, indices in (("both", "3,14"), ("one", "14")):
+        call(edit, *words, f"--indices={indices}", f"--out={tmp_path / name}")
+    both, one = (np.load(tmp_path / name / "codes.npz")["z"] for name in ("both", "one"))
+    assert np.allclose(both[1], one[0], atol=1e-6)
+
+
+def test_long_names_are_shortened_or_refused(checkpoint, call, tmp_path):
+    for i, length in enumerate((70, 70, 235)):
+        shutil.copy(IMAGES[0], tmp_path / f"{i}{'x' * length}.png")
+    words = ["interpolate", f"--model={checkpoint}", "--frames=2", "--steps=1", "--device=cpu", f"--out={tmp_path}/out"]
+    paths = sorted(tmp_path.glob("*.png"))
+    call(edit, *words, "--images", *paths[:2])
+    assert any("-to-1xxx" in path.name for path in (tmp_path / "out").iterdir())
+    shown = call(edit, *words, "--images", *paths[1:], status=2)
+    assert "images: expected shorter names of files" in shown

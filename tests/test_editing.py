@@ -8,10 +8,11 @@ import pytest
 import tiny
 import torch
 
-from dbae.config import UserError
+from dbae.config import SampleConfig, UserError
 from dbae.io import fingerprint, image_generators
 from dbae.methods import METHODS
 from dbae.methods.codes import PATHS, attribute_step, lerp, slerp
+from dbae.methods.diffae import DiffAE, DiffAEConfig
 from eval.classifier import read_classifier
 from scripts.common import TrainedModel
 from scripts.edit_inputs import ManipulateOptions, OfficialManipulateOptions
@@ -201,3 +202,15 @@ def test_wrong_classifiers(tmp_path):
     torch.save({"weight": torch.full((2, 8), torch.nan), "bias": torch.zeros(2)}, path)
     with pytest.raises(UserError, match=r"classifier: .*: expected finite numbers, got NaN"):
         read_classifier(path, 8)
+
+
+def test_random_starts_of_an_interpolation_are_those_of_its_images():
+    torch.manual_seed(0)
+    model = DiffAE(DiffAEConfig(**tiny.SMALL, latent_dim=6)).eval()
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    trained = TrainedModel(model, SampleConfig("ddim", 2, grid="uniform", xT="random"), batch_size=2)
+    states, made = trained.interpolate(images, 2, "linear", [5, 3, 8])
+    again = trained.interpolate(images, 2, "linear", [5, 3, 8])
+    assert torch.equal(states, again[0]) and torch.equal(made, again[1])
+    assert torch.equal(states[0, 1], states[1, 0]) and not torch.equal(states[0, 0], states[0, 1])
+    assert torch.equal(states[0, 0], trained.reconstruct(images[:1], [5])[0][0])

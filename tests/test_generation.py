@@ -139,6 +139,12 @@ def test_the_baseline_samples_and_inverts(tmp_path, capsys):
     recon_table.main([f"--runs={path.parent}"])
     ours = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.endswith("ours |")]
     assert [row[1:4] for row in ours] == [["ddim 2, uniform", "inferred", "4"], ["ddim 4, uniform", "inferred", "8"]]
+    assert all(row[0].endswith(", step 20") for row in ours)
+    reconstruct.main(
+        words(path, "--split=test", "--steps=2", "--inversion_steps=3", "--limit=3", "--evaluate", "--metrics=MSE")
+    )
+    recon_table.main([f"--runs={path.parent}"])
+    assert "ddim 2, uniform, inversion_steps 3" in capsys.readouterr().out
     with pytest.raises(UserError, match="expected reconstructions"):
         recon_table.main([f"--runs={path.parent / 'nothing'}"])
     for words_of_codes in ("--codes=gaussian", "--class=Male"):
@@ -245,6 +251,8 @@ def test_a_film_goes_through_the_samples_of_the_prior(diffae, prior, tmp_path):
     walk.main([*line, "--samples=3", "--frames=4", "--rows=1", f"--out={tmp_path}"])
     with Image.open(next(tmp_path.rglob("walk_*.gif"))) as film:
         assert film.n_frames == 2 * 7 - 2
+    with pytest.raises(UserError, match=r"walk_.*gif holds a result with another seed .*--overwrite"):
+        walk.main([*line, "--samples=3", "--frames=4", "--rows=1", f"--out={tmp_path}", "--seed=1"])
     for wrong in ("--samples=1", "--frames=1", "--prior=nowhere.pt"):
         with pytest.raises(UserError):
             walk.main([*line, wrong])
@@ -263,6 +271,8 @@ def test_path_lengths_do_not_depend_on_a_small_step_nor_on_batches(diffae, tmp_p
     near, double, far = (entry["mean"] for entry in reports[0]["ppl"])
     assert near > 0 and abs(near / double - 1) < 0.05 < abs(near / far - 1)
     assert [entry["mean"] for entry in reports[1]["ppl"]] == pytest.approx([near, double, far], rel=1e-3)
+    with pytest.raises(UserError, match=r"path_length.*json holds path lengths with another pairs"):
+        path_length.main([*line, "--pairs=4", f"--out={tmp_path / '4'}"])
     for wrong in ("--epsilons=0", "--pairs=0", "--pairs=13"):
         with pytest.raises(UserError):
             path_length.main([*line, wrong])
@@ -289,6 +299,19 @@ def test_single_numbers_of_a_code_are_moved(diffae, tmp_path, monkeypatch):
     assert [row[2].nonzero().flatten().tolist() for row in rows] == [[4], [1]]
     traverse.main([*line, "--rows=2", "--columns=3", "--index=5"])
     assert moved[-1].shape == (1, 6, 6) and len(list(tmp_path.rglob("traverse_test_*.png"))) == 2
+    with pytest.raises(UserError, match=r"traverse_.*png holds a result with another numbers"):
+        traverse.main([*line, "--numbers=4", "--columns=3"])
     for wrong in ("--numbers=6", "--index=24", "--columns=1", "--reach=0"):
         with pytest.raises(UserError):
             traverse.main([*line, wrong])
+
+
+def test_a_finished_prior_is_compared_with_what_is_asked_for(diffae, prior, monkeypatch):
+    real = train_prior.build
+    monkeypatch.setattr(train_prior, "build", lambda *args: real(*args).part(range(24)))
+    before = json.loads((prior / "codes.json").read_text())
+    train_prior.main(prior_words(diffae, "--compared=20"))
+    after = json.loads((prior / "codes.json").read_text())
+    assert (before["codes"], after["codes"]) == (24, 20) and after["step"] == before["step"] == 8
+    train_prior.main(prior_words(diffae))
+    assert json.loads((prior / "codes.json").read_text()) == before

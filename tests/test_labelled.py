@@ -9,11 +9,12 @@ import torch
 from lmdb_fixtures import encoded, image_folder, image_lmdb, picture
 from PIL import Image
 
-from datasets import build, labelled_splits, toyfaces
+from datasets import Labelled, build, labelled_splits, toyfaces
 from datasets.label_files import parse_labels, parse_partition, read_labels
 from datasets.lfw import ORIGINS, centre
 from dbae.config import UserError
 from eval.reconstruction import import_torchvision
+from scripts.labelled import spread
 
 PEOPLE = {  # and the number of their images
     "train": {"Ann_Lee": 2, "Abdul_Rahman_al-Omari": 1, "George_W_Bush": 3},
@@ -501,3 +502,14 @@ def test_sets_without_classes(tmp_path):
     path = celeba(tmp_path, ["1 -1", "-1 1"] * 10)
     with raises("celeba: expected labels of the kind binary or real, got class"):
         labelled_splits("celeba", "class", 8, data_dir=path)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, [6, 4]), (5, [3, 2]), (1, [1]), (100, [6, 4])])
+def test_a_limit_is_spread_over_the_parts(limit, expected):
+    """As the images of a class may stand together."""
+    images = build("toyfaces", "test", 32)
+    whole = Labelled(images, images.targets("class"))
+    found = spread([whole.part(range(6)), whole.part(range(6, 10))], limit)
+    assert [len(part.targets) for part in found] == expected
+    taken = [images.indices.index(i) for part in found for i in part.dataset.indices]
+    assert limit != 5 or taken == [0, 2, 4, 6, 8]

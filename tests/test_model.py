@@ -7,7 +7,7 @@ import torch
 from dbae.config import UserError
 from dbae.diffusion import SOLVERS, time_grid
 from dbae.io import image_generators
-from dbae.methods.dbae import SCHEDULES
+from dbae.methods.dbae import DBAE, SCHEDULES
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -160,3 +160,8 @@ def test_wrong_use():
         model.encode_stats(tiny.images())
     with pytest.raises(ValueError, match="one per image"):
         tiny.model(stochastic=True).encode(tiny.images(), generator=image_generators(0, range(3)))
+
+
+def test_heads_divide_the_channels():
+    with pytest.raises(UserError, match="head_channels: expected a divisor of 32 channels, got 10"):
+        DBAE(tiny.config(head_channels=10))

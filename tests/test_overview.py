@@ -11,6 +11,7 @@ from dbae.config import UserError
 from dbae.io import fingerprint
 from dbae.methods.ddae import DDAE, DDPMConfig
 from dbae.methods.diffae import DiffAE, DiffAEConfig
+from dbae.methods.prior import LatentPrior, PriorConfig
 from scripts import demo_figure, overview, reconstruct
 
 NAMES = ["Male", "Eyeglasses"]
@@ -54,6 +55,10 @@ def test_one_page_of_all_methods(models, tmp_path, monkeypatch, capsys):
 
 
 def test_wrong_input_is_refused(models, tmp_path):
+    (tmp_path / "prior").mkdir()
+    prior = tiny.written(tmp_path / "prior", LatentPrior(PriorConfig(latent_dim=4, layers=3, width=8)))
+    with pytest.raises(UserError, match=r"model_path: expected models of images, .* is a LatentPrior"):
+        overview.main([f"--out={tmp_path}/page.png", "--model_path", models[0], str(prior)])
     with pytest.raises(UserError, match="model_path: expected at least one"):
         overview.main([f"--out={tmp_path}/page.png"])
     with pytest.raises(UserError, match="attributes: expected a number under 2 or one of Male, Eyeglasses, got 'Nose'"):

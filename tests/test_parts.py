@@ -6,7 +6,7 @@ import pytest
 import torch
 from lmdb_fixtures import image_folder, image_lmdb, write_lmdb
 
-from datasets import build, labelled_splits
+from datasets import build, labelled_splits, prepare
 from datasets.parts import shuffled_parts
 from dbae.config import UserError
 from scripts import train
@@ -175,3 +175,30 @@ def test_labels_of_all_images_and_of_parts(tmp_path):
     whole, test = build(name, "all", 8), build(name, "test", 8)
     numbers = [int(each[:-4]) for each in names(test)]
     assert torch.equal(test.targets("binary").values, whole.targets("binary").values[numbers])
+
+
+def contents(name):
+    """Pixels of the images of every part."""
+    data = (build(name, split, 8) for split in SPLITS)
+    return [sorted(each[i][0].numpy().tobytes() for i in range(len(each))) for each in data]
+
+
+@pytest.mark.parametrize("labels", ["", "file,odd\n"])
+def test_an_lmdb_of_numbered_class_folders_has_the_parts_of_the_folder(tmp_path, labels):
+    files = [f"{kind}/{i}.png" for kind in (1, 2, 3) for i in range(20)]
+    source = image_folder(tmp_path / "own", files, 8, 8)
+    if labels:
+        rows = "".join(f"{name},{i % 2}\n" for i, name in enumerate(files))
+        (tmp_path / "own" / "labels.csv").write_text(labels + rows)
+    out = tmp_path / "lmdb"
+    assert prepare.main(["folder", "--source", source, "--size", "8", "--format", "png", "--out", str(out)]) == 0
+    assert contents(f"folder:{out}") == contents(f"folder:{source}")
+    (out / "parts.csv").write_text("key,part\n8-00000,train\n")
+    with pytest.raises(UserError, match=r"parts.csv: expected train, valid, test for every image, 8-00001 has nothing"):
+        build(f"folder:{out}", "test", 8)
+
+
+def test_classes_of_five_images_are_split_together(tmp_path):
+    folder = image_folder(tmp_path / "own", [f"{kind}/{i}.png" for kind in "abcdefgh" for i in range(5)], 8, 8)
+    assert [len(part) for part in parts(f"folder:{folder}").values()] == [32, 4, 4]
+    assert shuffled_parts(40, [i // 5 for i in range(40)]) == shuffled_parts(40)

@@ -379,3 +379,11 @@ def test_wrong_settings():
     }.items():
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_as_many_neighbours_vote_as_there_are():
+    torch.manual_seed(0)
+    z, y = torch.randn(40, 3), torch.arange(40)[:, None] % 2
+    parts = {split: Part(lambda epoch: z, y.float()) for split in ("train", "valid", "test")}
+    found = fit_fractions("binary", parts, ("odd",), (0.1, 0.5), 2, solver="knn")
+    assert [each["rows"] for each in found] == [4, 20]

@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from lmdb_fixtures import image_folder, image_lmdb
 from parity import released_state
@@ -15,6 +17,7 @@ from test_labelled import lfw  # noqa: F401 - a fixture
 from datasets import toyfaces
 from dbae.config import UserError
 from dbae.io import fingerprint
+from dbae.methods.ddae import DDAE, DDPMConfig
 from eval.arrays import read_arrays
 from scripts import convert, edit, encode, infer_class, infer_reg, probe_table, reconstruct
 
@@ -347,3 +350,47 @@ def test_features_with_noise_depend_on_the_bridge(changing, tmp_path):
     infer_class.main([*words, *block])
     infer_class.main([*words, *block, "--end_data=0"])
     assert len(list((tmp_path / "run" / "sample_20" / "latents").iterdir())) == 8
+
+
+def test_features_with_noise_depend_on_the_code_that_the_network_is_told(changing):
+    """Drawn, or the mean: of a stochastic encoder they are in files of their own."""
+    words, _ = changing
+    words += ["--features=middle_block", "--time=0.5", "--solver=exact"]
+    infer_class.main([*words, "--latent=sample"])
+    infer_class.main([*words, "--latent=mean", "--overwrite"])
+    folder = Path(words[1].partition("=")[2]).parent / "sample_20" / "latents"
+    found = [read_arrays(str(path))[0]["z"] for path in folder.glob("test_*.npz")]
+    assert len(found) == 2 and not np.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--time=5"], "time: expected"), (["--time=0.5", "--features=attic"], "attic")],
+)
+def test_times_and_blocks_that_there_are_not(checkpoint, photos, words, message):
+    given = {"--features": "middle_block"} | dict(word.split("=") for word in words)
+    with pytest.raises(UserError, match=message):
+        infer_class.main([*small(checkpoint, photos), *map("=".join, given.items()), "--check=1"])
+
+
+def test_encoded_features_are_of_the_block_and_time_that_were_asked_for(photos, tmp_path):
+    torch.manual_seed(0)
+    (tmp_path / "run").mkdir()
+    small_net = DDPMConfig(num_channels=32, channel_mult=(1, 1), num_res_blocks=1, feature_block="out_1")
+    path = tiny.written(tmp_path / "run", DDAE(small_net))
+    words = [f"--dataset=folder:{photos}", f"--model_path={path}", "--split=all", "--device=cpu", "--method=ddae"]
+    words += ["--config=DDPM_toyfaces", f"--out={tmp_path}/codes.npz"]
+    encode.main([*words, "--feature_time=11"])
+    with pytest.raises(UserError, match="holds codes with another feature_time"):
+        encode.main([*words, "--feature_time=501"])
+
+
+def test_an_image_that_was_left_out_is_no_complete_file(changing, tmp_path, capsys):
+    words, images = changing
+    words = [f"--dataset=folder:{images}", words[1], "--device=cpu", "--split=all", f"--out={tmp_path}/codes.npz"]
+    (images / "003.png").write_bytes((images / "003.png").read_bytes()[:60])
+    encode.main([*words, "--on_bad_image=skip"])
+    encode.main([*words, "--on_bad_image=skip"])
+    assert "is complete already" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"003.png.*left out before"):
+        encode.main(words)

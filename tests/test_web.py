@@ -232,6 +232,8 @@ def test_models_beside_the_first_have_names_and_their_methods_few_steps(checkpoi
     assert list(two) == ["DiffAE, a", "DiffAE, b"]
     with pytest.raises(UserError, match="also: expected models in folders of different names"):
         web.named([studio, studio], [str(other), str(other)])
+    half = web.loaded(dataclasses.replace(options, precision="bf16"), torch.device("cpu"))
+    assert half.precision == "bf16" and web.loaded(options, torch.device("cpu")).precision == "fp32"
     with pytest.raises(UserError, match="also: expected a model with a code"):
         web.studio_of(options, DDAE(DDPMConfig(num_channels=32, channel_mult=(1, 1))), None, str(tmp_path))
 

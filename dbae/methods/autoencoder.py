@@ -90,8 +90,13 @@ class AutoEncoder(DiffusionModel):
         """
         raise NotImplementedError
 
-    def between(self, ends: Ends, z: Tensor, fractions: Tensor, **settings: Any) -> Tensor:
-        """States [N, F, 3, H, W] at ``fractions`` of the way between two images and their codes, with codes z."""
+    def between(
+        self, ends: Ends, z: Tensor, fractions: Tensor, generators: Sequence[Generators], **settings: Any
+    ) -> Tensor:
+        """States [N, F, 3, H, W] at ``fractions`` of the way between two images and their codes, with codes z.
+
+        The ``generators`` are for the x_T of either image, where they are drawn.
+        """
         raise NotImplementedError
 
     # Codes
@@ -170,14 +175,15 @@ class AutoEncoder(DiffusionModel):
         z_2: Tensor,
         fractions: Tensor,
         path: str = "linear",
+        generators: Sequence[Generators] = (None, None),
         **settings: Any,
     ) -> tuple[Tensor, Tensor]:
         """Codes [N, F, latent] and states [N, F, 3, H, W] between images x_1 with codes z_1 and x_2 with z_2.
 
-        ``fractions`` [F] or [N, F] of the way are from 0 to 1.
+        ``fractions`` [F] or [N, F] of the way are from 0 to 1. The ``generators`` are as in ``between``.
         """
         z = PATHS[path](z_1, z_2, fractions)
-        return z, self.between(((x_1, z_1), (x_2, z_2)), z, fractions, **settings)
+        return z, self.between(((x_1, z_1), (x_2, z_2)), z, fractions, generators, **settings)
 
     @torch.no_grad()
     def shifted(
@@ -223,7 +229,7 @@ class AutoEncoder(DiffusionModel):
         """
         z_1, z_2 = (self.encode(x, sample, generator) for x in (x_1, x_2))
         fractions = torch.linspace(0, 1, frames, device=z_1.device)
-        states = self.interpolation(x_1, x_2, z_1, z_2, fractions, path, **settings)
+        states = self.interpolation(x_1, x_2, z_1, z_2, fractions, path, (generator, generator), **settings)
         return self.render(*states, generator, **settings)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ Kim et al., Diffusion Bridge AutoEncoders for Unsupervised Representation Learni
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -125,7 +125,10 @@ class DBAE(AutoEncoder):
         self.decoder = Decoder(config.image_size, config.latent_dim, config.decoder_channels)
 
         def attention(channels: int) -> nn.Module:
-            return Attention2d(channels, max(channels // config.head_channels, 1), config.norm_groups)
+            heads = max(channels // config.head_channels, 1)
+            if channels % heads:
+                raise UserError(f"head_channels: expected a divisor of {channels} channels, got {config.head_channels}")
+            return Attention2d(channels, heads, config.norm_groups)
 
         self.unet = UNet(
             config.image_size, 6, config.num_channels, config.channel_mult, config.num_res_blocks,
@@ -158,7 +161,9 @@ class DBAE(AutoEncoder):
         """``Dec(z)``: the image is looked at only where z is not given."""
         return self.decode(self.encode(x) if z is None else z)
 
-    def between(self, ends: Ends, z: Tensor, fractions: Tensor, **settings: Any) -> Tensor:
+    def between(
+        self, ends: Ends, z: Tensor, fractions: Tensor, generators: Sequence[Generators], **settings: Any
+    ) -> Tensor:
         return self.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
     # Files: the official ones hold the U-Net's tensors at the top level

@@ -250,7 +250,8 @@ def _row(content: dict[str, Any], kind: str, path: str) -> dict[str, Any]:
             raise UserError(f"{path}: {key}: expected {fixed}, got {value}")
     if unknown := [*network, *more]:
         raise UserError(f"{path}: unknown setting {unknown[0]!r}")
-    if ignored := [str(key) for key in rest if key not in ELSEWHERE and str(key).lower() not in FIXED]:
+    others = [*(key for key in rest if key not in ELSEWHERE), *(rest.get(kind) or {})]
+    if ignored := [str(key) for key in others if str(key).lower() not in FIXED]:
         _warn_once(f"{path}: settings that are not known here, and not used: {', '.join(ignored)}")
     return row
 

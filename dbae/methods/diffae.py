@@ -3,7 +3,7 @@
 Preechakul et al., Diffusion Autoencoders: Toward a Meaningful and Decodable Representation, CVPR 2022.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -179,9 +179,12 @@ class DiffAE(AutoEncoder):
         """The stochastic code: the inversion of x given z, or for ``xT="random"`` noise."""
         return self.invert(self.checked(x), self.condition(x, z=z), self.sampling(**settings), generator)
 
-    def between(self, ends: Ends, z: Tensor, fractions: Tensor, **settings: Any) -> Tensor:
+    def between(
+        self, ends: Ends, z: Tensor, fractions: Tensor, generators: Sequence[Generators], **settings: Any
+    ) -> Tensor:
         """On the arc between the two inversions."""
-        return slerp(*(self.infer_xT(x, code, **settings) for x, code in ends), fractions)
+        x_T = (self.infer_xT(*end, each, **settings) for end, each in zip(ends, generators, strict=True))
+        return slerp(*x_T, fractions)
 
     # Files: the official ones hold the U-Net's tensors at the top level
 
