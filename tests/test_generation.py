@@ -183,7 +183,11 @@ def test_probe_and_edits(diffae, tmp_path):
     few = ["--limit=3", "--judged=200", "--attributes=Male", f"--classifier={probe}", "--steps=3"]
     eval_manipulation.main([f"--model_path={diffae}", "--dataset=toyfaces", "--device=cpu", *few])
     (path,) = (diffae.parent / "sample_20").glob("edits_pixels_ddim_3_*.json")
-    assert json.loads(path.read_text())["attributes"]["Male"]["edited"] == 3
+    report = json.loads(path.read_text())
+    assert report["attributes"]["Male"]["edited"] == 3
+    assert (
+        report["settings"]["labels"] and report["settings"]["judge"]["train"]["labels"]
+    )  # other labels, another report
 
 
 @pytest.mark.parametrize("unlabelled", [0, 400])

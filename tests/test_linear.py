@@ -12,6 +12,8 @@ from conftest import ROOT
 from PIL import Image
 
 from benchmarks import linear_grid, timing
+from datasets import Labelled, build
+from datasets.labels import Targets
 from dbae.config import UserError
 from dbae.methods.ddae import DDAE, EDMDDAE
 from dbae.methods.ddae_config import DDPMConfig, EDMConfig
@@ -22,6 +24,7 @@ from scripts import linear, linear_report
 from scripts.classifiers import cosine
 from scripts.common import TrainedModel
 from scripts.encoding import array_encoder
+from scripts.linear_cached import part_of
 from scripts.linear_official import features_of, recipe_of
 from scripts.linear_options import Cell, LinearOptions, cells_of, default_times, time_name
 
@@ -382,3 +385,15 @@ def test_the_benchmark_counts_the_calls_that_are_made(monkeypatch, capsys, tmp_p
     assert (official["calls"], cached["calls"]) == (3 * (2 * 10 + 4), 3 * (10 + 4))
     assert cached["calls_ratio"] == pytest.approx(72 / 42) and "GFLOP of a call" in capsys.readouterr().out
     assert linear_grid.flops(model(), ["out_1"]) < 0.8 * linear_grid.flops(model())
+
+
+def test_a_label_that_does_not_vary_is_nothing_to_choose_by():
+    images = build("toyfaces", "valid", 32, split_range="0:6")
+    arrays = {"z": np.zeros((6, 2), dtype=np.float32)}
+    for values, held in (
+        ([1, 0, 1, 0, 1, 0], nullcontext()),
+        ([0] * 6, pytest.raises(UserError, match=r"^valid: expected")),
+    ):
+        labelled = Labelled(images, Targets("binary", ("rare",), torch.tensor(values).float()[:, None]))
+        with held:
+            assert len(part_of("valid", labelled, arrays, None, "z", "exact", 0).targets) == 6
