@@ -12,19 +12,20 @@ from datasets.cache import PLACES
 from datasets.tolerant import POLICIES
 from dbae.checkpoint import read_config, stated_config
 from dbae.config import TrainConfig, UserError, check_numbers, from_json, option
-from dbae.methods import METHODS, DiffusionModel, preset
+from dbae.methods import METHODS, DiffusionModel, LatentPrior, preset
 from dbae.methods.sizes import SIZES, choose
 from scripts.cli import Parser, given, peek
 
 TRAINED_ON = ("train", "all")
-TRAINED = tuple(name for name in METHODS if name != "prior")  # which scripts.train_prior fits
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """Where a run reads and writes."""
 
-    method: str = option("dbae", f"what is trained: {', '.join(TRAINED)}")
+    method: str = option(
+        "dbae", "what is trained: dbae, diffae, ddim or ddae (python -m scripts.train_prior fits a latent prior)"
+    )
     config: str = option("", "configuration of DDAE: a name like EDM_ddpm, or the path of an official yaml file")
     dataset: str = option(
         "",
@@ -87,7 +88,8 @@ def parse(description: str, args: list[str] | None = None) -> tuple[RunOptions, 
     In the run options, ``preset`` is the size in effect, None where the data set's own row is, and ``split`` is set.
     """
     row = peek(args, "config")
-    method = METHODS[peek(args, "method", "dbae", TRAINED)].variant(row)
+    images = [name for name in METHODS if name != LatentPrior.method]  # which scripts.train_prior fits
+    method = METHODS[peek(args, "method", "dbae", images)].variant(row)
     parser = Parser(description, "The preset overrides the defaults shown; --dry_run prints what results.")
     parser.add_config("run", RunOptions)
     parser.add_config("model", method.Config)
