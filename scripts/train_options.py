@@ -23,9 +23,7 @@ TRAINED_ON = ("train", "all")
 class RunOptions:
     """Where a run reads and writes."""
 
-    method: str = option(
-        "dbae", "what is trained: dbae, diffae, ddim or ddae (python -m scripts.train_prior fits a latent prior)"
-    )
+    method: str = option("dbae", "what is trained: dbae, diffae, ddim or ddae; scripts.train_prior fits a prior")
     config: str = option("", "configuration of DDAE: a name like EDM_ddpm, or the path of an official yaml file")
     dataset: str = option(
         "",
