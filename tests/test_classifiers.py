@@ -15,7 +15,7 @@ from dbae import runtime
 from dbae.config import UserError
 from dbae.io import write_json
 from scripts.classifiers import Recipe, Training, accuracies, cosine, logits
-from scripts.labelled import batch_of, crop_and_flip, drawn, first, read, spread
+from scripts.labelled import batch_of, crop_and_flip, drawn, read, spread
 from scripts.results import begin
 
 CPU = torch.device("cpu")
@@ -124,12 +124,12 @@ def test_limits(tmp_path):
     name = f"folder:{image_folder(tmp_path, [f'{kind}/{i}.png' for kind in 'ab' for i in range(20)], 8, 8)}"
     parts = labelled_splits(name, "class", 8)
     whole = [i for split in ("train", "valid") for i in parts[split].dataset.indices]
-    for limit, expected in ((5, whole[:5]), (34, whole[:34]), (99, whole), (None, whole)):
-        found = first([parts["train"], parts["valid"]], limit)
+    for limit, expected in ((1, whole[:1]), (4, whole[::9]), (99, whole), (None, whole)):
+        found = spread([parts["train"], parts["valid"]], limit)
         assert [i for part in found for i in part.dataset.indices] == expected
         images, classes = read(found, CPU, quiet=True)
         assert len(images) == len(classes) == len(expected) and classes.tolist() == [i // 20 for i in expected]
-    assert spread(parts["train"], 4).targets.values.tolist() == [0, 0, 1, 1]
+    assert spread([parts["train"]], 4)[0].targets.values.tolist() == [0, 0, 1, 1]
     few = drawn(parts["train"], 7, seed=1)
     assert few.dataset.indices == sorted(few.dataset.indices) != parts["train"].dataset.indices[:7]
     assert few.dataset.indices != drawn(parts["train"], 7, seed=2).dataset.indices and len(few.targets) == 7
