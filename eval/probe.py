@@ -161,10 +161,10 @@ def _exact(task: Task, parts: Parts, names: Names, device: Device) -> tuple[Laye
     return {"last": layer, "best": layer}, report
 
 
-def _knn(task: Task, parts: Parts, names: Names, device: Device, k: int = 20) -> tuple[Layers, Report]:
-    """The ``k`` nearest training codes vote, all where there are fewer; there is no layer."""
+def _knn(task: Task, parts: Parts, names: Names, device: Device, k: int | None = None) -> tuple[Layers, Report]:
+    """The ``k`` nearest training codes vote (20, or all where there are fewer); there is no layer."""
     train, test = parts["train"], parts["test"]
-    k = min(k, len(train.targets))
+    k = min(20, len(train.targets)) if k is None else k
     votes = neighbour_votes(train.codes("train"), train.targets, test.codes("test"), k, device)
     settings = {"k": k, "distance": "Euclidean, standardised codes"}
     return {}, {"settings": settings} | task.votes(names, test.targets, votes, train.targets.mean(dim=0))

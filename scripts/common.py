@@ -41,7 +41,7 @@ def parse(
     stated = content.get("method", "dbae") if content else name
     method = METHODS[stated].variant(row)
     if peek(args, "method") and METHODS[name].__module__ != METHODS[stated].__module__:  # else variants of one method
-        raise UserError(f"method: {path} is of {stated}, got {name}")
+        raise UserError(f"method: {path} is of {stated}, got {name}; use the commands of {stated}")
     if row and method.ROWS != "config":
         raise UserError(f"config: expected with a model of DDAE, {path} is of {method.method}")
     parser.add_config(title, cls, only)

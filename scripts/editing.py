@@ -48,10 +48,10 @@ class Job(NamedTuple):
     classifier: AttributeClassifier | None = None
 
     def path(self, names: Sequence[str], *details: str) -> str:
-        """Path of a picture without its ending: what it shows, then how."""
+        """Path of a picture without its ending: which images it shows, of how many, then how."""
         shown = "-".join(names)
         if len(names) > 4 or len(shown) > 120:
-            shown = f"{names[0]}-to-{names[-1]}-of-{len(names)}"
+            shown = f"{names[0]}-to-{names[-1]}-of-{len(self.images.names)}"
         name = "_".join(part for part in (shown, *details) if part).replace("/", "_")
         return os.path.join(self.results.folder, name)
 

@@ -10,7 +10,7 @@ environment() {
     fi
     if ! cat requirements*.txt | cmp -s - "$stamp"; then
         [[ -x .venv/bin/python ]] || "$python" -m venv .venv
-        echo "installing $1 into .venv" >&2
+        echo "installing what is missing of $1 into .venv" >&2
         .venv/bin/python -m pip install --quiet --requirement "$1"
         cat requirements*.txt >"$stamp"
     fi
