@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole job on a CPU in minutes: bash demo.sh [--pretrained]
 # Environment, toy faces, a short training, reconstruction, evaluation, and workdir/demo/*.png.
-# With --pretrained one page of what the shipped models of all methods do, in about a minute after the installation.
+# With --pretrained one page of what the shipped models of all methods do, in a minute or three after the installation.
 # All results are below workdir/demo or workdir/pretrained, so that no other command meets them. Running it again starts
 # from what is there.
 set -euo pipefail

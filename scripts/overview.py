@@ -6,7 +6,7 @@ example:
 
 Models of all methods are shown by what they have: those with a code by everything that is done with it, edits where
 the probe's best.pt lies beside the weights; the others by samples, and by the features of their blocks. Everything is
-computed here, by few network calls, in about a minute on a CPU.
+computed here, by few network calls, in a minute or three on a CPU.
 """
 
 import os

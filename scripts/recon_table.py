@@ -64,15 +64,8 @@ def rows_of(run_dir: str) -> Iterator[tuple[str, ...]]:
         label = f"{settings['sampler']} {settings['steps']}, {settings['grid']}"
         others = [f"{name} {settings[name]}" for name in BESIDE if settings.get(name, BESIDE[name]) != BESIDE[name]]
         label = ", ".join([label, *others])
-        yield (
-            f"{os.path.basename(run_dir.rstrip('/'))}, step {step}",
-            label,
-            start,
-            str(report["nfe"]),
-            *values,
-            data,
-            "ours",
-        )
+        run_name = os.path.basename(run_dir.rstrip("/"))
+        yield (f"{run_name}, step {step}", label, start, str(report["nfe"]), *values, data, "ours")
 
 
 main = partial(collect, __doc__, "evaluated reconstructions", HEADER, published_rows, rows_of)

@@ -435,6 +435,7 @@ def test_reconstruction_continues_and_does_not_mix(checkpoint, program, monkeypa
     lost.unlink()
     assert program(reconstruct, *words)[0] == 0
     assert kept.stat().st_mtime_ns == before and np.array_equal(read(folder, "fake", i=1), made)
+    assert "seconds" not in json.loads((folder / "metrics.json").read_text())  # of a part would be no cost of the whole
     refused = program(reconstruct, *words, "--seed=1")
     assert_one_line_error(refused, "another seed (0, now 1), made by: python3 ", "--overwrite true", "another --out")
 
@@ -452,6 +453,7 @@ def test_reconstructions_are_identified_by_content(checkpoint, program, tmp_path
     status, shown, error = program(reconstruct, *words)
     assert status == 0 and "wrote 6" in shown, error
     (folder,) = (tmp_path / "out" / "sample_20").iterdir()
+    assert json.loads((folder / "metrics.json").read_text())["seconds"] >= 0
     assert not (weights.parent / "sample_20" / folder.name).exists()
     again = program(reconstruct, *words)
     assert again[0] == 0 and again[1].splitlines()[0] == shown.splitlines()[0]
