@@ -40,7 +40,7 @@ from dbae.checkpoint import complete_sets, config_content, read_config, write_co
 from dbae.config import TrainConfig, UserError, from_json
 from dbae.io import lock_folder, made_by, save_grid, to_float, to_uint8, with_command
 from dbae.methods import METHODS, DiffusionModel
-from dbae.methods.sizes import SIZES
+from dbae.methods.presets import SIZES
 from dbae.state import TrainState
 from dbae.training import Batches, local_batch, micro_batches, train
 from scripts import train_options

@@ -13,7 +13,7 @@ from datasets.tolerant import POLICIES
 from dbae.checkpoint import read_config, stated_config
 from dbae.config import TrainConfig, UserError, check_numbers, from_json, option
 from dbae.methods import METHODS, DiffusionModel, LatentPrior, preset
-from dbae.methods.sizes import SIZES, choose
+from dbae.methods.presets import SIZES, choose
 from scripts.cli import Parser, given, peek
 
 TRAINED_ON = ("train", "all")

@@ -9,7 +9,7 @@ from lmdb_fixtures import encoded, picture
 from dbae import progress
 from dbae.config import TrainConfig, UserError
 from dbae.methods import DBAE, DDIM, METHODS, DiffAE, preset
-from dbae.methods.sizes import SIZES, choose
+from dbae.methods.presets import SIZES, choose
 from scripts import train, train_options
 
 SIZED = (DBAE, DiffAE, DDIM)

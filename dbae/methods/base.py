@@ -1,16 +1,14 @@
 """What every method shares.
 
 A method is a process over a noise schedule, a preconditioning, a network, and what the network is conditioned on. It
-states these in a subclass; the rest of the repository uses only this class and, for methods with an encoder,
-``AutoEncoder``.
+states these in a subclass, with its rows of presets (``Presets``); the rest of the repository uses only this class and,
+for methods with an encoder, ``AutoEncoder``.
 
 Images are [N, 3, H, W] in [-1, 1], float32. Time runs from the data to ``process.T``.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -30,25 +28,17 @@ from dbae.diffusion import (
     time_grid,
 )
 from dbae.io import Generators, randn_like, to_float
+from dbae.methods.networks import Networks
+from dbae.methods.presets import Presets
 
 Cond = dict[str, Tensor]
 Scalings = tuple[Tensor, ...]  # c_skip, c_out, c_in, c_noise, each [N]; all but the last may be one number
 BESIDE = ("x_T", "conds_mean", "conds_std")  # what official files hold beside the tensors of networks
 
 
-class DiffusionModel(nn.Module):
+class DiffusionModel(Networks, Presets):
     """A denoising network around a process. Subclasses set what follows, and define ``condition`` and ``network``."""
 
-    method: ClassVar[str]  # its name in config.json and on the command line
-    Config: ClassVar[type]  # a frozen dataclass of options, with ``image_size``, and ``name`` of a run's folder
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]  # data set or configuration -> fields of Config and TrainConfig
-    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})  # size of the networks -> the same fields
-    SIZED: ClassVar[tuple[str, ...]] = ()  # rows of PRESETS that are not published: a size takes their place
-    ROWS: ClassVar[str] = "dataset"  # what names the rows of PRESETS: data sets, or configurations ("config")
-    CHECKED: ClassVar[tuple[str, ...]] = ("image_size",)  # of Config: evaluation compares them with the checkpoint
-    OVERRIDABLE: ClassVar[tuple[str, ...]] = ()  # those of them that evaluation may change
-    SIZE_DEPENDENT: ClassVar[tuple[str, ...]] = ()  # of Config: their values in a preset belong to its image size
-    FLOAT32: ClassVar[tuple[str, ...]] = ()  # networks that autocast leaves alone
     SAMPLING: ClassVar[SampleConfig] = SampleConfig()  # how the method is sampled unless told otherwise
     OFFICIAL_SAMPLING: ClassVar[tuple[SampleConfig, ...]] = ()  # of its published reconstructions
     FEW_STEPS: ClassVar[SampleConfig | None] = None  # of few network calls, where one was found to be as good
@@ -61,12 +51,6 @@ class DiffusionModel(nn.Module):
     process: Process
     precond: Preconditioning
 
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-        self.amp: dict[str, torch.dtype] = {}  # dtype of autocast by network; the others compute in float32
-        self.compiled: dict[str, set[int]] = {}  # batch sizes that compiled networks have seen in evaluation
-
     # Of a method
 
     def condition(self, x0: Tensor | None = None, y: Tensor | None = None) -> Cond:
@@ -76,10 +60,6 @@ class DiffusionModel(nn.Module):
     def network(self, x: Tensor, c_noise: Tensor, blocks: Sequence[str] | None = None, **cond: Tensor) -> Any:
         """The network's output like x_t for the scaled x_t; with ``blocks`` their activations by name."""
         raise NotImplementedError
-
-    def block_names(self) -> list[str]:
-        """Names of the network's blocks, in the order in which they are computed."""
-        return [name for name, _ in self.unet.named_blocks()]
 
     # Shared by all methods
 
@@ -247,6 +227,14 @@ class DiffusionModel(nn.Module):
         neutral = {name: value for name, value in DEFAULTS.items() if sampler and name not in sampler.reads}
         return dataclasses.replace(cls.SAMPLING, **{**neutral, **settings})
 
+    @classmethod
+    def result_name(cls, sampling: SampleConfig) -> str:
+        """Name of a folder of results: sampler, steps, where an inversion starts, and what is not the default."""
+        settings = {k: v for k, v in sampling.as_dict().items() if v != getattr(cls.SAMPLING, k)}
+        settings = {"xT": sampling.xT, **settings} if cls.INVERTS else settings
+        rest = (f"{k}={str(v).lower()}" for k, v in settings.items() if k not in ("sampler", "steps"))
+        return "_".join([sampling.sampler, str(sampling.steps), *rest])
+
     @torch.no_grad()
     def generate(self, n: int, generator: Generators = None, **settings: Any) -> Tensor:
         """``n`` images from noise; ``settings`` are fields of SampleConfig."""
@@ -259,12 +247,6 @@ class DiffusionModel(nn.Module):
         """Labelled rows of pictures in [-1, 1] that show how training goes; ``images`` are of the data set."""
         generator = torch.Generator().manual_seed(0)
         return [("sample", self.generate(len(images), generator, steps=20))]
-
-    def check_blocks(self, blocks: Sequence[str]) -> None:
-        """Raise UserError unless these are names of the network's blocks, one or more."""
-        unknown = [name for name in blocks if name not in self.block_names()]
-        if unknown or not blocks:
-            raise UserError(f"blocks: expected some of {', '.join(self.block_names())}, got {', '.join(unknown)}")
 
     def activations(
         self,
@@ -306,79 +288,7 @@ class DiffusionModel(nn.Module):
         """The code z [N, d] in what ``encode_arrays`` gave; ``noise`` is for a stochastic encoder."""
         return arrays["z"]
 
-    def use_amp(self, dtype: torch.dtype | None, networks: str = "all") -> None:
-        """Compute in autocast's ``dtype`` (None: float32): all networks but those of FLOAT32, or the U-Net alone."""
-        names = [name for name, _ in self.named_children() if name not in self.FLOAT32]
-        chosen = names if networks == "all" else [name for name in names if name == networks]
-        self.amp = dict.fromkeys(chosen, dtype) if dtype else {}
-        on_cpu = next(self.parameters()).device.type == "cpu"  # whose GroupNorm in bf16 is slow channels last
-        for name in chosen:
-            layout = torch.contiguous_format if dtype and on_cpu else torch.channels_last
-            self.get_submodule(name).to(memory_format=layout)
-
-    @property
-    def precision(self) -> str:
-        """What the networks compute in, in a word or two."""
-        names = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-        if not self.amp:
-            return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
-        return names[next(iter(self.amp.values()))] + " (U-Net alone)" * (list(self.amp) == ["unet"])
-
-    def compute(self, name: str, *inputs: Any, **options: Any) -> Any:
-        """What the network ``name`` gives, in its inputs' precision, computed under autocast where that is on.
-
-        A tensor is copied, because a CUDA graph writes its next result to the same place. In evaluation a compiled
-        network is not compiled again for a smaller batch: that is filled up with its last image, and the result cut.
-        """
-        dtype, n = self.amp.get(name), len(inputs[0])
-        if name in self.compiled and not self.training:
-            size = min((seen for seen in self.compiled[name] if seen >= n), default=n)
-            self.compiled[name].add(size)
-            if size > n:
-                whole = self.compute(name, *[_filled(x, n, size) for x in inputs], **options)
-                return {block: h[:n] for block, h in whole.items()} if isinstance(whole, dict) else whole[:n]
-        with torch.autocast(inputs[0].device.type, dtype) if dtype else nullcontext():
-            output = self.get_submodule(name)(*inputs, **options)
-        return output if isinstance(output, dict) else output.to(inputs[0].dtype, copy=True)
-
-    def checked(self, x: Tensor) -> Tensor:
-        """The images x, in the precision of the weights. Raises ValueError for another shape than the model's.
-
-        In evaluation also for values far out of [-1, 1] or not finite; in training the loader is trusted.
-        """
-        size = self.config.image_size
-        if x.ndim != 4 or x.shape[1:] != (3, size, size) or not x.is_floating_point():
-            got = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
-            raise ValueError(f"images: expected float [N, 3, {size}, {size}] in [-1, 1], got {got}")
-        if not self.training and len(x) and not (peak := x.detach().abs().amax()) <= 1.5:
-            raise ValueError(f"images: expected values in [-1, 1], got up to {peak.item():g}")
-        return x.to(next(self.parameters()).dtype)
-
-    # Presets and files
-
-    @classmethod
-    def variant(cls, row: str | None) -> "type[DiffusionModel]":
-        """The class that a row of presets is of, where a method has several: this one or a subclass."""
-        return cls
-
-    @classmethod
-    def preset_row(cls, name: str, size: str | None = None) -> Mapping[str, Any]:
-        """The row of PRESETS for a data set: of its name, or ``folder`` for ``folder:PATH``. UserError for others.
-
-        With a ``size`` the networks and their training are those of SIZES, at the data set's image size.
-        """
-        row = "folder" if name.startswith("folder:") else name
-        if row not in cls.PRESETS or name == "folder":
-            known = ", ".join(row for row in cls.PRESETS if row != "folder")
-            raise UserError(f"dataset: expected one of {known} or folder:PATH, got {name!r}")
-        if size is None:
-            return cls.PRESETS[row]
-        if size not in cls.SIZES:
-            raise UserError(
-                f"preset: expected {' or '.join(cls.SIZES) or f'none, {cls.method} has no sizes'}, got {size!r}"
-            )
-        kept = {field: value for field, value in cls.PRESETS[row].items() if field in ("image_size", "flip")}
-        return {**kept, **cls.SIZES[size]}
+    # Files
 
     @staticmethod
     def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -399,33 +309,6 @@ class DiffusionModel(nn.Module):
     def official_config(cls, state: Mapping[str, Tensor], path: str, dataset: str | None, **fields: Any) -> Any:
         """The configuration of an official file, from its tensors' shapes and the ``fields`` that were typed."""
         raise UserError(f"{path}: expected a config.json beside it, there is none")
-
-    @classmethod
-    def result_name(cls, sampling: SampleConfig) -> str:
-        """Name of a folder of results: sampler, steps, where an inversion starts, and what is not the default."""
-        settings = {k: v for k, v in sampling.as_dict().items() if v != getattr(cls.SAMPLING, k)}
-        settings = {"xT": sampling.xT, **settings} if cls.INVERTS else settings
-        rest = (f"{k}={str(v).lower()}" for k, v in settings.items() if k not in ("sampler", "steps"))
-        return "_".join([sampling.sampler, str(sampling.steps), *rest])
-
-
-def preset(
-    method: type[DiffusionModel], cls: type, dataset: str, overrides: Mapping[str, Any], size: str | None = None
-) -> Any:
-    """A ``cls`` (the method's Config or TrainConfig) from a ``preset_row`` and the overrides, which win."""
-    row = method.preset_row(dataset, size)
-    values = {**row, **overrides}
-    if values.get("image_size") != row.get("image_size"):
-        for name in set(method.SIZE_DEPENDENT) - overrides.keys():
-            values.pop(name, None)
-    names = {f.name for f in dataclasses.fields(cls)}
-    return cls(**{name: value for name, value in values.items() if name in names})
-
-
-def _filled(x: Any, n: int, size: int) -> Any:
-    """A batch [n, ...] as one of ``size`` that repeats its last row, in the same memory format; other inputs as is."""
-    batch = isinstance(x, Tensor) and x.ndim > 0 and len(x) == n
-    return torch.cat([x, *[x[-1:]] * (size - n)]) if batch else x
 
 
 def _per_image(coefficient: Tensor, x: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from dbae.config import SampleConfig, UserError, option, require_from_zero, requ
 from dbae.diffusion import VE, VP, Bridge, Identity, Karras
 from dbae.io import Generators
 from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig, Ends
-from dbae.methods.base import Cond, preset
-from dbae.methods.sizes import by_size, unpublished
+from dbae.methods.base import Cond
+from dbae.methods.presets import by_size, preset, unpublished
 from dbae.methods.total_correlation import ESTIMATORS, PenalisedLoss
 from dbae.nn.decoder import Decoder
 from dbae.nn.layers import Attention2d

@@ -15,8 +15,9 @@ from dbae.config import SampleConfig, UserError
 from dbae.diffusion import VE, Diffusion, Epsilon, Karras, LinearBeta, Process, Update
 from dbae.methods import ddae_config
 from dbae.methods.augment import augment, draw_parameters
-from dbae.methods.base import Cond, DiffusionModel, preset
+from dbae.methods.base import Cond, DiffusionModel
 from dbae.methods.ddae_config import DDPMConfig, EDMConfig
+from dbae.methods.presets import preset
 
 CHAIN = 1000  # times of DDPM, from 1; 0 is the data
 P_MEAN, P_STD = -1.2, 1.2  # of ln sigma in the training of EDM

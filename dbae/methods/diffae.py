@@ -15,9 +15,9 @@ from dbae.config import SampleConfig, UserError, option, require_positive
 from dbae.diffusion import Diffusion, Epsilon, LinearBeta
 from dbae.io import Generators, randn_like
 from dbae.methods.autoencoder import AutoEncoder, AutoEncoderConfig, Ends
-from dbae.methods.base import BESIDE, Cond, DiffusionModel, preset
+from dbae.methods.base import BESIDE, Cond, DiffusionModel
 from dbae.methods.codes import slerp
-from dbae.methods.sizes import by_size, unpublished
+from dbae.methods.presets import by_size, preset, unpublished
 from dbae.nn.layers import Attention1d
 from dbae.nn.unet import UNet
 

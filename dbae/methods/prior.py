@@ -11,8 +11,8 @@ from torch import Tensor
 from dbae.config import SampleConfig, UserError, option, require_positive
 from dbae.diffusion import ConstantBeta, Diffusion, Epsilon
 from dbae.io import Generators, randn_like
-from dbae.methods.base import Cond, DiffusionModel, preset
-from dbae.methods.sizes import UNPUBLISHED
+from dbae.methods.base import Cond, DiffusionModel
+from dbae.methods.presets import UNPUBLISHED, preset
 from dbae.nn.mlp import SkipMLP
 
 
