@@ -265,13 +265,8 @@ class Loading(Benchmark):
 
 def prepared(model: DiffusionModel, config: TrainConfig) -> TrainState:
     """The state of a new run of a model on its device, as scripts/train.py makes it."""
-    device = next(model.parameters()).device
-    dtype = runtime.amp_dtype(config.precision, device)
-    model.use_amp(dtype, config.autocast)
-    if config.checkpointing:
-        runtime.use_checkpointing(model)
-    state = TrainState.create(model, config, device, scaled=dtype == torch.float16)
-    runtime.use_compile(model, config.compile, device)
+    state = TrainState.begin(model, config)
+    runtime.use_compile(model, config.compile, next(model.parameters()).device)
     return state
 
 

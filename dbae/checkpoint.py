@@ -7,11 +7,9 @@ names of the method's official release; others are read where ``weight_sets`` fi
 """
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 import blobfile as bf
@@ -19,16 +17,22 @@ import torch
 from torch import Tensor
 
 from dbae.config import UserError, from_json
-from dbae.io import atomic_write, listdir, read_json, require_finite, write_json
+from dbae.io import listdir, read_json, require_finite, write_json
 from dbae.methods import METHODS, DiffusionModel
 from dbae.methods.base import BESIDE
-from dbae.tensors import describe_foreign, read_head, read_tensors, write_tensors
+from dbae.tensors import (
+    SAFE,
+    describe_foreign,
+    read_head,
+    read_metadata,
+    read_safetensors,
+    read_tensors,
+    write_safetensors,
+    write_tensors,
+)
 
 NAME = re.compile(r"(?P<prefix>freq_)?(?P<kind>model|opt|ema_(?P<rate>[0-9.eE+-]+))_(?P<step>\d+)\.pt")
 PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model.")  # of wrapped modules: DistributedDataParallel, compile...
-SAFE = re.compile(rb".{7}\0\{", re.S)  # a .safetensors file begins with the length of a header that is JSON
-LONGEST = 100_000_000  # bytes of a header, as the package has it
-METADATA = "dbae"  # where a .safetensors file carries its configuration
 
 State = Mapping[str, Tensor]
 
@@ -122,14 +126,6 @@ def save_weights(path: str, model: DiffusionModel, content: Mapping[str, Any] | 
     return None
 
 
-def write_safetensors(path: str, state: State, content: Mapping[str, Any] | None) -> None:
-    """Write tensors, with ``content`` in the metadata. Raises UserError where the package is missing."""
-    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-    data = safetensors_library(path).save(own, {METADATA: json.dumps(content), "format": "pt"})
-    with atomic_write(path) as file:
-        file.write(data)
-
-
 def read_weights(path: str) -> tuple[dict[str, State], dict[str, Any] | None]:
     """Sets of tensors on the CPU as ``weight_sets`` gives them, and the configuration where the file carries one.
 
@@ -140,7 +136,7 @@ def read_weights(path: str) -> tuple[dict[str, State], dict[str, Any] | None]:
     if named and not safe and describe_foreign(head):
         raise UserError(f"{path}: refused: {describe_foreign(head)}; expected weights")
     safe = safe or (named and not head.startswith(b"PK"))
-    content, config = _read_safetensors(path) if safe else (read_tensors(path, mapped=True), None)
+    content, config = (read_safetensors(path), _carried(path)) if safe else (read_tensors(path, mapped=True), None)
     sets = weight_sets(content)
     if not sets:
         foreign = next((n for n, v in content.items() if not (isinstance(n, str) and isinstance(v, Tensor))), None)
@@ -215,6 +211,11 @@ def _checked(content: Any, where: str) -> dict[str, Any]:
     return content
 
 
+def _carried(path: str) -> dict[str, Any] | None:
+    content = read_metadata(path)
+    return None if content is None else _checked(content, path)
+
+
 def stated_config(path: str) -> dict[str, Any] | None:
     """The configuration of a weight file: what a ``.safetensors`` carries, else ``config.json`` beside it.
 
@@ -223,42 +224,6 @@ def stated_config(path: str) -> dict[str, Any] | None:
     """
     carries = bf.exists(path) and SAFE.match(read_head(path))
     return (_carried(path) if carries else None) or read_config(bf.dirname(path))
-
-
-def _read_safetensors(path: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    library = safetensors_library(path)
-    try:
-        with bf.BlobFile(path, "rb") as file:
-            state = library.load(file.read())  # checks the header, too
-    except Exception as error:  # the library raises its own kind, and what Python and torch raise for odd headers
-        raise _damaged(path, error) from None
-    return state, _carried(path)
-
-
-def _carried(path: str) -> dict[str, Any] | None:
-    """The configuration in the header of a ``.safetensors`` file, if there is one."""
-    try:
-        with bf.BlobFile(path, "rb") as file:
-            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), LONGEST)))
-        text = header.get("__metadata__", {}).get(METADATA)
-        content = text and json.loads(text)
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise _damaged(path, error) from None
-    return None if content is None else _checked(content, path)
-
-
-def _damaged(path: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return UserError(f"{path}: refused: damaged or no safetensors file ({reason})")
-
-
-def safetensors_library(path: str) -> ModuleType:
-    """The package that reads and writes the file. Raises UserError where it is missing."""
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise UserError(f"{path}: .safetensors files need the package safetensors: pip install safetensors") from None
-    return safetensors.torch
 
 
 def _only_one(sets: Mapping[str, State], build: Callable[[State], Any], path: str) -> Any:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dbae.checkpoint import read_weights, write_safetensors
+from dbae.checkpoint import read_weights
 from dbae.config import UserError, from_json
 from dbae.io import Generators, randn_like
 from dbae.methods import DDAE, METHODS
+from dbae.tensors import write_safetensors
 
 
 class FineTuned(nn.Module):

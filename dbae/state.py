@@ -78,6 +78,16 @@ class TrainState:
         scaler = torch.amp.GradScaler(device.type, init_scale=2.0**20, enabled=scaled)
         return cls(model, EMA(model, config.ema_rate, config.resolved().ema_rule), optimizer, scaler, objective)
 
+    @classmethod
+    def begin(cls, model: DiffusionModel, config: TrainConfig) -> "TrainState":
+        """A fresh state of a model on its device, which from now on computes as the configuration says."""
+        device = next(model.parameters()).device
+        dtype = runtime.amp_dtype(config.precision, device)
+        model.use_amp(dtype, config.autocast)
+        if config.checkpointing:
+            runtime.use_checkpointing(model)
+        return cls.create(model, config, device, scaled=dtype == torch.float16)
+
     def save(self, run_dir: str, prefix: str = "") -> None:
         """Write the set of this step, as ``saving`` describes."""
         self.saving(run_dir, prefix)()

@@ -1,9 +1,11 @@
-"""Tensors in files, as ``torch.save`` writes them. Nothing in a file is ever executed."""
+"""Tensors in files: as ``torch.save`` writes them, and as .safetensors. Nothing in a file is ever executed."""
 
 import hashlib
+import json
 import re
 import zipfile
 from collections.abc import Mapping
+from types import ModuleType
 from typing import IO, Any
 
 import blobfile as bf
@@ -23,6 +25,9 @@ FOREIGN = {
     OTHER_ARCHIVE: re.compile(rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc|(?s:.{257})ustar"),
     "an HDF5 file": re.compile(rb"\x89HDF"),
 }
+SAFE = re.compile(rb".{7}\0\{", re.S)  # a .safetensors file begins with the length of a header that is JSON
+LONGEST = 100_000_000  # bytes of a header, as the package has it
+METADATA = "dbae"  # where a .safetensors file carries its configuration
 # Keys one entry of a Lightning checkpoint; nothing of it is called
 LIGHTNING = type("ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks.model_checkpoint"})
 
@@ -132,3 +137,45 @@ def _damaged_part(file: IO[bytes]) -> str | None:
         if not any(name.endswith("data.pkl") for name in archive.namelist()):
             raise ValueError(OTHER_ARCHIVE)
         return archive.testzip() if any(part.CRC for part in archive.infolist()) else None
+
+
+def write_safetensors(path: str, state: Mapping[str, Tensor], content: Mapping[str, Any] | None) -> None:
+    """Write tensors, with ``content`` in the metadata. Raises UserError where the package is missing."""
+    data = safetensors_library(path).save(host_copy(state), {METADATA: json.dumps(content), "format": "pt"})
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def read_safetensors(path: str) -> dict[str, Tensor]:
+    """Tensors by name. Raises UserError for a damaged file, and where the package is missing."""
+    library = safetensors_library(path)
+    try:
+        with bf.BlobFile(path, "rb") as file:
+            return library.load(file.read())  # checks the header, too
+    except Exception as error:  # the library raises its own kind, and what Python and torch raise for odd headers
+        raise _damaged(path, error) from None
+
+
+def read_metadata(path: str) -> Any:
+    """What ``write_safetensors`` was given as ``content``, or None. Reads the header alone; UserError if damaged."""
+    try:
+        with bf.BlobFile(path, "rb") as file:
+            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), LONGEST)))
+        text = header.get("__metadata__", {}).get(METADATA)
+        return text and json.loads(text)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{path}: refused: damaged or no safetensors file ({reason})")
+
+
+def safetensors_library(path: str) -> ModuleType:
+    """The package that reads and writes the file. Raises UserError where it is missing."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise UserError(f"{path}: .safetensors files need the package safetensors: pip install safetensors") from None
+    return safetensors.torch

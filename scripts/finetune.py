@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from datasets import Labelled, labelled_splits
 from dbae import runtime
-from dbae.checkpoint import safetensors_library
 from dbae.config import RuntimeConfig, UserError, check_numbers, option
 from dbae.finetuned import FineTuned, save_finetuned
 from dbae.io import Generators, fingerprint, with_command, write_json
 from dbae.methods import DDAE
+from dbae.tensors import safetensors_library
 from scripts.classifiers import Recipe, Training, accuracies, cosine, logits
 from scripts.cli import Parser, run
 from scripts.common import load, parse, print_dry_run, result_folder

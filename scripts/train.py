@@ -230,12 +230,7 @@ def fit(
     """
     held: list[IO | None] = []  # the run folder's lock, until the end
     runtime.on_first(lambda: held.append(lock_folder(run_dir)))
-    device = next(model.parameters()).device
-    dtype = runtime.amp_dtype(config.precision, device)
-    model.use_amp(dtype, config.autocast)
-    if config.checkpointing:
-        runtime.use_checkpointing(model)
-    state = TrainState.create(model, config, device, scaled=dtype == torch.float16)
+    state, device = TrainState.begin(model, config), next(model.parameters()).device
     resumed = state.restore_newest(run_dir)
     if resumed is None and resume_checkpoint:
         resumed = state.restore_from(resume_checkpoint)

@@ -18,7 +18,7 @@ ALLOWED = {
     "dbae/runtime.py": {"dbae.config", "dbae.device", "dbae.nn"},
     "dbae/checkpoint.py": {"dbae.config", "dbae.io", "dbae.methods", "dbae.tensors"},
     "dbae/hub.py": {"dbae.checkpoint", "dbae.config", "dbae.io", "dbae.methods"},
-    "dbae/finetuned.py": {"dbae.checkpoint", "dbae.config", "dbae.io", "dbae.methods"},
+    "dbae/finetuned.py": {"dbae.checkpoint", "dbae.config", "dbae.io", "dbae.methods", "dbae.tensors"},
     "dbae/progress.py": {"dbae.config", "dbae.io", "dbae.runtime"},
     "dbae/state.py": {
         "dbae.checkpoint",
