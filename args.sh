@@ -54,9 +54,13 @@ data_from_here() {
 # value_from_here OPTION VALUE: a value that names a file (with a dot or a slash) as seen from the root.
 value_from_here() {
     case $1 in
-        --dataset) data_from_here "$2" ;;
+        --dataset | --probe[-_]data) data_from_here "$2" ;;
         --out | --workdir) # may not be there yet
             if [[ -z $2 || $2 == /* || $2 == "~"* || $2 == *://* ]]; then echo "$2"; else echo "$HERE/$2"; fi
+            ;;
+        --images | --data[-_]dir | --data[-_]root) from_here "$2" ;;
+        --labels) # or FILE.csv:COLUMN
+            if [[ $2 == *:* && ! -e $HERE/$2 && -e $HERE/${2%:*} ]]; then echo "$HERE/$2"; else from_here "$2"; fi
             ;;
         *) if [[ $2 == *[./]* ]]; then from_here "$2"; else echo "$2"; fi ;;
     esac
@@ -82,7 +86,12 @@ options_from_here() {
 launch() {
     local module=scripts.$1
     shift
-    if ((NPROC * NNODES == 1)) || [[ " $* " =~ \ --(dry[-_]run|help)[\ =] ]]; then
+    [[ $NPROC =~ ^[1-9][0-9]*$ ]] || fail "NPROC: expected a number of processes from 1, got $NPROC"
+    [[ $NNODES =~ ^[1-9][0-9]*$ ]] || fail "NNODES: expected a number of nodes from 1, got $NNODES"
+    local words=" $* " # --dry_run false is none
+    words=${words//dry-run/dry_run}
+    words=${words//--dry_run[ =]false /}
+    if ((NPROC * NNODES == 1)) || [[ $words =~ \ --(dry_run|help)[\ =] ]]; then
         exec "$PYTHON" -m "$module" "$@"
     fi
     "$PYTHON" -m "$module" "$@" --check=$((NPROC * NNODES))

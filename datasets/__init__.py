@@ -70,6 +70,8 @@ def build(
     own_lmdb = is_folder and is_lmdb(path) and (os.path.isdir(path) or path.endswith(".lmdb"))
     if labels and (own_lmdb or not is_folder):
         raise UserError(f"labels: expected only with folder:PATH of images, got them with {name}")
+    if data_dir and (is_folder or name == "sprites"):
+        raise UserError(f"data_dir: expected none with {name}, got {data_dir!r}")
     if is_folder and not own_lmdb:
         return FolderImages(path, split, size, split_range, labels)
     place = data_dir or os.path.join(data_root, name)

@@ -63,6 +63,8 @@ class ImageDataset(Dataset):
 
     def targets(self, kind: str | None = None) -> Targets:
         """Labels of the split's images: of a kind, or without one as they stand, so that -1 is no 0."""
+        if not self.kinds:
+            raise UserError(f"{self.title} has no labels")
         if kind and kind not in self.kinds:
             raise UserError(f"{self.title}: expected labels of the kind {' or '.join(self.kinds)}, got {kind}")
         return self.table(kind).targets(map(self.row_name, self.indices), kind)

@@ -145,7 +145,7 @@ class LabelTable:
         for line, (cell,) in self.rows.values():
             if not cell or (numeric and not float(cell).is_integer()):
                 raise UserError(f"{self.path}: expected a class, text or a whole number, on line {line}, got {cell!r}")
-        found = [int(float(cell)) if numeric else cell for cell in self._column]
+        found = [_whole(cell) if numeric else cell for cell in self._column]
         classes = sorted(set(found))
         place = {name: i for i, name in enumerate(classes)}
         return tuple(map(str, classes)), torch.tensor([place[name] for name in found], dtype=torch.long)
@@ -169,9 +169,16 @@ def image_key(name: str) -> str:
     return posixpath.normpath(unicodedata.normalize("NFC", name.replace("\\", "/")))
 
 
+def _whole(cell: str) -> int:
+    try:
+        return int(cell)  # however long it is
+    except ValueError:
+        return int(float(cell))  # such as 1.0
+
+
 def is_number(cell: str, limit: float = torch.finfo(torch.float32).max) -> bool:
     """Whether a cell is a number that is finite in 32 bits."""
     try:
-        return abs(float(cell)) <= limit
+        return "_" not in cell and abs(float(cell)) <= limit  # as 1_1 is 11 to Python alone
     except ValueError:
         return False

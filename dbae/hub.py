@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dbae.checkpoint import config_content, load_model, save_weights, write_config
+from dbae.checkpoint import config_content, load_model, read_config, save_weights, write_config
 from dbae.config import UserError
 from dbae.io import atomic_write
 from dbae.methods import DiffusionModel
@@ -46,8 +46,10 @@ Weights inherit the terms of the data they were trained on: state them here befo
 def save_pretrained(model: DiffusionModel, folder: str, dataset: str = "") -> None:
     """Write a model's folder; ``dataset`` names what it was trained on. A card that is there already is kept.
 
-    Raises UserError without the package safetensors.
+    Raises UserError without the package safetensors, and for the folder of a training run, whose config.json it needs.
     """
+    if "train" in (read_config(folder) or {}):
+        raise UserError(f"{folder}: expected another folder, this one is of a training run")
     content = config_content(model, dataset)
     save_weights(os.path.join(folder, WEIGHTS), model, content)
     write_config(folder, content)

@@ -69,10 +69,35 @@ def load(options: ModelOptions, about: dict[str, Any], device: torch.device | No
     """
     dataset = None if "image_size" in about or options.row.startswith("folder:") else options.row
     model = load_model(options.model_path, options.method, dataset, device, **about)
+    warn_of_training_images(options)
     if device and isinstance(options, RuntimeConfig):
         model.use_amp(runtime.amp_dtype(options.precision, device), options.autocast)
         runtime.use_compile(model, options.compile, device, calls=0)
     return model
+
+
+def warn_of_training_images(options: ModelOptions) -> None:
+    """Say where own images outside the training part may be among those that the model was trained on.
+
+    The parts of a folder are made anew of what is in it: one image more or less, or other labels, shuffle them.
+    """
+    trained = (stated_config(options.model_path) or {}).get("data")
+    if not (options.dataset.startswith("folder:") and isinstance(trained, dict) and trained.get("parts")):
+        return
+    try:
+        data = build(options.dataset, trained["split"], size=1, split_range=trained["split_range"])
+    except UserError:  # what is wrong is said where it matters
+        return
+    if data.place != trained["path"]:
+        return
+    if data.digest(times=False) != trained["images_digest"]:
+        fix = "a parts.csv there keeps parts as they are"
+        runtime.warn0(
+            f"{data.title}: its training images are others now than when the model was trained, and some of those may "
+            f"be in valid and test; {fix}"
+        )
+    elif trained["split"] == "all" and getattr(options, "split", "") not in ("train", "all"):
+        runtime.warn0(f"{data.title}: the model was trained on all of its images, valid and test among them")
 
 
 def compile_for(model: DiffusionModel, options: RuntimeConfig, calls: int) -> None:

@@ -66,9 +66,11 @@ def main(args: list[str] | None = None) -> None:
 
     check_outputs([options.out, *([bf.join(folder, "config.json")] * plain)], [options.model_path])
     found = stated_config(options.model_path)
+    if found and options.dataset not in (None, found.get("dataset", "")):
+        raise UserError(f"dataset: {options.model_path} is of {found.get('dataset')!r}, got {options.dataset!r}")
     model = load_model(
         options.model_path,
-        None if found else options.method,
+        None if found and "method" not in given(typed, ConvertOptions) else options.method,
         options.dataset,
         **given(typed, method.Config, method.CHECKED),
     )

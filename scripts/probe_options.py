@@ -49,6 +49,10 @@ class RegressionOptions(ModelOptions):
             raise UserError(f"solver: expected adam or exact for regression, got {self.solver}")
         if (self.time is None) != (self.features in ("model", *BASELINES)):
             raise UserError("time: expected one with --features BLOCK, and only there")
+        if self.probe_lr > 1e6:
+            raise UserError(f"probe_lr: expected a number up to 1e6, got {self.probe_lr:g}")
+        if self.label_fraction and self.repeats < 2:
+            raise UserError(f"repeats: expected 2 or more with --label_fraction, got {self.repeats}")
         if not all(0 < share <= 1 for share in self.label_fraction):
             raise UserError(f"label_fraction: expected shares in (0, 1] like 0.01,0.1, got {self.label_fraction}")
 

@@ -245,7 +245,8 @@ def fit(
     if not quiet:
         runtime.print0(f"run: {run_dir}, steps {state.step} to {config.total_steps}{start}\n{about}")
         runtime.print0(summary(model, config, device, compiled))
-    with runtime.Stop() as stop, closing(runtime.blocking_signals(stream(state))) as batches:
+    batches = stream(state)  # which may read all images first: a signal ends that at once
+    with runtime.Stop() as stop, closing(runtime.blocking_signals(batches)) as batches:
         return train(state, batches, config, run_dir, device, preview, stop, quiet, hint), state.step
 
 

@@ -118,6 +118,8 @@ def main(args: list[str] | None = None) -> None:
     prior_config = preset(LatentPrior, PriorConfig, options.dataset, own)
     size = trained.model.config.image_size
     data = build_data(options, size, whole=True)
+    if len(data) < 2:
+        raise UserError("data: expected 2 images or more, got 1")
     held_out = build(options.dataset, options.held_out, size, options.data_root, options.data_dir)
     local_batch(config, options.check or runtime.world())
 

@@ -174,6 +174,10 @@ def test_training_from_the_launcher_resumes_by_itself(tmp_path, program):
 def test_several_processes_check_their_input_once(tmp_path):
     words = ["toyfaces", "vp", "false", "--batch_size=32", "--device=cpu", f"--workdir={tmp_path / 'run'}"]
     assert_one_line_error(bash("train_dbae.sh", *words, NPROC="3"), "batch_size", "multiple of the 3 processes", "32")
+    for wrong in ("0", "two", "-1"):
+        assert_one_line_error(bash("train_dbae.sh", *words, NPROC=wrong), "NPROC: expected a number", wrong)
+    dry = bash("train_dbae.sh", *words, "--dry_run", "false", NPROC="3")  # which is none
+    assert_one_line_error(dry, "multiple of the 3 processes")
 
 
 def photos(folder, n=6, first=0):
@@ -522,6 +526,12 @@ def test_an_image_does_not_depend_on_batches_or_processes(checkpoint, program):
         (["--workdir", "./runs", "--workdir=gs://b/c"], ["--workdir", "/here/./runs", "--workdir=gs://b/c"]),
         (["--dataset=folder:photos", "--labels=a.csv"], ["--dataset=folder:/here/photos", "--labels=a.csv"]),
         (["--limit", "3", "--overwrite"], ["--limit", "3", "--overwrite"]),
+        (
+            ["--probe_data=folder:photos", "--images", "photos"],
+            ["--probe_data=folder:/here/photos", "--images", "/here/photos"],
+        ),
+        (["--labels=photos:A", "--labels", "none:A"], ["--labels=/here/photos:A", "--labels", "none:A"]),
+        (["--data-dir", "photos", "--split", "photos"], ["--data-dir", "/here/photos", "--split", "photos"]),
     ],
 )
 def test_paths_are_as_seen_by_who_typed_them(tmp_path, words, expected):

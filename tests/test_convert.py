@@ -159,6 +159,13 @@ def test_wrong_input_is_one_line(tmp_path, weights, source, out, message):
     assert "\n" not in str(caught.value) and not (tmp_path / out).exists()
 
 
+@pytest.mark.parametrize("words", ["--method=diffae", "--dataset=celeba"])
+def test_what_a_file_states_is_not_said_otherwise(tmp_path, weights, words):
+    with pytest.raises(UserError, match=words[2:].replace("=", ".*")):
+        converted(weights, tmp_path / "out.safetensors", words)
+    converted(weights, tmp_path / "out.safetensors", "--method=dbae", "--dataset=toyfaces")
+
+
 @pytest.fixture
 def whole(tmp_path):
     path = tmp_path / "a.safetensors"
@@ -224,6 +231,9 @@ def test_without_the_package(tmp_path, monkeypatch, model, whole):
 def test_a_folder_is_a_model(tmp_path, model):
     folder = tmp_path / "folder"
     save_pretrained(model, str(folder), "toyfaces")
+    write_config(str(tmp_path / "run"), config_content(model, "toyfaces", train=TrainConfig()))
+    with pytest.raises(UserError, match="run: expected another folder, this one is of a training run"):
+        save_pretrained(model, str(tmp_path / "run"))
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert_same_model(from_pretrained(str(folder)), model)
     card = (folder / "README.md").read_text()

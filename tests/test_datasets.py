@@ -466,6 +466,27 @@ def test_folder_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        (("1_1", "11", "12"), ("11", "12", "1_1")),
+        (("9007199254740993", "9007199254740992", "5"), ("5", "9007199254740992", "9007199254740993")),
+        (("1", "1.0", "1e1"), ("1", "10")),
+    ],
+)
+def test_classes_that_are_written_differently(tmp_path, cells, names):
+    root = image_folder(tmp_path, ["a.png", "b.png", "c.png"])
+    rows = "".join(f"{name}.png,{cell}\n" for name, cell in zip("abc", cells, strict=True))
+    (tmp_path / "labels.csv").write_text(f"file,class\n{rows}")
+    assert build(f"folder:{root}", "train", 8).targets("class").names == names
+
+
+def test_a_place_that_is_not_read_is_refused(tmp_path):
+    for name in (f"folder:{image_folder(tmp_path, ['a.png'])}", "sprites"):
+        with raises("data_dir: expected none with"):
+            build(name, "train", 8, data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
     ("table", "message"),
     [
         ("", "expected a header line"),

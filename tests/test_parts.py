@@ -3,13 +3,19 @@
 import json
 
 import pytest
+import tiny
 import torch
 from lmdb_fixtures import image_folder, image_lmdb, write_lmdb
 
 from datasets import build, labelled_splits, prepare
 from datasets.parts import shuffled_parts
+from dbae.checkpoint import config_content, write_config
 from dbae.config import UserError
 from scripts import train
+from scripts.common import load
+from scripts.options import DataOptions
+from scripts.train import data_entry
+from scripts.train_options import RunOptions
 
 SPLITS = ("train", "valid", "test")
 
@@ -168,6 +174,30 @@ def test_a_run_keeps_what_it_was_trained_on(tmp_path):
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(json.dumps({"model": {}, "preset": options.preset, **content}))
         assert split() == expected and split("--split=train") == "train"
+
+
+def test_training_images_that_are_in_other_parts_now_are_told(tmp_path, capsys):
+    """A folder with one image less is split anew."""
+    folder = image_folder(tmp_path / "own", [f"{i}.png" for i in range(40)], 8, 8)
+    path, name = tiny.written(tmp_path, tiny.model()), f"folder:{folder}"
+    options = DataOptions(dataset=name, model_path=str(path), split="test")
+
+    def told(trained_on="train"):
+        run = RunOptions(dataset=name, split=trained_on)
+        content = config_content(tiny.model(), name) | {
+            "data": entry or data_entry(run, build(name, trained_on, 8), None)
+        }
+        write_config(str(tmp_path), content)
+        load(options, {"image_size": 32})
+        return content["data"], capsys.readouterr().err
+
+    entry = None
+    trained, said = told()
+    assert said == ""
+    assert "the model was trained on all of its images" in told("all")[1]
+    (tmp_path / "own" / "7.png").unlink()
+    entry = trained
+    assert "its training images are others now than when the model was trained" in told()[1]
 
 
 def test_labels_of_all_images_and_of_parts(tmp_path):

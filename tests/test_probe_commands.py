@@ -207,7 +207,10 @@ def test_a_launcher_without_its_arguments():
     ("program", "words", "message"),
     [
         (infer_class, "--label_fraction=2", r"label_fraction: .*\(0, 1\]"),
+        (infer_class, "--label_fraction=0.5 --repeats=1", "repeats: expected 2 or more"),
+        (infer_class, "--probe_lr=1e38", "probe_lr: expected a number up to 1e6"),
         (infer_class, "--probe_data=lfw", "lfw"),
+        (infer_class, "--probe_data=sprites", "sprites has no labels"),
         (infer_class, "--baseline=absent.json", "baseline: expected the results.json of a probe"),
         (encode, "--out=codes.txt", "out: expected a name that ends in .npz or .safetensors"),
         (infer_class, "--features=input_blocks.1", "time: expected one with --features BLOCK"),
