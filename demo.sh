@@ -19,7 +19,7 @@ if (($#)); then
     mkdir -p workdir/pretrained
     models=()
     for folder in ckpt/toyfaces/{det,diffae,ddae}; do models+=("$(newest "$folder")"); done
-    exec "$PYTHON" -m scripts.overview --dataset toyfaces --out workdir/pretrained/overview.png --model_path "${models[@]}"
+    exec "$PYTHON" -m scripts.overview --dataset toyfaces --out workdir/pretrained/overview.png --overwrite true --model_path "${models[@]}"
 fi
 
 out=workdir/demo

@@ -60,7 +60,7 @@ def dci(
     """
     importance, accuracy = np.zeros((z.shape[1], y.shape[1])), []
     for i in range(y.shape[1]):
-        model = GradientBoostingClassifier(n_estimators=stages, random_state=seed).fit(z, y[:, i])
+        model = GradientBoostingClassifier(n_estimators=stages, random_state=seed % 2**32).fit(z, y[:, i])
         importance[:, i] = model.feature_importances_
         accuracy.append(float(model.score(z_test, y_test[:, i])))
         progress()

@@ -162,5 +162,5 @@ def pca(rows: np.ndarray, dim: int, limit: int = 20_000, seed: int = 0) -> Calla
     chosen = rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit])]
     if not 1 <= dim <= min(chosen.shape):
         raise UserError(f"pca: expected a dimension of 1 to {min(chosen.shape)} (rows, values), got {dim}")
-    model = PCA(dim, svd_solver="randomized", random_state=seed).fit(chosen)
+    model = PCA(dim, svd_solver="randomized", random_state=seed % 2**32).fit(chosen)
     return lambda x: torch.from_numpy(model.transform(x.cpu().numpy())).float()

@@ -3,7 +3,7 @@
 All run in blocks: two sets of 50,000 x 2,048 features fit into 4 GB. Sums that cancel are in float64.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -51,8 +51,13 @@ def moments(features: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 def gaussian(features: ArrayLike, noise: ArrayLike) -> np.ndarray:
     """Draws [m, d], float32, from the Gaussian fitted to features [n, d], for standard normal ``noise`` [m, d]."""
+    return fit_gaussian(features)(noise)
+
+
+def fit_gaussian(features: ArrayLike) -> Callable[[ArrayLike], np.ndarray]:
+    """The same as a function of the noise, for many draws from one Gaussian."""
     mean, root = moments(features)
-    return (mean + np.asarray(noise, np.float64) @ root).astype(np.float32)
+    return lambda noise: (mean + np.asarray(noise, np.float64) @ root).astype(np.float32)
 
 
 def _factor(features: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from dbae import runtime
 from dbae.checkpoint import NAME, load_model, stated_config, step_of
 from dbae.config import RuntimeConfig, SampleConfig, UserError
 from dbae.io import Generators, image_generators, randn_like, require_finite, to_float, to_uint8
-from dbae.methods import METHODS, AutoEncoder, DiffusionModel, preset
+from dbae.methods import METHODS, AutoEncoder, DiffusionModel, LatentPrior, preset
 from dbae.progress import progress_bar
 from scripts.cli import Parser, given, peek, print_options
 from scripts.options import DataOptions, ModelOptions
@@ -40,6 +40,8 @@ def parse(
     row = peek(args, "config")
     stated = content.get("method", "dbae") if content else name
     method = METHODS[stated].variant(row)
+    if method is LatentPrior:
+        raise UserError(f"model_path: expected a model of images, {path} is a latent prior")
     if peek(args, "method") and METHODS[name].__module__ != METHODS[stated].__module__:  # else variants of one method
         raise UserError(f"method: {path} is of {stated}, got {name}; use the commands of {stated}")
     if row and method.ROWS != "config":

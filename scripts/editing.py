@@ -31,7 +31,7 @@ from scripts.edit_inputs import (
     read_images,
 )
 from scripts.edit_plan import TITLES, moves_more, plan
-from scripts.figures import Row, animation, check_rows, plain_text, strip
+from scripts.figures import Row, animation, check_rows, evenly, plain_text, strip
 from scripts.results import Results
 
 SHOWN = 16  # images in a strip of reconstructions
@@ -57,8 +57,8 @@ class Job(NamedTuple):
 
     def image_paths(self, suffix: str = "") -> list[str]:
         """Paths of one PNG per image."""
-        suffix = suffix.replace("/", "_")
-        return [os.path.join(self.results.folder, f"{name}{suffix}.png") for name in self.images.names]
+        names = (f"{name}{suffix}.png".replace("/", "_") for name in self.images.names)
+        return [os.path.join(self.results.folder, name) for name in names]
 
     def write_images(self, paths: Sequence[str], made: Tensor) -> None:
         """One PNG per image, at the model's size; with ``--paste`` the whole photo with it instead."""
@@ -107,12 +107,13 @@ def interpolate(job: Job) -> list[str]:
     paths = [f"{path}.png", f"{path}.gif"]
     job.results.check(paths)
     states, made = job.trained.interpolate(pixels, how.frames, how.path, job.images.index)
-    fractions = [f"{i / (how.frames - 1):.2g}" for i in range(how.frames)]
+    shown = evenly(how.frames)  # the animation has all
+    fractions = [f"{i / (how.frames - 1):.2g}" for i in shown]
     rows = []
     for i in range(len(pixels) - 1):
         captions = [names[i], *fractions, names[i + 1]]
-        rows.append(Row("image $x_0$", [pixels[i], *made[i], pixels[i + 1]], captions))
-        rows.append(Row("$x_T$", [None, *states[i]]))
+        rows.append(Row("image $x_0$", [pixels[i], *made[i, shown], pixels[i + 1]], captions))
+        rows.append(Row("$x_T$", [None, *states[i, shown]]))
     strip(paths[0], rows, f"{how.path} interpolation between codes")
     animation(paths[1], made.flatten(0, 1)[None, None])
     return paths

@@ -13,6 +13,7 @@ from dbae.config import UserError, printable
 from dbae.io import atomic_write
 
 MAX_ROWS = 100  # of a strip
+MAX_COLUMNS = 50  # matplotlib takes minutes to lay out more
 CAPTION = 14  # letters in a line above an image
 
 
@@ -36,10 +37,17 @@ class Row(NamedTuple):
     captions: Sequence[str] = ()  # as they are, in lines that are no wider than an image
 
 
-def check_rows(rows: int) -> None:
-    """Raise UserError for more rows than a strip takes."""
-    if rows > MAX_ROWS:
-        raise UserError(f"images: expected few enough for a picture of {MAX_ROWS} rows, these take {rows}")
+def check_rows(rows: int, columns: int = 1) -> None:
+    """Raise UserError for more rows, or columns, than a strip takes."""
+    for what, found, most in (("rows", rows, MAX_ROWS), ("columns", columns, MAX_COLUMNS)):
+        if found > most:
+            raise UserError(f"images: expected few enough for a picture of {most} {what}, these take {found}")
+
+
+def evenly(frames: int, most: int = MAX_COLUMNS - 2) -> list[int]:
+    """Numbers of at most so many frames, the first and the last among them."""
+    count = min(frames, most)
+    return [round(i * (frames - 1) / max(count - 1, 1)) for i in range(count)]
 
 
 def draw_rows(figure: Any, rows: Sequence[Row]) -> None:

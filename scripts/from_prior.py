@@ -1,17 +1,20 @@
 """Codes from a latent prior: its options, its file, and the noise that it is sampled from."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dbae import runtime
 from dbae.checkpoint import NAME, load_model, stated_config
-from dbae.config import RuntimeConfig, UserError, option, require_positive
+from dbae.config import RuntimeConfig, SampleConfig, UserError, option, require_positive
 from dbae.io import image_generators, listdir
-from dbae.methods import LatentPrior
-from scripts.common import result_folder
+from dbae.methods import DiffusionModel, LatentPrior
+from scripts.cli import given
+from scripts.common import TrainedModel, result_folder
 from scripts.conditional import CODE
 from scripts.options import DataOptions
 
@@ -39,10 +42,20 @@ def find_prior(options: FromPriorOptions) -> str:
     return os.path.join(folder, max(found, key=lambda match: int(match["step"]))[0])
 
 
-def load_prior(options: FromPriorOptions, weights: str, device: torch.device) -> tuple[str, LatentPrior]:
+def without_images(method: type[DiffusionModel], sampling: SampleConfig, typed: Any) -> SampleConfig:
+    """The sampling of images that are not reconstructed: nothing is inverted. UserError where that was ``typed``."""
+    asked = given(typed, SampleConfig, ("xT", "inversion_steps"))
+    if asked and asked != {"xT": "random"}:
+        raise UserError("xT, inversion_steps: expected none, as there is no image to invert")
+    return dataclasses.replace(sampling, xT="random") if method.INVERTS else sampling
+
+
+def load_prior(options: FromPriorOptions, weights: str, trained: TrainedModel) -> tuple[str, LatentPrior]:
     """Path and model of the prior. Raises UserError for one of another autoencoder, and steps that it does not have."""
     path = find_prior(options)
-    prior = load_model(path, "prior", device=device)
+    prior, length = load_model(path, "prior", device=trained.device), trained.model.config.latent_dim
+    if prior.config.latent_dim != length:
+        raise UserError(f"prior: {path} is of codes of {prior.config.latent_dim} numbers, the model's have {length}")
     prior.check_sampling(prior.sampling(steps=options.latent_steps))
     content, match = stated_config(path) or {}, NAME.fullmatch(os.path.basename(path))
     total = content.get("train", {}).get("total_steps", 0)

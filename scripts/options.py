@@ -54,6 +54,8 @@ class ModelOptions(ImageOptions, ProgramOptions):
         if self.config or METHODS[self.method].ROWS == "dataset":
             METHODS[self.method].preset_row(self.row)  # an unknown data set ends here
         check_numbers(self, ["batch_size"], ["seed", "num_workers"])
+        if self.seed >= 2**63:
+            raise UserError(f"seed: expected a whole number below 2^63, got {self.seed}")
 
     @property
     def row(self) -> str:

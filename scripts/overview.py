@@ -61,6 +61,7 @@ class OverviewOptions:
     train: int = option(1_000, "training images of the probes; half as many for validation, and for test")
     seed: int = option(0, "seed of all random numbers")
     out: str = option("overview.png", "where to write the page")
+    overwrite: bool = option(False, "replace a file that is there already")
 
     def __post_init__(self) -> None:
         if not self.model_path:
@@ -215,6 +216,8 @@ def main(args: list[str] | None = None) -> None:
     """Load, compute the panels, draw."""
     options = options_of(__doc__, "overview", OverviewOptions, args)
     check_outputs([options.out], options.model_path)
+    if os.path.exists(options.out) and not options.overwrite:
+        raise UserError(f"out: {options.out} is there already; give --overwrite true to replace it, or another name")
     models = [(type(model).__name__, model) for model in map(load_model, options.model_path)]
     for path, (name, model) in zip(options.model_path, models, strict=True):
         if isinstance(model, LatentPrior):

@@ -10,7 +10,6 @@ settings.json. Image i draws its code and its noise from (seed, i), whatever the
 running the command again makes those that are missing, also with a larger number.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,16 +39,17 @@ from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
 from eval.arrays import read_arrays
 from eval.features import CachedFeatures
-from eval.generation import gaussian
+from eval.generation import fit_gaussian
 from scripts.cli import Parser, given, run
 from scripts.common import TrainedModel, build_data, compile_for, load, parse_sampling, print_dry_run, result_folder
 from scripts.conditional import Candidates, accepted, few_shot, of_class
 from scripts.encoding import drawn_code, write_features
-from scripts.from_prior import FromPriorOptions, load_prior, noise
+from scripts.from_prior import FromPriorOptions, load_prior, noise, without_images
 from scripts.results import check_report
 
 SHOWN = 64  # images in the grid
 CODES = ("prior", "gaussian", "encoded")
+OF_CODES = ("codes", "prior", "latent_steps", "class_name", "labels", "labelled", "unlabelled")
 
 
 class Source(NamedTuple):
@@ -82,6 +82,8 @@ class SampleOptions(FromPriorOptions):
             raise UserError("class: expected with --codes prior or gaussian, got encoded")
         if self.prior and self.codes != "prior":
             raise UserError(f"prior: expected with --codes prior, got it with {self.codes}")
+        if (self.labels or self.unlabelled) and not self.class_name:
+            raise UserError("labels, unlabelled: expected with --class")
 
 
 def real_codes(options: SampleOptions, trained: TrainedModel, whose: dict[str, Any], data: ImageDataset) -> Tensor:
@@ -94,7 +96,7 @@ def candidates_of(options: SampleOptions, trained: TrainedModel, weights: str) -
     """Codes by the numbers of images and of a try."""
     length, device = trained.model.config.latent_dim, trained.device
     if options.codes == "prior":
-        path, prior = load_prior(options, weights, device)
+        path, prior = load_prior(options, weights, trained)
 
         def from_prior(index: list[int], attempt: int) -> Tensor:
             return prior.decode(noise(options, index, length, attempt).to(device), steps=options.latent_steps)
@@ -110,7 +112,8 @@ def candidates_of(options: SampleOptions, trained: TrainedModel, weights: str) -
         if options.codes == "encoded":
             order = torch.randperm(len(z), generator=Generator().manual_seed(options.seed))
             return lambda index, attempt: z[order[torch.tensor(index) % len(z)]].to(device)
-        return lambda index, attempt: torch.from_numpy(gaussian(z, noise(options, index, length, attempt))).to(device)
+        draws = fit_gaussian(z)
+        return lambda index, attempt: torch.from_numpy(draws(noise(options, index, length, attempt))).to(device)
 
     return Source(whose, encode)
 
@@ -127,7 +130,7 @@ def only_class(options: SampleOptions, trained: TrainedModel, weights: str, code
         z = real_codes(options, trained, whose, part.dataset)
         return accepted(codes.build(), few_shot(z, has, **few, seed=options.seed), options.seed)
 
-    about = {"class": options.class_name, **few, "labels": part.dataset.labels_digest("binary")}
+    about = {"class": options.class_name, **few, "labels": part.dataset.labels_digest("binary"), "labelled part": whose}
     return Source(codes.about | about, build)
 
 
@@ -171,10 +174,9 @@ def open_folder(folder: str, settings: dict[str, Any], others: list[str]) -> Non
 def main(args: list[str] | None = None) -> None:
     """Parse, load, and make what is not there yet."""
     options, about, typed, method, sampling = parse_sampling(Parser(__doc__), SampleOptions, "generation", args)
-    sampling = dataclasses.replace(sampling, xT="random") if method.INVERTS else sampling  # there is no image to invert
-    coded = issubclass(method, AutoEncoder)
-    if not coded and (given(typed, SampleOptions, ("codes", "prior", "class_name"))):
-        raise UserError(f"codes, prior, class: expected with an autoencoder, {method.method} has no code")
+    sampling, coded = without_images(method, sampling, typed), issubclass(method, AutoEncoder)
+    if not coded and (unread := given(typed, SampleOptions, OF_CODES)):
+        raise UserError(f"{', '.join(unread)}: expected with an autoencoder, {method.method} has no code")
     source = options.codes if coded else "noise"
     of = f"-{options.class_name}".replace("/", "_") if options.class_name else ""
     folder = result_folder(

@@ -198,7 +198,6 @@ def main(args: list[str] | None = None) -> None:
     about += f"\npreset: {options.preset} (--preset: {', '.join(SIZES)})" if options.preset else ""
     if networks_of(options.resume_checkpoint, METHODS[options.method]):
         about += f"\nnetworks: those of {options.resume_checkpoint}"
-    about += changes(run_dir, config)
     smaller = device.type == "cpu" and METHODS[options.method].SIZES and options.preset != SIZES[0]
     hint = f"on a CPU --preset {SIZES[0]} gets done, with smaller networks and fewer steps" if smaller else ""
     preview = partial(draw_preview, first_images(images, 8).to(device), run_dir)
@@ -237,9 +236,11 @@ def fit(
         if state.step >= config.total_steps:
             total = f"total_steps: expected more than the {state.step} of {resume_checkpoint}, got {config.total_steps}"
             raise UserError(f"{total}; to begin at step 0 give a copy of that file alone")
-    runtime.barrier()
-    if runtime.rank() == 0:
-        write_config(run_dir, with_command(content))
+    if state.step < config.total_steps:  # what has ended was trained with what stands there
+        about += changes(run_dir, config)
+        runtime.barrier()
+        if runtime.rank() == 0:
+            write_config(run_dir, with_command(content))
     start = f", resumed from {resumed} after {state.images} images" if resumed else ""
     compiled = runtime.use_compile(model, config.compile, device)
     if not quiet:

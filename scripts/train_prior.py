@@ -165,12 +165,15 @@ def main(args: list[str] | None = None) -> None:
     def stream(state: TrainState) -> Batches:
         return code_batches(codes["train"], len(unflipped), config, state, device)
 
-    asked = {"codes": min(options.compared, len(unflipped)), "held_out": options.held_out}
+    asked = {
+        "codes": min(options.compared, len(unflipped)), "held_out": options.held_out,
+        "digest of held-out images": held_out.digest(),
+    }  # fmt: skip
 
     def report(model: LatentPrior, step: int) -> None:
-        n = asked["codes"]
-        found = {"step": step, "codes": n} | compare(model, unflipped, codes[options.held_out].draw(0), n, options.seed)
-        write_json(f"{run_dir}/codes.json", found | {"held_out": options.held_out, **about_held_out})
+        compared = compare(model, unflipped, codes[options.held_out].draw(0), asked["codes"], options.seed)
+        found = {"step": step, **asked, **compared}
+        write_json(f"{run_dir}/codes.json", found | about_held_out)
         if not options.quiet:
             scores = ", ".join(f"{name} {found[name]:.4g}" for name in ("prior", "gaussian", "training codes"))
             runtime.print0(f"step {step}: Frechet distance to {options.held_out} codes: {scores}")

@@ -62,7 +62,7 @@ def main(args: list[str] | None = None) -> None:
         raise UserError(f"index: expected a number under {len(data)}, got {options.index}")
     if wrong := [number for number in options.numbers if not 0 <= number < latent]:
         raise UserError(f"numbers: expected some from 0 to {latent - 1}, got {wrong[0]}")
-    check_rows(len(options.numbers) or min(options.rows, latent))
+    check_rows(len(options.numbers) or min(options.rows, latent), options.columns)
     settings = {"weights": fingerprint(options.model_path), **data.identity(), **trained.identity()}
     settings |= {name: getattr(options, name) for name in TURNED}
     results = Results(os.path.dirname(path), json.loads(json.dumps(settings)), [options.model_path], options.overwrite)

@@ -7,7 +7,6 @@ example:
   python -m scripts.walk --model_path CKPT --dataset toyfaces --sampler dbim --steps 10 --grid logsnr
 """
 
-import dataclasses
 import os
 from dataclasses import dataclass
 
@@ -20,8 +19,8 @@ from dbae.methods.codes import slerp
 from dbae.progress import progress_bar
 from scripts.cli import Parser, run
 from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run, result_folder
-from scripts.figures import Row, animation, strip
-from scripts.from_prior import FromPriorOptions, load_prior, noise
+from scripts.figures import Row, animation, check_rows, strip
+from scripts.from_prior import FromPriorOptions, load_prior, noise, without_images
 from scripts.results import Results
 
 
@@ -43,15 +42,16 @@ class WalkOptions(FromPriorOptions):
 @torch.no_grad()
 def main(args: list[str] | None = None) -> None:
     """Parse, walk, draw."""
-    options, about, _, method, sampling = parse_sampling(Parser(__doc__), WalkOptions, "walk", args)
-    sampling = dataclasses.replace(sampling, xT="random") if method.INVERTS else sampling  # there is no image to invert
+    options, about, typed, method, sampling = parse_sampling(Parser(__doc__), WalkOptions, "walk", args)
+    sampling = without_images(method, sampling, typed)
     path = result_folder(options.model_path, f"walk_{method.result_name(sampling)}", out=options.out)
     if options.dry_run:
         return print_dry_run(options, about, sampling=sampling.as_dict(), output=f"{path}.gif")
+    check_rows(options.rows, options.samples)
     device = runtime.setup(options.device)
     trained = TrainedModel.of(load_autoencoder(options, about, device), options, sampling)
     model, latent = trained.model, {"steps": options.latent_steps}
-    prior_path, prior = load_prior(options, fingerprint(options.model_path), device)
+    prior_path, prior = load_prior(options, fingerprint(options.model_path), trained)
     settings = {"weights": fingerprint(options.model_path), "prior": fingerprint(prior_path), **trained.identity()}
     settings |= {name: getattr(options, name) for name in ("latent_steps", "samples", "frames", "rows")}
     results = Results(os.path.dirname(path), settings, [options.model_path, prior_path], options.overwrite)

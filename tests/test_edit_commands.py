@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from conftest import ROOT
+from lmdb_fixtures import image_folder
 from parity import released_state
 from PIL import Image
 
@@ -90,6 +91,22 @@ def test_manipulation_of_a_data_sets_images(checkpoint, classifier, call, tmp_pa
     shown = call(manipulate, *words, "--strength=median")
     assert (tmp_path / "img3-img4_Male-Young_median.png").exists()
     assert "note: the official setting; more moves with --fix_xT false\n" in shown
+
+
+def test_images_of_sub_folders_are_told_apart(checkpoint, call, tmp_path):
+    folder = image_folder(tmp_path / "own", [f"{kind}/{i}.png" for kind in ("a", "b") for i in range(2)], 32, 32)
+    words = ["reconstruct", f"--dataset=folder:{folder}", f"--model={checkpoint}", "--steps=1", "--split=all"]
+    call(edit, *words, "--indices=0,2", f"--out={tmp_path / 'out'}")
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made >= {"a_0.png.png", "b_0.png.png", "edits.json"}
+
+
+def test_a_strip_shows_some_of_many_frames():
+    assert figures.evenly(11) == list(range(11))
+    many = figures.evenly(600)
+    assert (many[0], many[-1], len(many)) == (0, 599, 48) and many == sorted(set(many))
+    with pytest.raises(UserError, match="a picture of 50 columns, these take 51"):
+        figures.check_rows(1, 51)
 
 
 def test_a_bare_released_file(tmp_path, call):

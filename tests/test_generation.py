@@ -13,9 +13,10 @@ from PIL import Image
 import eval_manipulation
 from dbae import load_model
 from dbae.config import UserError
-from dbae.methods import DDIM, DiffAE
+from dbae.methods import DDIM, DiffAE, LatentPrior
 from dbae.methods.codes import PATHS
 from dbae.methods.diffae import DDIMConfig, DiffAEConfig
+from dbae.methods.prior import PriorConfig
 from eval.generation import frechet_distance, gaussian
 from scripts import (
     infer_class,
@@ -75,6 +76,18 @@ def test_a_prior_resumes_and_is_compared(prior):
     assert [row.split(",")[0] for row in (prior / "progress.csv").read_text().splitlines()] == ["step", "4", "8"]
 
 
+def test_a_finished_prior_is_compared_again_with_other_images_alone(diffae, prior, monkeypatch):
+    real = train_prior.build
+    monkeypatch.setattr(train_prior, "build", lambda *args: real(*args).part(range(24)))
+    path, config = prior / "codes.json", (prior / "config.json").read_text()
+    report = json.loads(path.read_text())
+    for digest, gaussian_distance in ((report["digest of held-out images"], -1), ("of others", report["gaussian"])):
+        path.write_text(json.dumps({**report, "gaussian": -1, "digest of held-out images": digest}))
+        train_prior.main(prior_words(diffae, "--lr=0.5"))
+        assert json.loads(path.read_text())["gaussian"] == gaussian_distance
+    assert (prior / "config.json").read_text() == config  # nothing was trained with the other learning rate
+
+
 def test_a_prior_of_drawn_codes_does_not_go_on_with_means(tmp_path, monkeypatch):
     real = train_prior.build
     monkeypatch.setattr(train_prior, "build", lambda *args: real(*args).part(range(24)))
@@ -125,6 +138,27 @@ def test_wrong_priors(diffae, prior, tmp_path):
         sample.main(words(other, "--prior=x", "--codes=gaussian"))
     with pytest.raises(UserError, match="layers: expected 2 or more"):
         train_prior.main(prior_words(other, "--layers=1"))
+
+
+def test_what_is_not_read_is_refused(diffae, prior, tmp_path):
+    (weights,) = prior.glob("ema_0.9999_000008.pt")
+    for more, message in (
+        (["--xT=retraced"], "xT, inversion_steps: expected none"),
+        (["--inversion_steps=7"], "xT, inversion_steps: expected none"),
+        (["--labels=absent.csv"], "labels, unlabelled: expected with --class"),
+        ([f"--seed={2**63}"], r"seed: expected a whole number below 2\^63"),
+        ([f"--model_path={weights}"], "model_path: expected a model of images, .* is a latent prior"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sample.main(words(diffae, *more))
+    with pytest.raises(UserError, match="latent_steps, labelled: expected with an autoencoder, ddim has no code"):
+        (tmp_path / "ddim").mkdir()
+        baseline = tiny.written(tmp_path / "ddim", DDIM(DDIMConfig(**tiny.SMALL)))
+        sample.main(words(baseline, "--latent_steps=3", "--labelled=3"))
+    longer = tiny.written(tmp_path, LatentPrior(PriorConfig(latent_dim=8, layers=2, width=4)))
+    for program in (sample, walk):
+        with pytest.raises(UserError, match="is of codes of 8 numbers, the model's have 6"):
+            program.main(words(diffae, f"--prior={longer}"))
 
 
 def test_the_baseline_samples_and_inverts(tmp_path, capsys):
@@ -226,7 +260,8 @@ def test_what_is_wrong_ends_before_images_are_encoded(diffae, tmp_path, monkeypa
 def test_images_of_a_class(diffae):
     how = [f"--model_path={diffae}", "--dataset=toyfaces", "--device=cpu", "--codes=gaussian", "--steps=2", "--num=3"]
     sample.main([*how, "--class=!Male"])
-    assert len(generated(diffae, "gaussian-!Male")[0]) == 3
+    made, folder = generated(diffae, "gaussian-!Male")
+    assert len(made) == 3 and json.loads((folder / "settings.json").read_text())["labelled part"]["images"] == 10_000
 
 
 def test_frechet_distance_of_gaussians():

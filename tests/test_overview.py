@@ -50,7 +50,9 @@ def test_one_page_of_all_methods(models, tmp_path, monkeypatch, capsys):
     edited = panels["Edit, to the median of real images with the attribute"][0].images
     assert len(edited) == 2 + len(NAMES) and not torch.equal(edited[1], edited[2])
 
-    overview.main([*words[:2], "--model_path", models[2]])
+    with pytest.raises(UserError, match=r"page.png is there already; give --overwrite true"):
+        overview.main(words)
+    overview.main([*words[:2], "--overwrite", "--model_path", models[2]])
     assert len(drawn[1][1]) == 1 and list(drawn[1][2]) == ["5x5 pixels", "DDAE"]
 
 
