@@ -24,6 +24,7 @@ PYTHON="${PYTHON:-python3}"              # interpreter
 [[ ${OMP_WAIT_POLICY:-} ]] || export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
 HERE=$PWD
+LAUNCHER=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
 DBAE_COMMAND=$(printf '%q ' bash "$0" "$@") # results say what made them
 export DBAE_COMMAND="${DBAE_COMMAND% }"
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -106,11 +107,20 @@ launch() {
     exec "$PYTHON" -m scripts.launch "${meet[@]}" --max-restarts="$RESTARTS" --nproc-per-node="$NPROC" -m -- "$module" "$@"
 }
 
-# expect MODULE "NAME NAME ..." WORD...: the program's help where it is asked for; fails unless a value is there for every name.
+# show_help MODULE: what the launcher's first lines say, and the help of its program for the launcher's method.
+show_help() {
+    local method=()
+    case $(basename "$(dirname "$LAUNCHER")") in diffae | ddae) method=(--method="$(basename "$(dirname "$LAUNCHER")")") ;; esac
+    sed -n '2,/^[^#]/s/^# //p' "$LAUNCHER"
+    echo
+    exec "$PYTHON" -m "scripts.$1" ${method[@]+"${method[@]}"} --help
+}
+
+# expect MODULE "NAME NAME ..." WORD...: the help where it is asked for; fails unless a value is there for every name.
 expect() {
     local module=$1 names=$2 wanted i
     shift 2
-    [[ ${1:-} == --help || ${1:-} == -h ]] && exec "$PYTHON" -m "scripts.$module" --help
+    [[ ${1:-} == --help || ${1:-} == -h ]] && show_help "$module"
     wanted=$(wc -w <<<"$names")
     (($# >= wanted)) || fail "expected $wanted argument$( ((wanted == 1)) || echo s): $names; got $#"
     for ((i = 1; i <= wanted; i++)); do

@@ -34,12 +34,13 @@ from eval.linear import logistic_regression
 from eval.networks import NETWORKS, FeatureNetwork, load_network
 from eval.scores import auroc, json_safe
 from scripts.cli import Parser, run
-from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run, result_folder
+from scripts.common import load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.edit_inputs import find_classifier
 from scripts.measures import network_encoder
 from scripts.options import ModelOptions
 from scripts.results import check_report
 from scripts.tables import write_table
+from scripts.trained import TrainedModel
 
 HEADER = (
     "attribute", "edited", "judged to have it", "unedited", "positives", "other labels flipped",

@@ -3,7 +3,7 @@
 # e.g. bash train_dbae.sh celeba vp true --batch_size 128; all options: bash train_dbae.sh --help
 source "$(dirname "${BASH_SOURCE[0]}")/args.sh"
 
-[[ ${1:-} == --help || ${1:-} == -h ]] && exec "$PYTHON" -m scripts.train --help
+[[ ${1:-} == --help || ${1:-} == -h ]] && show_help train
 (($# >= 3)) || fail "expected DATASET SCHEDULE STO [CKPT]; got $# arguments"
 resume=()
 rest=("${@:4}")

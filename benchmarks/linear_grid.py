@@ -21,15 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.speed import Benchmark
 from benchmarks.timing import COLUMNS, Work, measure, report, table
 from datasets import labelled_splits
+from datasets.sets import TOY_SPLITS
 from dbae import runtime
 from dbae.config import UserError, option
 from dbae.methods import METHODS, DiffusionModel
 from scripts.cli import options_of, run
-from scripts.common import TrainedModel
 from scripts.labelled import drawn, read
 from scripts.linear_cached import CachedProbe, by_time
 from scripts.linear_official import OnTheFly, features_of
 from scripts.linear_options import LinearOptions, cells_of
+from scripts.trained import TrainedModel
 
 SHOWN = {
     "variant": "{variant}",
@@ -57,6 +58,11 @@ class Grid(Benchmark):
         for name, value in asdict(self).items():
             if type(value) is int and value < (0 if name == "rounds" else 1):
                 raise UserError(f"{name}: expected a number above 0, got {value}")
+        if self.method not in METHODS:
+            raise UserError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+        for name, value, split in (("images", self.images, "train"), ("test_images", self.test_images, "test")):
+            if self.rounds and value > (most := len(TOY_SPLITS[split])):
+                raise UserError(f"{name}: expected at most {most} to be timed (--rounds 0 counts alone), got {value}")
 
     @property
     def variant(self) -> type[DiffusionModel]:

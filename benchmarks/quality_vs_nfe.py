@@ -28,8 +28,9 @@ from dbae.io import atomic_write
 from dbae.methods import METHODS, DiffusionModel
 from eval.reconstruction import ReconstructionMetrics
 from scripts.cli import Parser, run
-from scripts.common import TrainedModel, build_data, load_autoencoder, parse, print_dry_run
+from scripts.common import build_data, load_autoencoder, parse, print_dry_run
 from scripts.options import DataOptions
+from scripts.trained import TrainedModel
 
 # What is compared at every number of calls
 SETTINGS = [

@@ -7,6 +7,7 @@ names of the method's official release; others are read where ``weight_sets`` fi
 """
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -103,6 +104,8 @@ def load_model(
                 raise UserError(f"{name}: {path} was trained with {getattr(config, name)}, got {fields[name]}")
         changed = {name: fields[name] for name in fields.keys() & set(cls.OVERRIDABLE)}
         model = cls(dataclasses.replace(config, **changed))
+        if not content:  # what was typed is told apart by this alone
+            model.unstated = {"method": found, "model": json.loads(json.dumps(dataclasses.asdict(model.config)))}
         _fill(model, state, path)
         return model
 

@@ -3,7 +3,6 @@
 # e.g. bash ddae/train.sh DDPM_small --cache host; all options: --help
 source "$(dirname "${BASH_SOURCE[0]}")/../args.sh"
 
-[[ ${1:-} == --help || ${1:-} == -h ]] && exec "$PYTHON" -m scripts.train --method=ddae --help
 expect train "CONFIG" "$@"
 launch train --method=ddae --config="$(from_here "$1")" --data_root="$DATA_ROOT" --workdir="$CKPT_ROOT" \
     ${OPTIONS[@]+"${OPTIONS[@]}"}

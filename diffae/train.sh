@@ -3,7 +3,6 @@
 # e.g. bash diffae/train.sh celeba --batch_size 64; all options: --help
 source "$(dirname "${BASH_SOURCE[0]}")/../args.sh"
 
-[[ ${1:-} == --help || ${1:-} == -h ]] && exec "$PYTHON" -m scripts.train --method=diffae --help
 expect train "DATASET" "$@"
 method=diffae resume=()
 [[ " $* " =~ \ --latent[-_]dim[\ =]0\  ]] && method=ddim

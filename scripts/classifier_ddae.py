@@ -59,7 +59,8 @@ def main(args: list[str] | None = None) -> None:
     offered = tuple(f.name for f in dataclasses.fields(MLPOptions) if f.name != "latent")
     options, about, _ = parse(Parser(__doc__), MLPOptions, "classifier", args, offered)
     if options.dry_run:
-        return print_dry_run(options, about)
+        output = result_folder(options.model_path, "classifier_BLOCK", out=options.out)
+        return print_dry_run(options, about, output=output)
     device = runtime.setup(options.device)
     model = load(options, about, device)
     if not isinstance(model, DDAE):
@@ -68,7 +69,8 @@ def main(args: list[str] | None = None) -> None:
     recipe = Recipe(options.epochs, options.batch_size, optimizer, cosine(options.epochs), seed=options.seed)
     block, framework = model.config.feature_block, "EDM" if isinstance(model, EDMDDAE) else "DDPM"
     settings = {
-        "classifier": "mlp", "framework": framework, "weights": fingerprint(options.model_path), "block": block,
+        "classifier": "mlp", "framework": framework, "weights": fingerprint(options.model_path), **model.unstated,
+        "block": block,
         "precision": model.precision, "lr": options.lr, "optimizer": "adam", **recipe.identity(),
     }  # fmt: skip
     folder = result_folder(options.model_path, f"classifier_{block}", out=options.out)

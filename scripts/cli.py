@@ -55,8 +55,11 @@ class Parser(argparse.ArgumentParser):
                 words.append(_normalised(word))
         return super().parse_args(words, namespace)
 
-    def add_config(self, title: str, cls: type, only: tuple[str, ...] = ()) -> None:
-        """One option per field of a configuration class (or of ``only`` these), in a titled group."""
+    def add_config(self, title: str, cls: type, only: tuple[str, ...] = (), defaults: Any = None) -> None:
+        """One option per field of a configuration class (or of ``only`` these), in a titled group.
+
+        ``defaults`` is an instance whose values are shown in place of the class's.
+        """
         group = self.add_argument_group(title)
         for name, hint in get_type_hints(cls).items():
             if only and name not in only:
@@ -64,7 +67,8 @@ class Parser(argparse.ArgumentParser):
             field = cls.__dataclass_fields__[name]
             about = field.metadata
             names = [f"--{name}"] + [f"--{about['alias']}"] * bool(about["alias"])
-            shown = "" if field.default in ((), None, "") else f" (default: {_shown(field.default)})"
+            default = getattr(defaults, name, field.default)
+            shown = "" if default in ((), None, "") else f" (default: {_shown(default)})"
             # T | None is read as T
             convert, expected, metavar = next(KINDS[each] for each in (hint, *get_args(hint)) if each in KINDS)
             kind: dict[str, Any] = {"type": _reader(convert, expected), "metavar": metavar}

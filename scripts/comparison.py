@@ -33,7 +33,7 @@ from dbae.checkpoint import complete_sets, load_model, read_config, set_names
 from dbae.config import UserError
 from dbae.io import atomic_write, fingerprint, read_json, write_json
 from scripts.cli import options_of, run
-from scripts.comparison_results import Entries, compared, entries_of, read_results, recall
+from scripts.comparison_results import MODEL, Entries, compared, entries_of, read_results, recall
 from scripts.comparison_settings import CompareOptions, Row, read_settings, rows_of
 from scripts.comparison_tables import HEAD, failed, section_text
 
@@ -109,6 +109,8 @@ def filled(line: str, row: Row, options: CompareOptions) -> list[str]:
         words = [word.format_map(places) for word in shlex.split(line)]
     except KeyError as place:
         raise Failure(f"needs --files {place.args[0]}=PATH") from None
+    except ValueError as error:
+        raise Failure(f"{line}: {error}") from None
     return [only(word) if "*" in word else word for word in words]
 
 
@@ -170,7 +172,8 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(name for row in rows for name in row.values):
         columns = [row.values[name] for row in rows if name in row.values]
-        found[name] = {title: spread([values[title] for values in columns]) for title in columns[0]}
+        titles = dict.fromkeys(title for values in columns for title in values)
+        found[name] = {title: spread([values[title] for values in columns if title in values]) for title in titles}
     return found
 
 
@@ -196,7 +199,7 @@ def fill(name: str, section: Mapping[str, Any], options: CompareOptions, entries
     """The rows of a section, what failed, and what was not run and is not in the entries of an earlier comparison."""
     rows, made, failures, missing = list(rows_of(name, section, options)), {}, [], []
     for row in rows:
-        for title, settings in {"": {"run": []}, **section["measures"]}.items():
+        for title, settings in {"": MODEL, **section["measures"]}.items():
             if row.name not in settings.get("rows", section["rows"]) or (title and "" not in row.values):
                 continue
             try:
@@ -208,7 +211,7 @@ def fill(name: str, section: Mapping[str, Any], options: CompareOptions, entries
                 problem = ": ".join(filter(None, (name, row.name, title, str(error))))
                 if not row.idle:
                     failures.append(problem)
-                elif not recall(row, title, settings["run"], entries):
+                elif not recall(row, title, settings, entries):
                     missing.append(problem)
     return rows, failures, missing
 
@@ -217,6 +220,10 @@ def main(args: list[str] | None = None) -> None:
     """Train what is to be trained, measure, and write the tables."""
     options = options_of(__doc__, "comparison", CompareOptions, args)
     sections, results = read_settings(options), read_results(options.results)
+    if options.table and os.path.exists(options.table):
+        with open(options.table, encoding="utf-8", errors="replace") as file:
+            if file.read(len(HEAD)) != HEAD:
+                raise UserError(f"table: {options.table} is there already, and no comparison; give another name")
     failures, missing, texts = [], [], []
     for name, section in sections.items():
         entries = results.get(name, {})

@@ -1,5 +1,7 @@
 """All numbers of a comparison in one file: taken from it where nothing is run, and compared with it elsewhere."""
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from math import hypot
@@ -10,6 +12,7 @@ from dbae.io import read_json
 from scripts.comparison_settings import Row
 from scripts.comparison_tables import cell
 
+MODEL: dict[str, Any] = {"run": []}  # the measure of the model itself
 Entries = dict[str, Any]  # row -> its settings, and by measure the commands and the values
 
 
@@ -26,14 +29,20 @@ def read_results(path: str | None) -> dict[str, Any]:
     return results
 
 
-def recall(row: Row, measure: str, run: Sequence[str], entries: Entries) -> bool:
-    """Give the row what a measure found earlier by the same commands, and say whether it found anything."""
+def recall(row: Row, measure: str, settings: Mapping[str, Any], entries: Entries) -> bool:
+    """Give the row what a measure found earlier in the same way, and say whether it found anything."""
     known = measures_of(row, entries).get(measure, {})
-    if known.get("run") != list(run):
+    if not known or any(known.get(part) != value for part, value in way(settings).items()):
         return False
     row.values[measure] = known["values"]
     row.recalled.add(measure)
     return True
+
+
+def way(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How a measure's values are found: by which commands, and a digest of what is read where in which report."""
+    read = json.dumps([settings.get("report"), settings.get("columns")])
+    return {"run": settings["run"], "read": hashlib.sha256(read.encode()).hexdigest()[:16]}
 
 
 def measures_of(row: Row, entries: Entries) -> dict[str, Any]:
@@ -60,10 +69,10 @@ def compared(rows: Sequence[Row], entries: Entries) -> tuple[int, list[str]]:
 
 def entries_of(rows: Sequence[Row], measures: Mapping[str, Any], earlier: Entries) -> Entries:
     """What the file is to say of these rows; what failed now stays as it was."""
-    runs, entries = {"": []} | {name: settings["run"] for name, settings in measures.items()}, {}
+    ways, entries = {name: way(settings) for name, settings in {"": MODEL, **measures}.items()}, {}
     for row in rows:
-        found = {name: {"run": runs[name], "values": values} for name, values in row.values.items()}
-        known = {name: each for name, each in measures_of(row, earlier).items() if name in runs}
+        found = {name: {**ways[name], "values": values} for name, values in row.values.items()}
+        known = {name: each for name, each in measures_of(row, earlier).items() if name in ways}
         if known | found:
             entries[row.key] = {"row": row.model_settings, "measures": known | found}
     return earlier | entries

@@ -92,6 +92,8 @@ def read_settings(options: CompareOptions) -> dict[str, dict[str, Any]]:
         for row, content in objects(checked(section, SECTION, where), "rows", where).items():
             if ("model" in checked(content, ROW, f"{where}: {row}")) == ("train" in content):
                 raise UserError(f"{where}: {row}: expected a model or how to train one")
+            if not isinstance(content.get("seeds", []), list):
+                raise UserError(f"{where}: {row}: seeds: expected a list of numbers, got {content['seeds']!r}")
         known |= dict.fromkeys(section["rows"])
     measures = dict(lines_of(measures, options.settings))
     for name, measure in measures.items():
@@ -115,6 +117,8 @@ def lines_of(measures: Mapping[str, Any], where: str) -> Iterator[tuple[str, dic
             continue
         whole = {part: content for part, content in measure.items() if part != "lines"}
         for line, places in objects(measure, "lines", f"{where}: {name}").items():
+            if not isinstance(places, dict):
+                raise UserError(f"{where}: {name}: {line}: expected an object, got {places!r}")
             text = json.dumps(whole)
             for place, value in places.items():
                 text = text.replace(f"{{{place}}}", str(value))

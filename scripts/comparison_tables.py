@@ -86,7 +86,8 @@ def claims(given: Iterable[Mapping[str, Any]], found: Values) -> str:
             (left_mean, left_error), (right_mean, right_error) = with_error(left), with_error(right)
             above, error = left_mean - right_mean, hypot(left_error, right_error)
             known = "inconclusive" if abs(above) < 2 * error else "holds" if above > 0 else "does not hold"
-            verdict = f"{known} here ({cell(left)} against {cell(right)})"
+            of = (f"{claim[side][0]} {cell(value)}" for side, value in (("left", left), ("right", right)))
+            verdict = f"{known} here ({', '.join(of)})"
         lines.append(f"- {claim['text']}: **{verdict}**.")
     return "\n".join(lines)
 

@@ -26,17 +26,18 @@ from datasets.loader import ordered_batches
 from dbae import runtime
 from dbae.config import RuntimeConfig, UserError, check_numbers, option
 from dbae.io import fingerprint, image_generators, require_finite, to_float, with_command, write_json
-from dbae.methods import AutoEncoder
+from dbae.methods import AutoEncoder, DiffusionModel
 from dbae.progress import progress_bar
 from eval.contrastive import alignment, uniformity
 from scripts.cli import Parser, peek, run
-from scripts.common import TrainedModel, build_data, feature_time, load, parse, print_dry_run, result_folder
+from scripts.common import build_data, feature_time, load, parse, print_dry_run, result_folder
 from scripts.contrastive_figure import draw
 from scripts.encoding import noise_settings
 from scripts.options import DataOptions
 from scripts.results import check_report
 from scripts.runs import Checkpoint, checkpoints, thinned
 from scripts.tables import write_table
+from scripts.trained import TrainedModel
 
 DRAWS = 2  # of noise, each a stream of random numbers of its own
 
@@ -141,6 +142,17 @@ def write(path: str, picture: str, settings: dict[str, Any], entries: Sequence[d
     draw(picture, settings, entries)
 
 
+def check_same(model: DiffusionModel, first: DiffusionModel, path: str, time: float | None) -> None:
+    """Raise UserError for a model that cannot be measured as the first one is."""
+    of = [
+        (each.method, each.config.image_size, None if time is not None else each.FEATURES[1]) for each in (model, first)
+    ]
+    if of[0] != of[1]:
+        names = ("method", "image size", "time")
+        name, found, expected = next(each for each in zip(names, *of, strict=True) if each[1] != each[2])
+        raise UserError(f"model_path: expected models of one {name}, {expected}; {path} has {found}")
+
+
 def main(args: list[str] | None = None) -> None:
     """Parse, load each checkpoint, measure what has not been measured, write."""
     words = list(sys.argv[1:] if args is None else args)
@@ -188,6 +200,7 @@ def main(args: list[str] | None = None) -> None:
     for checkpoint, which in zip(found, weights, strict=True):
         if which not in entries:
             trained = load_one(checkpoint) if checkpoint is not found[0] else trained
+            check_same(trained.model, model, checkpoint.path, options.time)
             trained.model.check_blocks(blocks)
             name = os.path.basename(checkpoint.path)
             with progress_bar(len(data), "image", name, enabled=runtime.rank() == 0) as bar:

@@ -30,11 +30,12 @@ from eval.factors import STAGES, factor_scores
 from eval.features import CachedFeatures, encode_dataset, pca, reduced
 from eval.representation import BATCH, tad_by_batches, tad_by_folds
 from scripts.cli import Parser, run
-from scripts.common import TrainedModel, build_data, load, parse, print_dry_run, result_folder
+from scripts.common import build_data, load, parse, print_dry_run, result_folder
 from scripts.encoding import array_encoder, drawn_code, noise_settings, write_features
 from scripts.options import DataOptions
 from scripts.results import check_report
 from scripts.tables import markdown
+from scripts.trained import TrainedModel
 
 PIXELS = 32  # height and width of what principal components are taken of
 COLUMNS = {  # of the printed table -> where a row has it

@@ -167,7 +167,7 @@ def read_folder(folder: str, copies: int = 0) -> CodeFolder:
         raise UserError(f"codes: {folder}: expected labels from 0 and below {len(names)}, got others")
     # Labels and the names of classes first: of many large files the contents of the first alone count
     files = [label_file(folder, split) for split in SPLITS] + [path for split in SPLITS for path in paths[split]]
-    digest = digest_of([*map(os.path.basename, files), *names], files, times=False)
+    digest = digest_of([*map(os.path.basename, files), *names], files)
     tensors = {split: torch.from_numpy(np.array(values)) for split, values in classes.items()}
     return CodeFolder(codes, tensors, names, about.get("made_from"), digest)
 

@@ -21,8 +21,9 @@ from dbae.config import RuntimeConfig, UserError, option
 from dbae.io import fingerprint
 from dbae.methods.codes import PATHS
 from eval.classifier import AttributeClassifier, read_classifier
-from scripts.common import TrainedModel, build_data, result_folder
+from scripts.common import build_data, result_folder
 from scripts.options import DataOptions
+from scripts.trained import TrainedModel
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dbae.config import UserError
 from dbae.io import atomic_write, fingerprint
 from eval.classifier import AttributeClassifier
 from scripts.cli import Parser, given
-from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run, result_folder
+from scripts.common import load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.edit_inputs import (
     ImageOptions,
     Images,
@@ -33,6 +33,7 @@ from scripts.edit_inputs import (
 from scripts.edit_plan import TITLES, moves_more, plan
 from scripts.figures import Row, animation, check_rows, evenly, plain_text, strip
 from scripts.results import Results
+from scripts.trained import TrainedModel
 
 SHOWN = 16  # images in a strip of reconstructions
 

@@ -22,16 +22,17 @@ from dbae.config import PRECISIONS, RuntimeConfig, UserError, option
 from dbae.io import check_outputs, fingerprint
 from eval.arrays import Arrays, read_arrays
 from scripts.cli import Parser, run
-from scripts.common import TrainedModel, build_data, compile_for, load, parse, print_dry_run
+from scripts.common import build_data, compile_for, load, parse, print_dry_run
 from scripts.encoding import encode_to_file, noise_settings, precision_setting
 from scripts.options import DataOptions
+from scripts.trained import TrainedModel
 
 
 @dataclass(frozen=True)
 class EncodeOptions(DataOptions, RuntimeConfig):
     """What to encode, and where to write it."""
 
-    precision: str = option("fp32", "precision of the encoder; half of it changes codes a little", PRECISIONS)
+    precision: str = option("fp32", "precision of the encoder; half precision changes codes a little", PRECISIONS)
 
     on_bad_image: str = option("fail", "end at a bad image, or skip it and list it at the end", POLICIES)
     out: str = option("codes.npz", "file to write, .npz or .safetensors")

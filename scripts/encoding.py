@@ -18,8 +18,9 @@ from dbae.methods import AutoEncoder
 from dbae.progress import progress_bar
 from eval.arrays import Arrays, read_arrays
 from eval.features import Code, Encode, FeatureCache, encode_batches
-from scripts.common import TrainedModel, result_folder
+from scripts.common import result_folder
 from scripts.options import ModelOptions
+from scripts.trained import TrainedModel
 
 
 def array_encoder(
@@ -143,12 +144,13 @@ def read_features(path: str) -> Arrays:
 
 
 def noise_settings(trained: TrainedModel, time: float | None) -> dict[str, Any]:
-    """What features of images with noise depend on beside the images; codes need none."""
+    """What features of images with noise depend on beside the images and the weight file; codes need little."""
     model, coded = trained.model, isinstance(trained.model, AutoEncoder)
     if time is None and coded:
-        return {}
+        return model.unstated
     drawn = {"latent": trained.latent} if coded and model.stochastic else {}  # the network is told the code
-    return {name: getattr(model.config, name) for name in model.OVERRIDABLE} | {"seed": trained.seed} | drawn
+    named = {name: getattr(model.config, name) for name in model.OVERRIDABLE}
+    return model.unstated | named | {"seed": trained.seed} | drawn
 
 
 def drawn_code(trained: TrainedModel) -> Code:

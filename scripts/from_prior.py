@@ -14,9 +14,10 @@ from dbae.config import RuntimeConfig, SampleConfig, UserError, option, require_
 from dbae.io import image_generators, listdir
 from dbae.methods import DiffusionModel, LatentPrior
 from scripts.cli import given
-from scripts.common import TrainedModel, result_folder
+from scripts.common import result_folder
 from scripts.conditional import CODE
 from scripts.options import DataOptions
+from scripts.trained import TrainedModel
 
 
 @dataclass(frozen=True)

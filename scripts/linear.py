@@ -23,13 +23,14 @@ from dbae import runtime
 from dbae.io import fingerprint, with_command
 from scripts import linear_baselines, linear_report
 from scripts.cli import Parser, run
-from scripts.common import TrainedModel, load, parse, print_dry_run
+from scripts.common import load, parse, print_dry_run
 from scripts.encoding import noise_settings
 from scripts.labelled import drawn, read
 from scripts.linear_cached import CachedProbe, Row
 from scripts.linear_official import OfficialProbe, OnTheFly
 from scripts.linear_options import Cell, LinearOptions, cells_of, time_axis, time_name
 from scripts.results import check_report
+from scripts.trained import TrainedModel
 
 Splits = Mapping[str, Labelled]
 Probe = CachedProbe | OfficialProbe

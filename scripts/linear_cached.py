@@ -13,9 +13,9 @@ from eval.heads import Descent, Head, Solver, score
 from eval.probe import Part
 from eval.tasks import TASKS
 from scripts.classifiers import cosine
-from scripts.common import TrainedModel
 from scripts.encoding import drawn_code, write_features
 from scripts.linear_options import CODE, Cell, LinearOptions
+from scripts.trained import TrainedModel
 
 Row = dict[str, Any]  # scores of a cell or another row: valid, test, width, perhaps penalties
 Splits = Mapping[str, Labelled]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from dbae.io import Generators
 from scripts.classifiers import Inputs, Recipe, Training, accuracies, cosine, logits
-from scripts.common import TrainedModel
 from scripts.labelled import Data, joined
 from scripts.linear_cached import Row, by_time
 from scripts.linear_options import Cell, LinearOptions
+from scripts.trained import TrainedModel
 
 
 def recipe_of(options: LinearOptions) -> Recipe:

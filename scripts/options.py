@@ -32,7 +32,9 @@ class ImageOptions:
 
     data_root: str = option("data", "folder of the data sets")
     data_dir: str | None = option(None, "exact path of the data set instead")
-    num_workers: int | None = option(None, "processes that read images (default: as there are cores, from 2 to 8)")
+    num_workers: int | None = option(
+        None, "processes that read images (default: one less than there are cores, from 2 to 8)"
+    )
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,11 @@ class ModelOptions(ImageOptions, ProgramOptions):
 
     method: str = option("dbae", "method of an official file; other files state theirs")
     config: str = option("", "configuration of DDAE: a name like EDM_ddpm, or the path of an official yaml file")
-    dataset: str = option("", "ffhq, celeba, celebahq, bedroom, horse, cifar10, toyfaces, sprites or folder:PATH")
+    dataset: str = option(
+        "",
+        "ffhq, ffhq64, ffhq256, celeba, celebahq, bedroom, horse, cifar10, cifar100, tiny, toyfaces, sprites "
+        "or folder:PATH",
+    )
     model_path: str = option(
         "", "weight file: ema_RATE_STEP.pt, model_STEP.pt, or another name, also .safetensors", alias="model"
     )

@@ -1,8 +1,9 @@
 """One page of pictures of several models: reconstruct, interpolate, edit, generate, and probe the same data set.
 
 example:
-  python -m scripts.overview --out overview.png --dataset toyfaces --model_path ckpt/toyfaces/det/ema_0.9999_016000.pt \
-      ckpt/toyfaces/diffae/ema_0.9999_016000.pt ckpt/toyfaces/ddae/ema_0.9999_016000.pt
+  python -m scripts.overview --out overview.png --dataset toyfaces --model_path \\
+      ckpt/toyfaces/det/ema_0.9999_016000.pt ckpt/toyfaces/diffae/ema_0.9999_016000.pt \\
+      ckpt/toyfaces/ddae/ema_0.9999_006000.pt
 
 Models of all methods are shown by what they have: those with a code by everything that is done with it, edits where
 the probe's best.pt lies beside the weights; the others by samples, and by the features of their blocks. Everything is
@@ -31,9 +32,9 @@ from eval.generation import gaussian
 from eval.heads import Solver, score
 from eval.probe import Part
 from scripts.cli import options_of, run
-from scripts.common import TrainedModel
 from scripts.edit_inputs import find_classifier
 from scripts.figures import Row, draw_rows, plain_text, save_figure
+from scripts.trained import TrainedModel
 
 COLUMNS = 9
 RECONSTRUCT = "Reconstruct, by 10 network calls; 20, and 20 for $x_T$, where there is one beside the code"

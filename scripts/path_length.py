@@ -24,9 +24,10 @@ from dbae.progress import progress_bar
 from eval.reconstruction import load_lpips
 from eval.scores import json_safe
 from scripts.cli import Parser, run
-from scripts.common import TrainedModel, build_data, load_autoencoder, parse_sampling, print_dry_run, result_folder
+from scripts.common import build_data, load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.options import DataOptions
 from scripts.results import check_report
+from scripts.trained import TrainedModel
 
 FRACTION = 1  # stream of random numbers
 

@@ -18,11 +18,12 @@ from eval.features import CachedFeatures, Encode, encode_dataset, pca, reduced
 from eval.probe import Part, Result, coverage, fit, fit_fractions, left_out, predict, standard_errors, summary
 from eval.scores import json_safe
 from scripts.cli import Parser
-from scripts.common import TrainedModel, check_time, load, parse, print_dry_run
+from scripts.common import check_time, load, parse, print_dry_run
 from scripts.encoding import drawn_code, noise_settings, read_features, write_features
 from scripts.probe_figure import draw, score_of
 from scripts.probe_options import BASELINES, RegressionOptions
 from scripts.results import check_report
+from scripts.trained import TrainedModel
 
 FEW_STEPS = 500  # of Adam, after which a layer on codes is still nearer to its random start than to the optimum
 SCORES = {"binary": "ap", "class": "accuracy", "real": "r"}

@@ -30,8 +30,9 @@ from dbae.progress import progress_bar
 from eval import samples
 from eval.reconstruction import ReconstructionMetrics, describe
 from scripts.cli import Parser, run
-from scripts.common import TrainedModel, build_data, compile_for, load, parse_sampling, print_dry_run, result_folder
+from scripts.common import build_data, compile_for, load, parse_sampling, print_dry_run, result_folder
 from scripts.options import DataOptions
+from scripts.trained import TrainedModel
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The checkpoints of a training run, by what a command line names them: files, or the folder of the run."""
 
+import csv
 import os
 import re
 from collections.abc import Sequence
@@ -26,12 +27,22 @@ class Checkpoint:
         folder, name = os.path.split(path)
         match = NAME.fullmatch(name) or OFFICIAL.fullmatch(name)
         number = int(match["step"]) if match else None
-        batch = ((read_config(folder) or {}).get("train") or {}).get("batch_size")
-        return cls(path, number, number * batch if number is not None and isinstance(batch, int) else None)
+        return cls(path, number, None if number is None else _images(folder, number))
 
     @property
     def folder(self) -> str:
         return os.path.dirname(self.path)
+
+
+def _images(folder: str, step: int) -> int | None:
+    """Images that a run had seen by a step: as its log says, or without one if every step took the same batch."""
+    log = os.path.join(folder, "progress.csv")
+    if os.path.exists(log):
+        with open(log, encoding="utf-8") as file:
+            logged = {row.get("step"): row.get("images") for row in csv.DictReader(file)}
+        return int(logged[str(step)]) if str(step) in logged else None
+    batch = ((read_config(folder) or {}).get("train") or {}).get("batch_size")
+    return step * batch if isinstance(batch, int) else None
 
 
 def checkpoints(text: str) -> list[Checkpoint]:

@@ -41,11 +41,12 @@ from eval.arrays import read_arrays
 from eval.features import CachedFeatures
 from eval.generation import fit_gaussian
 from scripts.cli import Parser, given, run
-from scripts.common import TrainedModel, build_data, compile_for, load, parse_sampling, print_dry_run, result_folder
+from scripts.common import build_data, compile_for, load, parse_sampling, print_dry_run, result_folder
 from scripts.conditional import Candidates, accepted, few_shot, of_class
 from scripts.encoding import drawn_code, write_features
 from scripts.from_prior import FromPriorOptions, load_prior, noise, without_images
 from scripts.results import check_report
+from scripts.trained import TrainedModel
 
 SHOWN = 64  # images in the grid
 CODES = ("prior", "gaussian", "encoded")

@@ -54,7 +54,7 @@ class RunOptions:
     device: str = option("auto", "auto, cpu or cuda")
     num_workers: int | None = option(
         None,
-        "processes that read images, per training process (default: as there are cores, from 2 to 8)",
+        "processes that read images, per training process (default: one less than there are cores, from 2 to 8)",
     )
     cache: str = option("none", "read all images at the start, into this memory; none: read them step by step", PLACES)
     on_bad_image: str = option("fail", "end at a bad image, or skip: put another in its place, and list it", POLICIES)

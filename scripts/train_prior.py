@@ -34,10 +34,11 @@ from eval.arrays import read_arrays
 from eval.features import CachedFeatures
 from eval.generation import frechet_distance, gaussian, memorisation, precision_recall
 from scripts.cli import Parser, given, run
-from scripts.common import TrainedModel, build_data, load_autoencoder, parse, print_dry_run, result_folder
+from scripts.common import build_data, load_autoencoder, parse, print_dry_run, result_folder
 from scripts.encoding import drawn_code, write_features
 from scripts.options import DataOptions
 from scripts.train import check_run_folder, end, fit
+from scripts.trained import TrainedModel
 
 K = 3  # neighbours, for precision and recall, as in Kynkäänniemi et al. (2019)
 
@@ -124,7 +125,7 @@ def main(args: list[str] | None = None) -> None:
     local_batch(config, options.check or runtime.world())
 
     def begin() -> dict[str, str]:
-        entry = {"weights": fingerprint(options.model_path), **data.identity()}
+        entry = {"weights": fingerprint(options.model_path), **trained.model.unstated, **data.identity()}
         entry |= {"latent": options.latent} if trained.model.stochastic else {}
         check_run_folder(run_dir, "prior", prior_config, config, entry, elsewhere="--out")
         return entry

@@ -18,10 +18,11 @@ from dbae import runtime
 from dbae.config import RuntimeConfig, UserError, check_numbers, option
 from dbae.io import fingerprint
 from scripts.cli import Parser, run
-from scripts.common import TrainedModel, build_data, load_autoencoder, parse_sampling, print_dry_run, result_folder
+from scripts.common import build_data, load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.figures import Row, check_rows, strip
 from scripts.options import DataOptions
 from scripts.results import Results
+from scripts.trained import TrainedModel
 
 TURNED = ("index", "numbers", "rows", "reach", "columns", "spread", "fix_xT")  # options that the figure depends on
 

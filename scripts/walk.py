@@ -18,10 +18,11 @@ from dbae.io import fingerprint, image_generators, to_uint8
 from dbae.methods.codes import slerp
 from dbae.progress import progress_bar
 from scripts.cli import Parser, run
-from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run, result_folder
+from scripts.common import load_autoencoder, parse_sampling, print_dry_run, result_folder
 from scripts.figures import Row, animation, check_rows, strip
 from scripts.from_prior import FromPriorOptions, load_prior, noise, without_images
 from scripts.results import Results
+from scripts.trained import TrainedModel
 
 
 @dataclass(frozen=True)

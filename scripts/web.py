@@ -6,7 +6,8 @@ examples:
 
 The page is for this machine alone unless --host or --share say otherwise. Uploads are deleted after an hour, and all of
 them when the page ends. Editing needs a linear probe of the model, as infer_class_dbae.sh writes it. The sampling
-options are what the page starts with; a visitor chooses sampler and steps.
+options are what the page starts with (without any: the method's own way of few steps); a visitor chooses sampler and
+steps.
 """
 
 import dataclasses
@@ -26,9 +27,10 @@ from dbae.checkpoint import load_model
 from dbae.config import RuntimeConfig, SampleConfig, UserError, option
 from dbae.methods import AutoEncoder, DiffusionModel
 from scripts.cli import Parser, given, run
-from scripts.common import TrainedModel, load_autoencoder, parse_sampling, print_dry_run
+from scripts.common import load_autoencoder, parse_sampling, print_dry_run
 from scripts.edit_inputs import find_classifier
 from scripts.options import ModelOptions
+from scripts.trained import TrainedModel
 from scripts.web_actions import Studio
 
 OFFERED = (

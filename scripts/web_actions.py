@@ -15,9 +15,9 @@ from dbae.config import UserError
 from dbae.diffusion import DEFAULTS, SOLVERS
 from dbae.methods.codes import attribute_step
 from eval.classifier import AttributeClassifier
-from scripts.common import TrainedModel
 from scripts.edit_inputs import square
 from scripts.figures import animation
+from scripts.trained import TrainedModel
 
 PIXELS = 50_000_000  # of the largest upload
 SCALE = 0.3  # factor of sqrt(latent) w/|w| at a slider's end where the medians are unknown: the largest official one

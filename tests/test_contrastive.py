@@ -17,11 +17,12 @@ from parity import FOLDER
 from dbae.checkpoint import config_content, save_weights, write_config
 from dbae.config import TrainConfig, UserError
 from dbae.io import image_generators, to_float
-from dbae.methods import DDAE
+from dbae.methods import DDAE, EDMDDAE
 from eval.contrastive import alignment, uniformity
 from scripts import contrastive
-from scripts.common import TrainedModel, feature_time
+from scripts.common import feature_time
 from scripts.runs import checkpoints, thinned
+from scripts.trained import TrainedModel
 
 SMALL = {"image_size": 8, "num_channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "attention_sizes": (4,)}
 SMALL |= {"dropout": 0.0, "feature_block": "out_2"}
@@ -177,9 +178,19 @@ def test_wrong_options(run, more, said):
     assert not (run / "other").exists()
 
 
+def test_models_that_cannot_be_measured_alike(run, tmp_path):
+    edm = tiny.written(tmp_path, EDMDDAE(EDMDDAE.Config(**SMALL)))
+    both = f"{run}/ema_0.9999_000020.pt,{edm}"
+    with pytest.raises(UserError, match=r"expected models of one method, ddae; .* has ddae_edm"):
+        contrastive.main(words(both, f"--out={tmp_path}"))
+
+
 def test_checkpoints_of_a_run(run, tmp_path):
     found = checkpoints(str(run))
     assert [(each.number, each.images) for each in found] == [(20, 80), (30, 120)]
+    (run / "progress.csv").write_text("step,images\n20,77\n")  # as of a run that went on with another batch
+    assert [each.images for each in checkpoints(str(run))] == [77, None]
+    (run / "progress.csv").unlink()
     assert [each.number for each in thinned(found, 20)] == [20, 30] and thinned(found, 7) == found[1:]
     with pytest.raises(UserError, match="expected a folder with files like"):
         checkpoints(str(tmp_path))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import tiny
@@ -15,6 +16,8 @@ from dbae.methods import METHODS, preset
 from dbae.methods.ddae import EDMDDAE
 from dbae.methods.ddae_config import PRESETS, DDPMConfig, EDMConfig, sigma_of_step
 from scripts import convert, sample, train
+from scripts.encoding import noise_settings
+from scripts.trained import TrainedModel
 
 NETWORKS = {
     "ddpm": {
@@ -115,6 +118,11 @@ def test_official_checkpoints(tmp_path, cls):
     official_file(path, model)
     loaded = load_model(path, "ddae", row, **SMALL)
     assert type(loaded) is cls and loaded.config == model.config
+    # Results of such a file name its configuration, which it does not state itself
+    typed = TrainedModel(loaded, loaded.SAMPLING)
+    about = {"method": loaded.method, "model": json.loads(json.dumps(asdict(loaded.config)))}
+    assert typed.identity().items() >= about.items() <= noise_settings(typed, 1.0).items()
+    assert typed.untrained(0).model.unstated == about
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
     )
@@ -144,7 +152,7 @@ def test_conversion(tmp_path):
         loaded = load_model(path)
         assert type(loaded) is EDMDDAE and loaded.config == model.config
         assert torch.equal(loaded.unet.final.weight, model.unet.final.weight)
-    assert type(load_model(back, "ddae")) is EDMDDAE
+    assert type(load_model(back, "ddae")) is EDMDDAE and not load_model(back, "ddae").unstated
     with pytest.raises(UserError, match="ddae_edm"):
         load_model(back, "ddae", "DDPM_small")
 

@@ -339,6 +339,10 @@ def test_other_labels_and_names_are_other_codes(codes, tmp_path, monkeypatch):
     np.save(labels, kept[::-1].copy())
     changed = read_folder(str(tmp_path / "photos")).digest
     np.save(labels, kept)
+    codes_of_test = tmp_path / "photos" / "test_code_0.npy"  # far behind what is read whole
+    before_that = read_folder(str(tmp_path / "photos")).digest
+    np.save(codes_of_test, -np.load(codes_of_test))
+    assert read_folder(str(tmp_path / "photos")).digest != before_that
     report = tmp_path / "photos" / "latents.json"
     report.write_text(report.read_text().replace('"a"', '"c"'))
     assert len({before, changed, read_folder(str(tmp_path / "photos")).digest}) == 3

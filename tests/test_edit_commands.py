@@ -22,10 +22,10 @@ from dbae.io import fingerprint, save_grid, to_uint8
 from eval.features import encode_batches
 from scripts import edit, figures, interpolate, manipulate
 from scripts.cli import run
-from scripts.common import TrainedModel
 from scripts.edit_inputs import different
 from scripts.figures import Row, plain_text, strip
 from scripts.probe_figure import draw
+from scripts.trained import TrainedModel
 
 IMAGES = [str(ROOT / "assets" / f"img{i}.png") for i in range(1, 5)]
 

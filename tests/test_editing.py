@@ -14,9 +14,9 @@ from dbae.methods import METHODS
 from dbae.methods.codes import PATHS, attribute_step, lerp, slerp
 from dbae.methods.diffae import DiffAE, DiffAEConfig
 from eval.classifier import read_classifier
-from scripts.common import TrainedModel
 from scripts.edit_inputs import ManipulateOptions, OfficialManipulateOptions
 from scripts.edit_plan import moves_more, plan
+from scripts.trained import TrainedModel
 
 FRACTIONS = torch.linspace(0, 1, 5)
 

@@ -24,7 +24,7 @@ from dbae.nn.layers import DownConv2d, UpConv2d, with_channels
 from dbae.runtime import Stop, use_checkpointing, use_compile
 from dbae.state import TrainState
 from dbae.training import take_step
-from scripts.common import TrainedModel
+from scripts.trained import TrainedModel
 
 CPU = torch.device("cpu")
 

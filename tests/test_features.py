@@ -14,8 +14,8 @@ from dbae.io import with_command
 from eval.arrays import read_arrays, write_arrays
 from eval.features import CachedFeatures, FeatureCache, encode_batches, encode_dataset
 from eval.probe import Part, fit
-from scripts.common import TrainedModel
 from scripts.encoding import array_encoder, encode_to_file
+from scripts.trained import TrainedModel
 
 DATA = [(((image + 1) * 127.5).to(torch.uint8), i) for i, image in enumerate(tiny.images(10, seed=3))]
 

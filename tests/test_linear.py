@@ -22,11 +22,11 @@ from eval.linear import multinomial_regression
 from eval.probe import Part
 from scripts import linear, linear_report
 from scripts.classifiers import cosine
-from scripts.common import TrainedModel
 from scripts.encoding import array_encoder
 from scripts.linear_cached import part_of
 from scripts.linear_official import features_of, recipe_of
 from scripts.linear_options import Cell, LinearOptions, cells_of, default_times, time_name
+from scripts.trained import TrainedModel
 
 SMALL = {"image_size": 8, "num_channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "attention_sizes": (4,)}
 SMALL |= {"dropout": 0.0, "feature_block": "out_2"}

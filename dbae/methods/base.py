@@ -262,7 +262,7 @@ class DiffusionModel(Networks, Presets):
         float32 [N, C] by name, with their gradient, which ``features`` leaves out; the network stops after the last
         block asked for. What is conditioned on is made of the images unless given. UserError for unknown names.
         """
-        blocks = self.block_names() if blocks is None else blocks
+        blocks = list(dict.fromkeys(self.block_names() if blocks is None else blocks))
         self.check_blocks(blocks)
         cond = self.condition(x0) if cond is None else cond
         t = torch.as_tensor(t, device=x0.device).expand(len(x0))

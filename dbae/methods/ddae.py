@@ -26,7 +26,7 @@ P_MEAN, P_STD = -1.2, 1.2  # of ln sigma in the training of EDM
 class DDIMChain(LinearBeta):
     """The noise levels of official DDIM sampling: betas are spread over the times 0..1000, in training over 1..1000.
 
-    So a time has a little less noise than it had in training, and 0, where the sampler ends, still has ``c = 0.01``.
+    So a time has a little more noise than it had in training, and 0, where the sampler ends, still has ``c = 0.01``.
     """
 
     def __init__(self) -> None:

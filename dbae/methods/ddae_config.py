@@ -190,6 +190,8 @@ def yaml_row(path: str) -> dict[str, Any]:
     kind = framework(content, path)
     try:
         return _row(content, kind, path)
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(f"{path}: {error} is missing") from None
     except (TypeError, ValueError, IndexError) as error:

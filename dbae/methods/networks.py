@@ -18,6 +18,7 @@ class Networks(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.unstated: dict[str, Any] = {}  # method and configuration, where the weight file does not state them
         self.amp: dict[str, torch.dtype] = {}  # dtype of autocast by network; the others compute in float32
         self.compiled: dict[str, set[int]] = {}  # batch sizes that compiled networks have seen in evaluation
 
