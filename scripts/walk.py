@@ -1,4 +1,4 @@
-"""A film through the latent prior: from sample to sample, on arcs of the prior's noise.
+"""An animation through the latent prior: from sample to sample, on arcs of the prior's noise.
 
 Each frame's noise is turned to a code by the prior and to an image by the model; all share the noise of x_T and of the
 sampler, so only the code tells them apart. Writes sample_STEP/walk_SETTINGS.gif, and the samples as a PNG.
@@ -29,9 +29,9 @@ from scripts.trained import TrainedModel
 class WalkOptions(FromPriorOptions):
     """How many samples, and how many frames from one to the next. Raises UserError for values out of range."""
 
-    samples: int = option(5, "samples that the film goes through")
+    samples: int = option(5, "samples that the animation goes through")
     frames: int = option(12, "frames from one to the next, both included")
-    rows: int = option(2, "films, one below the other")
+    rows: int = option(2, "walks, one below the other")
 
     def __post_init__(self) -> None:
         super().__post_init__()
