@@ -178,7 +178,7 @@ def main(args: list[str] | None = None) -> None:
     file = f"edits_{options.features}_{method.result_name(sampling)}.json"
     path = result_folder(options.model_path, file, out=options.out)
     if options.dry_run:
-        return print_dry_run(options, about, sampling=sampling.as_dict(), output=path)
+        return print_dry_run(options, about, sampling, output=path)
 
     # Everything that can be wrong
     device = runtime.setup(options.device)

@@ -150,12 +150,21 @@ def result_folder(model_path: str, *names: str, out: str | None = None) -> str:
     return os.path.join(out or folder, f"sample_{which}", *names)
 
 
-def print_dry_run(options: ModelOptions, about: dict[str, Any], **more: Any) -> None:
-    """Print the resolved configuration; without the weight file, the data set's preset stands for its model."""
+def print_dry_run(
+    options: ModelOptions, about: dict[str, Any], sampling: SampleConfig | None = None, **more: Any
+) -> None:
+    """Print the resolved configuration; without the weight file, the data set's preset stands for its model.
+
+    Raises UserError for a ``sampling`` that the model of the file does not have.
+    """
     method = METHODS[options.method]
     if os.path.exists(options.model_path):
-        model = load(options, about).config
+        model = load(options, about)
+        if sampling:
+            model.check_sampling(sampling)
+        config = model.config
     else:
         print(f"note: no such file yet: {options.model_path}; showing the preset's model", file=sys.stderr)
-        model = preset(method, method.Config, options.row, about)
-    print_options(options, model=dataclasses.asdict(model), **more)
+        config = preset(method, method.Config, options.row, about)
+    shown = {"sampling": sampling.as_dict()} if sampling else {}
+    print_options(options, model=dataclasses.asdict(config), **shown, **more)

@@ -220,8 +220,7 @@ def main(doc: str, official: str | None, args: list[str] | None = None) -> None:
             options = dataclasses.replace(options, images=action.images)
     folder = options.out or folder
     if options.dry_run:
-        shown = {"sampling": sampling.as_dict(), "action": dataclasses.asdict(how) if how else {}, "output": folder}
-        return print_dry_run(options, about, **shown)
+        return print_dry_run(options, about, sampling, action=dataclasses.asdict(how) if how else {}, output=folder)
 
     device = runtime.setup(options.device)
     trained = TrainedModel.of(load_autoencoder(options, about, device), options, sampling)

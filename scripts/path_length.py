@@ -55,7 +55,7 @@ def main(args: list[str] | None = None) -> None:
     options, about, _, method, sampling = parse_sampling(Parser(__doc__), PathOptions, "path", args)
     path = result_folder(options.model_path, f"path_length_{method.result_name(sampling)}.json", out=options.out)
     if options.dry_run:
-        return print_dry_run(options, about, sampling=sampling.as_dict(), output=path)
+        return print_dry_run(options, about, sampling, output=path)
 
     device = runtime.setup(options.device)
     distance = load_lpips(options.lpips_backbone, device, "vgg")

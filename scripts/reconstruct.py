@@ -102,7 +102,7 @@ def main(args: list[str] | None = None) -> None:
     folder = result_folder(options.model_path, method.result_name(sampling), out=options.out)
     calls = method.nfe(sampling)
     if options.dry_run:
-        return print_dry_run(options, about, sampling=sampling.as_dict(), nfe=calls, output=folder)
+        return print_dry_run(options, about, sampling, nfe=calls, output=folder)
 
     if not issubclass(method, AutoEncoder) and not method.INVERTS:
         raise UserError(f"model_path: expected an autoencoder, or a model that inverts, got {method.method}")

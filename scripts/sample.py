@@ -184,7 +184,7 @@ def main(args: list[str] | None = None) -> None:
         options.model_path, f"generated_{source}{of}_{method.result_name(sampling)}", out=options.out
     )
     if options.dry_run:
-        return print_dry_run(options, about, sampling=sampling.as_dict(), output=folder)
+        return print_dry_run(options, about, sampling, output=folder)
 
     # Everything that can be wrong
     device = runtime.setup(options.device)

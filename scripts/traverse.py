@@ -56,7 +56,7 @@ def main(args: list[str] | None = None) -> None:
     name = f"traverse_{options.split}_{options.index}_{method.result_name(sampling)}.png"
     path = result_folder(options.model_path, name, out=options.out)
     if options.dry_run:
-        return print_dry_run(options, about, sampling=sampling.as_dict(), output=path)
+        return print_dry_run(options, about, sampling, output=path)
     trained = TrainedModel.of(load_autoencoder(options, about, runtime.setup(options.device)), options, sampling)
     latent, data = trained.model.config.latent_dim, build_data(options, trained.model.config.image_size)
     if options.index >= len(data):

@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> None:
     sampling = without_images(method, sampling, typed)
     path = result_folder(options.model_path, f"walk_{method.result_name(sampling)}", out=options.out)
     if options.dry_run:
-        return print_dry_run(options, about, sampling=sampling.as_dict(), output=f"{path}.gif")
+        return print_dry_run(options, about, sampling, output=f"{path}.gif")
     check_rows(options.rows, options.samples)
     device = runtime.setup(options.device)
     trained = TrainedModel.of(load_autoencoder(options, about, device), options, sampling)

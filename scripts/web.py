@@ -65,7 +65,7 @@ def main(args: list[str] | None = None) -> None:
     options, about, typed, method, sampling = parse_sampling(Parser(__doc__), PageOptions, "page", args, OFFERED)
     sampling = starting(method, sampling, set(given(typed, SampleConfig)))
     if options.dry_run:
-        return print_dry_run(options, about, sampling=sampling.as_dict())
+        return print_dry_run(options, about, sampling)
     if find_spec("gradio") is None:
         raise UserError('gradio is missing: pip install "gradio>=6.31"')
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the folder goes, too

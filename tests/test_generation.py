@@ -151,6 +151,8 @@ def test_what_is_not_read_is_refused(diffae, prior, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             sample.main(words(diffae, *more))
+    with pytest.raises(UserError, match="steps: expected 100 or 91"):
+        reconstruct.main(words(diffae, "--steps=99", "--dry_run"))
     with pytest.raises(UserError, match="latent_steps, labelled: expected with an autoencoder, ddim has no code"):
         (tmp_path / "ddim").mkdir()
         baseline = tiny.written(tmp_path / "ddim", DDIM(DDIMConfig(**tiny.SMALL)))
