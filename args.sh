@@ -109,11 +109,14 @@ launch() {
 
 # show_help MODULE: what the launcher's first lines say, and the help of its program for the launcher's method.
 show_help() {
-    local method=()
-    case $(basename "$(dirname "$LAUNCHER")") in diffae | ddae) method=(--method="$(basename "$(dirname "$LAUNCHER")")") ;; esac
+    local of
+    of=$(basename "$(dirname "$LAUNCHER")") # diffae, ddae, or the root
     sed -n '2,/^[^#]/s/^# //p' "$LAUNCHER"
     echo
-    exec "$PYTHON" -m "scripts.$1" ${method[@]+"${method[@]}"} --help
+    if [[ $of == diffae || $of == ddae ]]; then
+        exec "$PYTHON" -m "scripts.$1" --method="$of" --help
+    fi
+    exec "$PYTHON" -m "scripts.$1" --help
 }
 
 # expect MODULE "NAME NAME ..." WORD...: the help where it is asked for; fails unless a value is there for every name.

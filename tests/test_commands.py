@@ -128,6 +128,13 @@ def test_launchers_refuse_and_explain(checkpoint):
     assert status == 0 and "--dry_run" in text and "example" in text
 
 
+def test_help_of_a_launcher_is_its_methods():
+    status, text, _ = bash("ddae/sample.sh", "--help")
+    assert status == 0 and "[--mode DDIM|DDPM|EDM]" in text and "--ddim_schedule" in text and "--stochastic" not in text
+    status, text, _ = bash("diffae/interpol.sh", "--help")
+    assert status == 0 and "bash diffae/interpol.sh DATASET MODEL_PATH T" in text and "(default: ddim)" in text
+
+
 def test_official_reconstruction_command():
     official = "celebahq vp ckpt/ffhq/det/ema_0.9999_1020000.pt 0.0 1 train 7 euler 100 false --dry_run"
     status, shown, note = bash("recon_dbae.sh", *official.split())
