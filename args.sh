@@ -24,7 +24,8 @@ PYTHON="${PYTHON:-python3}"              # interpreter
 [[ ${OMP_WAIT_POLICY:-} ]] || export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
 HERE=$PWD
-LAUNCHER=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
+LAUNCHER=$0
+[[ $LAUNCHER == /* ]] || LAUNCHER=$HERE/$LAUNCHER
 DBAE_COMMAND=$(printf '%q ' bash "$0" "$@") # results say what made them
 export DBAE_COMMAND="${DBAE_COMMAND% }"
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -109,8 +110,8 @@ launch() {
 
 # show_help MODULE: what the launcher's first lines say, and the help of its program for the launcher's method.
 show_help() {
-    local of
-    of=$(basename "$(dirname "$LAUNCHER")") # diffae, ddae, or the root
+    local of=${LAUNCHER%/*}
+    of=${of##*/} # diffae, ddae, or the root
     sed -n '2,/^[^#]/s/^# //p' "$LAUNCHER"
     echo
     if [[ $of == diffae || $of == ddae ]]; then
